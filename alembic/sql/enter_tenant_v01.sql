@@ -1,0 +1,23 @@
+-- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises if another one is set (SPEC.md section 10).
+CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF os_core.is_identifier(p_tenant_id, 64) IS NOT TRUE THEN
+    PERFORM os_core.refuse(
+      'SL001',
+      'tenant_id: must be 1..64 ASCII letters, digits or ._:/@+-, starting with a letter or digit',
+      '{"field": "tenant_id", "rule": "must be 1..64 ASCII letters, digits or ._:/@+-, starting with a letter or digit"}'
+    );
+  END IF;
+  IF NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '') IS NULL THEN
+    -- The statement and not set_config(): a distributed engine forwards SET LOCAL to its nodes.
+    EXECUTE pg_catalog.format('SET LOCAL selene.tenant_id = %L', p_tenant_id);
+  ELSE
+    PERFORM os_core.require_tenant(p_tenant_id);
+  END IF;
+END;
+$$;

@@ -1,0 +1,12 @@
+-- os_core.is_event_seq: the text of a JSON integer from 0 to 2^63-1.
+CREATE OR REPLACE FUNCTION os_core.is_event_seq(p_text text)
+RETURNS boolean
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN p_text ~ '^(?:0|[1-9][0-9]{0,18})$' AND p_text::numeric <= 9223372036854775807;
+END;
+$$;

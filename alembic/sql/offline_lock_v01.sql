@@ -1,0 +1,10 @@
+-- Only in scripts made by --sql: one migration at a time. The lock is the session's and ends with it.
+DO $$
+BEGIN
+  IF NOT pg_catalog.pg_try_advisory_lock({{lock_key}}) THEN
+    RAISE EXCEPTION USING
+      ERRCODE = 'lock_not_available',
+      MESSAGE = 'another migration of this database is running: start the script again when it is done';
+  END IF;
+END;
+$$;

@@ -1,0 +1,21 @@
+-- os_core.refuse_contract: raises ContractViolation for a 'field: rule' text; p_event_index counts from 0 within the batch.
+CREATE OR REPLACE FUNCTION os_core.refuse_contract(p_event_index integer, p_violation text)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _colon constant integer := pg_catalog.strpos(p_violation, ': ');
+BEGIN
+  PERFORM os_core.refuse(
+    'SL001',
+    pg_catalog.concat('events[' || p_event_index || '].', p_violation),
+    pg_catalog.jsonb_build_object(
+      'field', pg_catalog.left(p_violation, _colon - 1),
+      'rule', pg_catalog.substr(p_violation, _colon + 2),
+      'event_index', p_event_index
+    )
+  );
+END;
+$$;

@@ -1,0 +1,14 @@
+-- os_core.refuse: the one way in which a function of ours says no: an SL code, a sentence, and the facts as one JSON object in DETAIL.
+CREATE OR REPLACE FUNCTION os_core.refuse(p_sqlstate text, p_message text, p_facts jsonb)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RAISE EXCEPTION USING
+    ERRCODE = p_sqlstate,
+    MESSAGE = p_message,
+    DETAIL = pg_catalog.jsonb_strip_nulls(p_facts)::text;
+END;
+$$;

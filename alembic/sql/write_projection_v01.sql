@@ -1,0 +1,137 @@
+-- os_core.write_projection: writes states as projection rows, as sets: updates by compare-and-set on last_seq where p_last_seqs says
+-- what the row holds, inserts where it is NULL (SPEC.md section 4, step 7). Inserts are sorted, so that two batches meet in order.
+-- Two rows of one call may exchange correlation_ids: what the statements meet on the way is parked, what stands at the end counts.
+-- A unique violation becomes what it means; where the holder cannot be seen (a frozen snapshot) it is a serialization failure.
+-- The planner settings keep a plan that was made for an empty table from scanning a full one.
+CREATE OR REPLACE FUNCTION os_core.write_projection(
+  p_states os_core.work_orders_current[], p_last_seqs bigint[]
+)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _parked boolean := FALSE;
+  _updated integer;
+  _inserted integer;
+  _constraint text;
+  _state os_core.work_orders_current;
+BEGIN
+  LOOP
+    BEGIN
+      UPDATE os_core.work_orders_current AS current
+      SET
+        correlation_id = (next.state).correlation_id,
+        turn_id = (next.state).turn_id,
+        work_order_status = (next.state).work_order_status,
+        last_event_id = (next.state).last_event_id,
+        last_seq = (next.state).last_seq,
+        last_reason_code = (next.state).last_reason_code,
+        last_updated_at = (next.state).last_updated_at,
+        created_at = (next.state).created_at,
+        requester_user_id = (next.state).requester_user_id,
+        step_id = (next.state).step_id,
+        step_input_hash = (next.state).step_input_hash,
+        lease_owner_id = (next.state).lease_owner_id,
+        lease_token_hash = (next.state).lease_token_hash,
+        lease_expires_at = (next.state).lease_expires_at,
+        fields_json = (next.state).fields_json,
+        asked_fields_json = (next.state).asked_fields_json,
+        resolved_fields_json = (next.state).resolved_fields_json,
+        conflicts_json = (next.state).conflicts_json,
+        prompt_dedupe_keys_json = (next.state).prompt_dedupe_keys_json,
+        external_approval_pending = (next.state).external_approval_pending,
+        external_approval_request_id = (next.state).external_approval_request_id,
+        external_approval_target_user_id = (next.state).external_approval_target_user_id,
+        external_approval_expires_at = (next.state).external_approval_expires_at,
+        external_approval_notices = (next.state).external_approval_notices,
+        last_state_change_seq = (next.state).last_state_change_seq
+      FROM (
+        SELECT
+          p_states[slot.slot] AS state,
+          p_last_seqs[slot.slot] AS last_seq
+        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
+        WHERE p_last_seqs[slot.slot] IS NOT NULL
+        OFFSET 0
+      ) AS next
+      WHERE current.tenant_id = (next.state).tenant_id
+        AND current.work_order_id = (next.state).work_order_id
+        AND current.last_seq = next.last_seq;
+      GET DIAGNOSTICS _updated = ROW_COUNT;
+
+      INSERT INTO os_core.work_orders_current
+      SELECT (next.state).*
+      FROM (
+        SELECT p_states[slot.slot] AS state
+        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
+        WHERE p_last_seqs[slot.slot] IS NULL
+        OFFSET 0
+      ) AS next
+      ORDER BY (next.state).work_order_id;
+      GET DIAGNOSTICS _inserted = ROW_COUNT;
+
+      IF _updated + _inserted <> pg_catalog.cardinality(p_states) THEN
+        -- Unreachable while every writer locks the row first; never go on with a projection that is not the fold.
+        PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
+      END IF;
+      RETURN;
+    EXCEPTION
+      WHEN unique_violation THEN
+        GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
+    END;
+
+    IF _constraint = 'pk_work_orders_current' THEN
+      FOREACH _state IN ARRAY p_states LOOP
+        INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING;
+        IF NOT FOUND AND NOT EXISTS (
+          SELECT FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = _state.tenant_id AND current.work_order_id = _state.work_order_id
+        ) THEN
+          PERFORM os_core.refuse(
+            'SL015',
+            pg_catalog.format('work_order_id %s is not available', _state.work_order_id),
+            pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id)
+          );
+        END IF;
+      END LOOP;
+    ELSIF _parked OR pg_catalog.cardinality(p_states) = 1 THEN
+      FOREACH _state IN ARRAY p_states LOOP
+        IF EXISTS (
+          SELECT FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = _state.tenant_id
+            AND current.correlation_id = _state.correlation_id
+            AND current.work_order_id <> _state.work_order_id
+        ) THEN
+          PERFORM os_core.refuse(
+            'SL014',
+            pg_catalog.format('correlation_id %s is held by another work order', _state.correlation_id),
+            pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id, 'correlation_id', _state.correlation_id)
+          );
+        END IF;
+      END LOOP;
+    ELSE
+      _parked := TRUE;
+      UPDATE os_core.work_orders_current AS current
+      SET correlation_id = pg_catalog.gen_random_uuid()
+      FROM (
+        SELECT p_states[slot.slot] AS state
+        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
+        WHERE p_last_seqs[slot.slot] IS NOT NULL
+        OFFSET 0
+      ) AS next
+      WHERE current.tenant_id = (next.state).tenant_id
+        AND current.work_order_id = (next.state).work_order_id
+        AND current.correlation_id <> (next.state).correlation_id;
+      CONTINUE;
+    END IF;
+    RAISE EXCEPTION USING
+      ERRCODE = 'serialization_failure',
+      MESSAGE = 'could not serialize access: a correlation_id or work_order_id has just been taken';
+  END LOOP;
+END;
+$$;

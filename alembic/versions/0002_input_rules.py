@@ -1,0 +1,52 @@
+"""The functions that CHECKs and the append function share: what an id, a label, a time, a JSON value must be.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from alembic import op
+
+from selene_core.migrations import sql
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(sql("refuse", version=1))
+    op.execute(sql("is_identifier", version=1))
+    op.execute(sql("is_label", version=1))
+    op.execute(sql("is_portable_json", version=1))
+    op.execute(sql("is_portable_time", version=1))
+    op.execute(sql("parse_rfc3339", version=1))
+    op.execute(sql("json_time", version=1))
+    op.execute(sql("is_event_type", version=1))
+    op.execute(sql("is_work_order_status", version=1))
+    op.execute(sql("is_event_seq", version=1))
+    op.execute(sql("is_lease_token", version=1))
+    op.execute(sql("is_event_row", version=1))
+    op.execute(sql("is_projection_row", version=1))
+    op.execute(sql("exceeded_bound", version=1))
+
+
+def downgrade() -> None:
+    op.execute("DROP FUNCTION os_core.exceeded_bound(jsonb, jsonb, jsonb, jsonb, jsonb)")
+    op.execute("DROP FUNCTION os_core.is_projection_row(text, text, bigint, text, bigint, bigint, smallint)")
+    op.execute(
+        "DROP FUNCTION os_core.is_event_row("
+        "text, text, bigint, bigint, text, text, bigint, text, text, text, text, timestamptz, jsonb, text, "
+        "timestamptz, timestamptz)"
+    )
+    op.execute("DROP FUNCTION os_core.is_lease_token(text)")
+    op.execute("DROP FUNCTION os_core.is_event_seq(text)")
+    op.execute("DROP FUNCTION os_core.is_work_order_status(text)")
+    op.execute("DROP FUNCTION os_core.is_event_type(text)")
+    op.execute("DROP FUNCTION os_core.json_time(timestamptz)")
+    op.execute("DROP FUNCTION os_core.parse_rfc3339(text)")
+    op.execute("DROP FUNCTION os_core.is_portable_time(timestamptz)")
+    op.execute("DROP FUNCTION os_core.is_portable_json(jsonb)")
+    op.execute("DROP FUNCTION os_core.is_label(text, integer)")
+    op.execute("DROP FUNCTION os_core.is_identifier(text, integer)")
+    op.execute("DROP FUNCTION os_core.refuse(text, text, jsonb)")

@@ -1,0 +1,89 @@
+"""os_core.work_order_ledger: every event of every work order (SPEC.md section 2).
+
+Revision ID: 0003
+Revises: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import context, op
+from sqlalchemy.dialects import postgresql
+
+from selene_core.migrations import sql
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+TABLE = "work_order_ledger"
+CONTRACT = """os_core.is_event_row(
+    tenant_id, work_order_id, work_order_seq, turn_id, event_type, work_order_status, reason_code, step_id,
+    step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at, payload, idempotency_key,
+    occurred_at, created_at)"""
+
+
+def upgrade() -> None:
+    text = sa.Text(collation="C")
+    instant = sa.DateTime(timezone=True)
+    # CACHE 1, the default, is contract: cached ids would be used out of order.
+    op.execute("CREATE SEQUENCE os_core.work_order_ledger_work_order_event_id_seq AS bigint CACHE 1")
+    op.create_table(
+        TABLE,
+        sa.Column(
+            "work_order_event_id",
+            sa.BigInteger,
+            server_default=sa.text("nextval('os_core.work_order_ledger_work_order_event_id_seq'::regclass)"),
+            nullable=False,
+        ),
+        sa.Column("tenant_id", text, nullable=False),
+        sa.Column("work_order_id", text, nullable=False),
+        sa.Column("work_order_seq", sa.BigInteger, nullable=False),
+        sa.Column("correlation_id", sa.Uuid, nullable=False),
+        sa.Column("turn_id", sa.BigInteger, nullable=False),
+        sa.Column("event_type", text, nullable=False),
+        sa.Column("work_order_status", text, nullable=False),
+        sa.Column("reason_code", sa.BigInteger, nullable=False),
+        sa.Column("step_id", text),
+        sa.Column("step_input_hash", text),
+        sa.Column("lease_owner_id", text),
+        sa.Column("lease_token_hash", text),
+        sa.Column("lease_expires_at", instant),
+        sa.Column("payload", postgresql.JSONB, nullable=False),
+        sa.Column("idempotency_key", text),
+        sa.Column("occurred_at", instant),
+        sa.Column("created_at", instant, server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.PrimaryKeyConstraint("work_order_event_id", name=op.f("pk_work_order_ledger")),
+        sa.UniqueConstraint(
+            "tenant_id",
+            "work_order_id",
+            "work_order_event_id",
+            name=op.f("ux_work_order_ledger_tenant_work_order_event"),
+        ),
+        sa.UniqueConstraint(
+            "tenant_id",
+            "work_order_id",
+            "work_order_seq",
+            name=op.f("ux_work_order_ledger_tenant_work_order_seq"),
+        ),
+        sa.CheckConstraint(CONTRACT, name=op.f("ck_work_order_ledger_contract")),
+        schema="os_core",
+    )
+    op.execute(
+        "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq"
+        " OWNED BY os_core.work_order_ledger.work_order_event_id"
+    )
+    op.create_index(
+        op.f("ux_work_order_ledger_idempotency"),
+        TABLE,
+        ["tenant_id", "work_order_id", "idempotency_key"],
+        unique=True,
+        schema="os_core",
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+
+
+def downgrade() -> None:
+    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
+    if not told and not context.config.attributes.get("allow_data_loss"):
+        op.execute(sql("refuse_data_loss", version=1, table="os_core.work_order_ledger"))
+    op.drop_table(TABLE, schema="os_core")

@@ -1,0 +1,87 @@
+"""os_core.work_orders_current: the projection, one row a work order (SPEC.md section 2).
+
+Revision ID: 0004
+Revises: 0003
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+TABLE = "work_orders_current"
+CONTRACT = """os_core.is_projection_row(
+    tenant_id, work_order_id, turn_id, work_order_status, last_seq, last_reason_code,
+    external_approval_notices)"""
+BOUNDS = """os_core.exceeded_bound(
+    fields_json, asked_fields_json, resolved_fields_json, conflicts_json, prompt_dedupe_keys_json) IS NULL"""
+
+
+def upgrade() -> None:
+    text = sa.Text(collation="C")
+    instant = sa.DateTime(timezone=True)
+    op.create_table(
+        TABLE,
+        sa.Column("work_order_id", text, nullable=False),
+        sa.Column("tenant_id", text, nullable=False),
+        sa.Column("correlation_id", sa.Uuid, nullable=False),
+        sa.Column("turn_id", sa.BigInteger, nullable=False),
+        sa.Column("work_order_status", text, nullable=False),
+        sa.Column("last_event_id", sa.BigInteger, nullable=False),
+        sa.Column("last_seq", sa.BigInteger, nullable=False),
+        sa.Column("last_reason_code", sa.BigInteger, nullable=False),
+        sa.Column("last_updated_at", instant, nullable=False),
+        sa.Column("created_at", instant, nullable=False),
+        sa.Column("requester_user_id", text),
+        sa.Column("step_id", text),
+        sa.Column("step_input_hash", text),
+        sa.Column("lease_owner_id", text),
+        sa.Column("lease_token_hash", text),
+        sa.Column("lease_expires_at", instant),
+        sa.Column("fields_json", postgresql.JSONB, nullable=False),
+        sa.Column("asked_fields_json", postgresql.JSONB, nullable=False),
+        sa.Column("resolved_fields_json", postgresql.JSONB, nullable=False),
+        sa.Column("conflicts_json", postgresql.JSONB, nullable=False),
+        sa.Column("prompt_dedupe_keys_json", postgresql.JSONB, nullable=False),
+        sa.Column("external_approval_pending", sa.Boolean, nullable=False),
+        sa.Column("external_approval_request_id", text),
+        sa.Column("external_approval_target_user_id", text),
+        sa.Column("external_approval_expires_at", instant),
+        sa.Column("external_approval_notices", sa.SmallInteger, nullable=False),
+        sa.Column("last_state_change_seq", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("work_order_id", name=op.f("pk_work_orders_current")),
+        sa.UniqueConstraint(
+            "tenant_id", "work_order_id", name=op.f("ux_work_orders_current_tenant_work_order")
+        ),
+        sa.UniqueConstraint(
+            "tenant_id", "correlation_id", name=op.f("ux_work_orders_current_tenant_correlation")
+        ),
+        sa.ForeignKeyConstraint(
+            ["tenant_id", "work_order_id", "last_event_id"],
+            [
+                "os_core.work_order_ledger.tenant_id",
+                "os_core.work_order_ledger.work_order_id",
+                "os_core.work_order_ledger.work_order_event_id",
+            ],
+            name=op.f("fk_work_orders_current_last_event"),
+        ),
+        sa.CheckConstraint(CONTRACT, name=op.f("ck_work_orders_current_contract")),
+        sa.CheckConstraint(BOUNDS, name=op.f("ck_work_orders_current_bounds")),
+        schema="os_core",
+    )
+    # The pending selector of SPEC.md section 9: most recent first, ties by event.
+    op.create_index(
+        op.f("ix_work_orders_current_pending"),
+        TABLE,
+        ["tenant_id", "last_updated_at", "last_event_id"],
+        schema="os_core",
+        postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table(TABLE, schema="os_core")

@@ -1,0 +1,26 @@
+"""The fold and its aggregate: what an event means for the projection (SPEC.md section 5).
+
+Revision ID: 0007
+Revises: 0006
+"""
+
+from alembic import op
+
+from selene_core.migrations import sql
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(sql("apply_work_order_event", version=1))
+    op.execute(sql("fold_work_order", version=1))
+
+
+def downgrade() -> None:
+    op.execute("DROP AGGREGATE os_core.fold_work_order(os_core.work_order_ledger)")
+    op.execute(
+        "DROP FUNCTION os_core.apply_work_order_event(os_core.work_orders_current, os_core.work_order_ledger)"
+    )

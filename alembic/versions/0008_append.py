@@ -1,0 +1,56 @@
+"""The append function, the only way to write the ledger and the projection (SPEC.md section 4).
+
+Revision ID: 0008
+Revises: 0007
+"""
+
+from alembic import op
+
+from selene_core.migrations import sql
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(sql("is_field_key", version=1))
+    op.execute(sql("payload_keys_violation", version=1))
+    op.execute(sql("payload_text_violation", version=1))
+    op.execute(sql("payload_violation", version=1))
+    op.execute(sql("event_violation", version=1))
+    op.execute(sql("event_from_json", version=1))
+    op.execute(sql("transition_refusal", version=1))
+    op.execute(sql("same_content", version=1))
+    op.execute(sql("refuse_event", version=1))
+    op.execute(sql("refuse_replay", version=1))
+    op.execute(sql("refuse_bound", version=1))
+    op.execute(sql("refuse_damaged", version=1))
+    op.execute(sql("write_projection", version=1))
+    op.execute(sql("append_work_order_batch", version=1))
+    op.execute(sql("append_work_order_events", version=1))
+
+
+def downgrade() -> None:
+    op.execute("DROP FUNCTION os_core.append_work_order_events(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.append_work_order_batch(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.write_projection(os_core.work_orders_current[], bigint[])")
+    op.execute("DROP FUNCTION os_core.refuse_damaged(text)")
+    op.execute("DROP FUNCTION os_core.refuse_bound(text, text, integer)")
+    op.execute("DROP FUNCTION os_core.refuse_replay(integer, os_core.work_order_ledger, bigint)")
+    op.execute(
+        "DROP FUNCTION os_core.refuse_event("
+        "text, integer, os_core.work_order_ledger, os_core.work_orders_current, bigint)"
+    )
+    op.execute("DROP FUNCTION os_core.same_content(os_core.work_order_ledger, os_core.work_order_ledger)")
+    op.execute(
+        "DROP FUNCTION os_core.transition_refusal("
+        "os_core.work_orders_current, os_core.work_order_ledger, bigint, text)"
+    )
+    op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer)")
+    op.execute("DROP FUNCTION os_core.event_violation(jsonb)")
+    op.execute("DROP FUNCTION os_core.payload_violation(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.payload_text_violation(jsonb, text)")
+    op.execute("DROP FUNCTION os_core.payload_keys_violation(jsonb, text[], text[])")
+    op.execute("DROP FUNCTION os_core.is_field_key(text)")

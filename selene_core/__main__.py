@@ -1,0 +1,5 @@
+"""python -m selene_core: the command line."""
+
+from selene_core.cli import main
+
+main()

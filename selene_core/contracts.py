@@ -1,0 +1,252 @@
+"""The event contract: what may be appended, and the rows that come back (SPEC.md sections 2, 3 and 14)."""
+
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, Self
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from selene_core.enums import (
+    PENDING_STATUSES,
+    TERMINAL_STATUSES,
+    ApprovalOutcome,
+    WorkOrderEventType,
+    WorkOrderStatus,
+)
+from selene_core.errors import IDEMPOTENCY_REPLAY_CODE, ContractViolation
+from selene_core.json_limits import freeze_object, label, thaw
+from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TENANT_ID
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+
+    def uuid7() -> UUID:
+        """Mint a UUID version 7; rand_a is the millisecond's fraction (RFC 9562 section 6.2, method 3)."""
+        milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+        fraction = (nanoseconds << 12) // 1_000_000
+        return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
+
+
+__all__ = [
+    "PENDING_STATUSES",
+    "TERMINAL_STATUSES",
+    "AppendResult",
+    "ApprovalOutcome",
+    "DriftedOrder",
+    "RebuildReport",
+    "WorkOrder",
+    "WorkOrderEvent",
+    "WorkOrderEventType",
+    "WorkOrderLedgerEventInput",
+    "WorkOrderStatus",
+    "check_tenant_id",
+    "check_work_order_id",
+    "new_work_order_id",
+]
+
+
+def check_tenant_id(value: object) -> str:
+    """Return the value as a tenant id; raises ContractViolation (SPEC.md section 2, Ids)."""
+    return TENANT_ID.check("tenant_id", value)
+
+
+def check_work_order_id(value: object) -> str:
+    """Return the value as a work order id; raises ContractViolation (SPEC.md section 2, Ids)."""
+    checked: str = EVENT_RULES["work_order_id"].check("work_order_id", value)
+    return checked
+
+
+def new_work_order_id() -> str:
+    """Mint a work order id that sorts by the time it was made."""
+    return f"wo_{uuid7()}"
+
+
+class WorkOrderLedgerEventInput(BaseModel):
+    """Hold one event to append: validated, and unchangeable throughout (SPEC.md sections 3 and 14).
+
+    What breaks the contract raises ContractViolation: the key is in `field`, what it must be in `rule`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    work_order_id: str
+    correlation_id: UUID
+    turn_id: int
+    event_type: WorkOrderEventType
+    work_order_status: WorkOrderStatus
+    reason_code: int
+    payload: SkipValidation[Mapping[str, Any]] = Field({}, validate_default=True)
+    step_id: str | None = None
+    step_input_hash: str | None = None
+    idempotency_key: str | None = None
+    occurred_at: datetime | None = None
+    expected_seq: int | None = None
+    lease_token: str | None = Field(None, repr=False)
+
+    @classmethod
+    def from_mapping(cls, mapping: object) -> Self:
+        """Build the event from its wire form, such as one line of an import; raises ContractViolation."""
+        return cls.model_validate(dict(mapping) if isinstance(mapping, Mapping) else mapping)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object that os_core.append_work_order_events takes (SPEC.md section 4)."""
+        return {name: _to_json(value) for name, value in self if value is not None}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; what is updated is validated, unlike in pydantic's own."""
+        return self.from_mapping({**dict(self), **update}) if update else self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_value(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        if name == "payload":
+            return freeze_object(value, field=name)
+        if value is None and not cls.model_fields[name].is_required():
+            return None
+        return EVENT_RULES[name].check(name, value)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_event(cls, data: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            event = build(data)
+        except ValidationError as exc:
+            raise _contract_violation(exc) from None
+        if rule := STATUS_RULES.get(event.event_type):
+            rule.check("work_order_status", event.work_order_status)
+        if rules := PAYLOAD_RULES.get(event.event_type):
+            rules.check(event.event_type, event.payload)
+        return event
+
+
+_PYDANTIC_RULES: Final = {
+    "missing": "is required",
+    "extra_forbidden": "is not a key of an event",
+    "invalid_key": "is not a key of an event",
+    "string_unicode": "must have keys without lone surrogates",
+    "model_type": "must be an object",
+}
+
+
+def _contract_violation(exc: ValidationError) -> ContractViolation:
+    """Translate what is left to pydantic: missing, unknown and non-text keys."""
+    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+    key = ".".join(label(part) for part in first["loc"]) or "event"
+    return ContractViolation(field=key, rule=_PYDANTIC_RULES.get(first["type"], first["msg"]))
+
+
+def _to_json(value: Any) -> Any:
+    match value:
+        case UUID() | StrEnum():
+            return str(value)
+        case datetime():
+            return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        case _:
+            return thaw(value)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """Hold what append did with one event (SPEC.md section 4)."""
+
+    work_order_event_id: int
+    work_order_seq: int
+    replayed: bool
+    created_at: datetime
+
+    @property
+    def code(self) -> str | None:
+        """Tell a replay by its code; None for a new event."""
+        return IDEMPOTENCY_REPLAY_CODE if self.replayed else None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """Hold one row of os_core.work_orders_current (SPEC.md section 2)."""
+
+    work_order_id: str
+    tenant_id: str
+    correlation_id: UUID
+    turn_id: int
+    work_order_status: WorkOrderStatus
+    last_event_id: int
+    last_seq: int
+    last_reason_code: int
+    last_updated_at: datetime
+    created_at: datetime
+    requester_user_id: str | None
+    step_id: str | None
+    step_input_hash: str | None
+    lease_owner_id: str | None
+    lease_token_hash: str | None = field(repr=False)
+    lease_expires_at: datetime | None
+    fields_json: dict[str, Any]
+    asked_fields_json: dict[str, Any]
+    resolved_fields_json: dict[str, Any]
+    conflicts_json: dict[str, Any]
+    prompt_dedupe_keys_json: dict[str, Any]
+    external_approval_pending: bool
+    external_approval_request_id: str | None
+    external_approval_target_user_id: str | None
+    external_approval_expires_at: datetime | None
+    external_approval_notices: int
+    last_state_change_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrderEvent:
+    """Hold one row of os_core.work_order_ledger (SPEC.md section 2)."""
+
+    work_order_event_id: int
+    tenant_id: str
+    work_order_id: str
+    work_order_seq: int
+    correlation_id: UUID
+    turn_id: int
+    event_type: WorkOrderEventType
+    work_order_status: WorkOrderStatus
+    reason_code: int
+    step_id: str | None
+    step_input_hash: str | None
+    lease_owner_id: str | None
+    lease_token_hash: str | None = field(repr=False)
+    lease_expires_at: datetime | None
+    payload: dict[str, Any]
+    idempotency_key: str | None
+    occurred_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """Count what a rebuild did (SPEC.md section 5)."""
+
+    work_orders: int
+    events: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriftedOrder:
+    """Name a work order whose projection is not the fold of its ledger (SPEC.md section 5)."""
+
+    work_order_id: str
+    problem: str

@@ -1,0 +1,53 @@
+"""The words of the event contract (SPEC.md section 3)."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class WorkOrderEventType(StrEnum):
+    """Name what happened (SPEC.md section 3)."""
+
+    WORK_ORDER_CREATED = "WORK_ORDER_CREATED"
+    FIELD_SET = "FIELD_SET"
+    FIELD_PROMPTED = "FIELD_PROMPTED"
+    FIELD_CONFLICT_DETECTED = "FIELD_CONFLICT_DETECTED"
+    FIELD_CONFLICT_RESOLVED = "FIELD_CONFLICT_RESOLVED"
+    STATUS_CHANGED = "STATUS_CHANGED"
+    STEP_STARTED = "STEP_STARTED"
+    STEP_FINISHED = "STEP_FINISHED"
+    STEP_FAILED = "STEP_FAILED"
+    STEP_RETRY_SCHEDULED = "STEP_RETRY_SCHEDULED"
+    LEASE_ACQUIRED = "LEASE_ACQUIRED"
+    LEASE_RENEWED = "LEASE_RENEWED"
+    LEASE_RELEASED = "LEASE_RELEASED"
+    EXTERNAL_APPROVAL_REQUESTED = "EXTERNAL_APPROVAL_REQUESTED"
+    EXTERNAL_APPROVAL_WAIT_NOTIFIED = "EXTERNAL_APPROVAL_WAIT_NOTIFIED"
+    EXTERNAL_APPROVAL_RESOLVED = "EXTERNAL_APPROVAL_RESOLVED"
+    WORK_ORDER_CANCELED = "WORK_ORDER_CANCELED"
+
+
+class WorkOrderStatus(StrEnum):
+    """Name where a work order stands (SPEC.md section 3)."""
+
+    DRAFT = "DRAFT"
+    CLARIFY = "CLARIFY"
+    CONFIRM = "CONFIRM"
+    EXECUTING = "EXECUTING"
+    DONE = "DONE"
+    REFUSED = "REFUSED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+
+
+class ApprovalOutcome(StrEnum):
+    """Name how an external approval ended (SPEC.md section 3)."""
+
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    EXPIRED = "EXPIRED"
+
+
+PENDING_STATUSES: Final = frozenset({WorkOrderStatus.DRAFT, WorkOrderStatus.CLARIFY, WorkOrderStatus.CONFIRM})
+TERMINAL_STATUSES: Final = frozenset(
+    {WorkOrderStatus.DONE, WorkOrderStatus.REFUSED, WorkOrderStatus.FAILED, WorkOrderStatus.CANCELED}
+)

@@ -1,0 +1,156 @@
+"""Run the migrations, from a checkout or a wheel, and give revisions their SQL (SPEC.md section 13)."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import create_engine, pool, text
+from sqlalchemy.exc import DBAPIError
+
+from selene_core.database import psycopg_url
+from selene_core.tables import METADATA
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection
+
+LOCK_KEY: Final = 7_235_101_420_163_011_001
+"""The session advisory lock that a running migration holds; advisory locks are per database."""
+
+target_metadata = METADATA
+_POLL_SECONDS: Final = 0.1
+
+
+# Of Alembic's own error: its command prints one as a sentence, without a traceback.
+class MigrationLocked(CommandError):
+    """Another migration of the database did not finish in time."""
+
+
+class MigrationRefused(CommandError):
+    """Nothing was changed: roles or rights are missing, rows would be lost, or no database is named."""
+
+
+def script_directory() -> Path:
+    """Return the folder of the revisions: inside the installed package, else the checkout's."""
+    package = Path(__file__).parent
+    installed = package / "_alembic"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+def config(url: str | URL | None = None) -> Config:
+    """Return an Alembic configuration; without a URL, SELENE_DATABASE_URL is read when it runs."""
+    result = Config(attributes={} if url is None else {"url": url})
+    # Alembic interpolates % in option values, so a folder's name must not be taken for one.
+    result.set_main_option("script_location", str(script_directory()).replace("%", "%%"))
+    return result
+
+
+def upgrade(url: str | URL | None = None, revision: str = "head") -> None:
+    """Upgrade the database to `revision`.
+
+    Raises MigrationLocked when another migration holds the lock past SELENE_MIGRATION_WAIT seconds
+    (default 60), and MigrationRefused, with the statements to run, when roles or rights are missing.
+    """
+    command.upgrade(config(url), revision)
+
+
+def downgrade(url: str | URL | None, revision: str, *, allow_data_loss: bool = False) -> None:
+    """Downgrade the database to `revision`, all or nothing.
+
+    Raises MigrationRefused when a ledger with rows would go, unless `allow_data_loss` (SPEC.md section 11).
+    """
+    configuration = config(url)
+    configuration.attributes["allow_data_loss"] = allow_data_loss
+    command.downgrade(configuration, revision)
+
+
+def current(url: str | URL) -> str | None:
+    """Return the revision that the database stands at, None before the first."""
+    engine = create_engine(psycopg_url(url), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('os_core.alembic_version')")) is None:
+            return None
+        revision: str | None = connection.scalar(text("SELECT max(version_num) FROM os_core.alembic_version"))
+        return revision
+
+
+def configured_url(configuration: Config) -> URL:
+    """Return the database that a run is for: the configuration's attribute, else SELENE_DATABASE_URL."""
+    # An attribute and not an option: a % in a password would be interpolated.
+    url: str | URL | None = configuration.attributes.get("url") or os.environ.get("SELENE_DATABASE_URL")
+    if not url:
+        raise MigrationRefused("SELENE_DATABASE_URL is not set: it names the database to migrate")
+    return psycopg_url(url)
+
+
+def lock_timeout() -> str:
+    """Return how long a migration waits for a lock, and so makes others wait (SELENE_LOCK_TIMEOUT, 3s)."""
+    value = os.environ.get("SELENE_LOCK_TIMEOUT", "3s")
+    if not re.fullmatch(r"[0-9]{1,9}(ms|s|min)?", value):
+        raise MigrationRefused("SELENE_LOCK_TIMEOUT must be a number with an optional unit ms, s or min")
+    return value
+
+
+def lock_wait() -> float:
+    """Return how many seconds a migration waits for another to finish (SELENE_MIGRATION_WAIT, 60)."""
+    value = os.environ.get("SELENE_MIGRATION_WAIT", "60")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", value):
+        raise MigrationRefused("SELENE_MIGRATION_WAIT must be a number of seconds")
+    return float(value)
+
+
+def wait_for_lock(connection: Connection) -> None:
+    """Take the migration lock on the connection that migrates, so that losing one is losing the other.
+
+    Polls: a session that blocks in pg_advisory_lock() holds a snapshot, for which CREATE INDEX CONCURRENTLY
+    in the session ahead would wait for ever. Raises MigrationLocked past SELENE_MIGRATION_WAIT seconds.
+    """
+    deadline = time.monotonic() + lock_wait()
+    while True:
+        with connection.begin():
+            if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
+                return
+        if time.monotonic() >= deadline:
+            raise MigrationLocked(
+                "another migration of this database is running: start again when it is done"
+                " (SELENE_MIGRATION_WAIT is how many seconds to wait)"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what our own checks in the database raise into MigrationRefused."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.ObjectNotInPrerequisiteState):
+            raise
+        raise MigrationRefused(exc.orig.diag.message_primary) from exc
+
+
+def is_ours(name: str | None, type_: str, _parents: Any) -> bool:
+    """Tell Alembic's autogeneration which schemas to compare."""
+    return type_ != "schema" or name in {"os_core", "conversation"}
+
+
+def read_sql(name: str, *, version: int, **parameters: object) -> str:
+    """Return the text of alembic/sql/<name>_v<version>.sql with each {{parameter}} filled in."""
+    body = (script_directory() / "sql" / f"{name}_v{version:02}.sql").read_text(encoding="utf-8")
+    for key, value in parameters.items():
+        body = body.replace("{{" + key + "}}", str(value))
+    return body
+
+
+def sql(name: str, *, version: int, **parameters: object) -> str:
+    r"""Return the same text for op.execute(), which would take `:name` inside a body for a bind parameter."""
+    return re.sub(r"(?<!:):(?=\w)", r"\\:", read_sql(name, version=version, **parameters))

@@ -1,0 +1,90 @@
+"""Work orders as a person reads them, in 80 columns, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from selene_core.json_limits import thaw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from selene_core.contracts import WorkOrder, WorkOrderEvent
+
+_WIDTH = 80
+
+
+def to_json(value: Any) -> str:
+    """Return dataclasses, mappings and lists of them as one line of JSON, times as RFC 3339 in UTC."""
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, UUID):
+        return str(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def state_lines(order: WorkOrder) -> Iterator[str]:
+    """Return the state of a work order, a fact a line."""
+    yield f"{order.work_order_id}  {order.work_order_status}"
+    yield f"  tenant      {order.tenant_id}"
+    yield f"  thread      {order.correlation_id}, turn {order.turn_id}"
+    if order.requester_user_id:
+        yield f"  requester   {order.requester_user_id}"
+    yield f"  created     {_time(order.created_at)}"
+    yield f"  updated     {_time(order.last_updated_at)}, event {order.last_event_id}, seq {order.last_seq}"
+    if order.step_id:
+        yield f"  step        {order.step_id}"
+    if order.lease_owner_id:
+        yield f"  lease       {order.lease_owner_id}"
+    if order.external_approval_pending:
+        asked = f"{order.external_approval_request_id} from {order.external_approval_target_user_id}"
+        yield f"  approval    {asked}"
+    for key, value in sorted(order.fields_json.items()):
+        yield _cut(f"  {key} = {_inline(value)}")
+
+
+def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
+    """Return the events of a work order, a line each, with the status where it changes."""
+    status = None
+    for event in events:
+        moved = "" if event.work_order_status == status else f" → {event.work_order_status}"
+        status = event.work_order_status
+        head = f"{event.work_order_seq:>5}  {_time(event.created_at)}  {event.event_type}{moved}"
+        yield _cut(" ".join(filter(None, [head, event.step_id or "", _summary(event)])))
+
+
+def _summary(event: WorkOrderEvent) -> str:
+    payload = thaw(event.payload)
+    if "field_key" in payload:
+        return (
+            f"{payload['field_key']} = {_inline(payload['value'])}"
+            if "value" in payload
+            else payload["field_key"]
+        )
+    if not payload or payload == {"fields": {}}:
+        return ""
+    return _inline(payload)
+
+
+def _inline(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _cut(line: str) -> str:
+    # What a payload holds goes to a terminal: no control characters, however they came in.
+    clean = "".join(character if character.isprintable() else "�" for character in line)
+    return clean if len(clean) <= _WIDTH else clean[: _WIDTH - 1] + "…"

@@ -1,0 +1,253 @@
+"""Each rule of the event contract, once: in words, as a check and as JSON Schema (SPEC.md sections 2, 3)."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+from selene_core.enums import TERMINAL_STATUSES, ApprovalOutcome, WorkOrderEventType, WorkOrderStatus
+from selene_core.errors import ContractViolation
+from selene_core.json_limits import MAX_INT64, label
+
+T_co = TypeVar("T_co", covariant=True)
+E = TypeVar("E", bound=StrEnum)
+
+MAX_TENANT_ID: Final = 64
+MAX_ID: Final = 128
+MAX_STEP_ID: Final = 96
+MAX_STEP_INPUT_HASH: Final = 128
+MAX_IDEMPOTENCY_KEY: Final = 128
+MAX_PROMPT_DEDUPE_KEY: Final = 128
+MAX_FIELD_KEY: Final = 64
+MAX_NOTE: Final = 4096
+MIN_LEASE_TOKEN: Final = 16
+MAX_LEASE_TOKEN: Final = 128
+MAX_REASON_CODE: Final = 2**32 - 1
+MIN_TIMESTAMP: Final = datetime(1, 1, 2, tzinfo=UTC)
+MAX_TIMESTAMP: Final = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)
+
+# Each pattern holds for the whole text, and means the same to Python, PostgreSQL and JSON Schema (ECMA-262).
+# First Unicode's control characters (and the surrogates, which are no text); then its other white space.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"
+_BLANK = r" \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"
+FIELD_KEY_PATTERN: Final = r"[A-Za-z0-9_.:-]+"
+PRINTABLE_PATTERN: Final = r"[!-~]+"
+TEXT_PATTERN: Final = r"[^\x00\ud800-\udfff]*"
+NOT_BLANK_PATTERN: Final = rf"[^{_CONTROL}]*[^{_CONTROL}{_BLANK}][^{_CONTROL}]*"
+TRIMMED_PATTERN: Final = rf"[^{_CONTROL}{_BLANK}]([^{_CONTROL}]*[^{_CONTROL}{_BLANK}])?"
+UUID_PATTERN: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+TIMESTAMP_PATTERN: Final = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
+    r"(Z|[+-](0[0-9]|1[0-5]):[0-5][0-9])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[T_co]):
+    """Hold what a value must be; `parse` raises ValueError for any other."""
+
+    sentence: str
+    schema: dict[str, Any]
+    parse: Callable[[Any], T_co]
+
+    def check(self, field: str, value: object) -> T_co:
+        """Return the value in its own type; raises ContractViolation, which never shows the value."""
+        try:
+            return self.parse(value)
+        except ValueError:
+            raise ContractViolation(field=field, rule=self.sentence) from None
+
+
+def text(sentence: str, pattern: str, *, longest: int, shortest: int = 1) -> Rule[str]:
+    """Ask for text of so many characters that the pattern matches in full."""
+    compiled = re.compile(pattern, re.ASCII)
+    schema = {"type": "string", "minLength": shortest, "maxLength": longest, "pattern": f"^{pattern}$"}
+    if pattern != TEXT_PATTERN:
+        schema["not"] = {"pattern": r"\n"}  # in some validators $ also matches before a last newline
+
+    def parse(value: object) -> str:
+        if not (isinstance(value, str) and shortest <= len(value) <= longest and compiled.fullmatch(value)):
+            raise ValueError
+        return str.__str__(value)
+
+    return Rule(sentence, schema, parse)
+
+
+def identifier(longest: int) -> Rule[str]:
+    """Ask for an id (SPEC.md section 2, Ids)."""
+    sentence = f"must be 1..{longest} ASCII letters, digits or ._:/@+-, starting with a letter or digit"
+    return text(sentence, ID_PATTERN, longest=longest)
+
+
+def integer(least: int, most: int) -> Rule[int]:
+    """Ask for an integer in a range; booleans and floats are none."""
+
+    def parse(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError
+        return int.__int__(value)
+
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    return Rule(f"must be an integer from {least} to {most}", schema, parse)
+
+
+def choice(kind: type[E], *, without: frozenset[E] = frozenset(), because: str = "") -> Rule[E]:
+    """Ask for a member of an enum, or its exact text."""
+    members = [member for member in kind if member not in without]
+
+    def parse(value: object) -> E:
+        member = kind(value) if isinstance(value, str) else None
+        if member not in members:
+            raise ValueError
+        return member
+
+    names = [member.value for member in members]
+    listed = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    return Rule(f"must be {listed}{because}", {"enum": names}, parse)
+
+
+def _parse_uuid(value: object) -> UUID:
+    return value if isinstance(value, UUID) else UUID(_UUID_TEXT.parse(value))
+
+
+def _parse_timestamp(value: object) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(_TIMESTAMP_TEXT.parse(value))
+    if moment.utcoffset() is None or not MIN_TIMESTAMP <= moment <= MAX_TIMESTAMP:
+        raise ValueError
+    return moment.astimezone(UTC)
+
+
+def _parse_timestamp_text(value: object) -> str:
+    written = _TIMESTAMP_TEXT.parse(value)
+    _parse_timestamp(written)
+    return written
+
+
+def _parse_list(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError
+    return value
+
+
+def _parse_fields(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError
+    for key in value:
+        _FIELD_KEY.parse(key)
+    return value
+
+
+_ID = identifier(MAX_ID)
+_STATUS = choice(WorkOrderStatus)
+_UUID_TEXT = text("must be a UUID, or its text as 8-4-4-4-12 hexadecimal digits", UUID_PATTERN, longest=36)
+_TIMESTAMP_RULE = "RFC 3339 text with an offset, from 0001-01-02 to 9999-12-30 UTC"
+_TIMESTAMP_TEXT = text(f"must be {_TIMESTAMP_RULE}", TIMESTAMP_PATTERN, longest=32)
+_TIMESTAMP_SCHEMA = {**_TIMESTAMP_TEXT.schema, "format": "date-time"}
+_LEASE_EVENT_TYPES = frozenset(kind for kind in WorkOrderEventType if kind.startswith("LEASE_"))
+
+TENANT_ID: Final = identifier(MAX_TENANT_ID)
+
+EVENT_RULES: Final[Mapping[str, Rule[Any]]] = {
+    "work_order_id": _ID,
+    "correlation_id": Rule(_UUID_TEXT.sentence, {**_UUID_TEXT.schema, "format": "uuid"}, _parse_uuid),
+    "turn_id": integer(1, MAX_INT64),
+    "event_type": choice(
+        WorkOrderEventType,
+        without=_LEASE_EVENT_TYPES,
+        because="; LEASE_* are written by the lease functions only",
+    ),
+    "work_order_status": _STATUS,
+    "reason_code": integer(1, MAX_REASON_CODE),
+    "step_id": identifier(MAX_STEP_ID),
+    "step_input_hash": text(
+        f"must be 1..{MAX_STEP_INPUT_HASH} characters, not blank, without control characters",
+        NOT_BLANK_PATTERN,
+        longest=MAX_STEP_INPUT_HASH,
+    ),
+    "idempotency_key": text(
+        f"must be 1..{MAX_IDEMPOTENCY_KEY} characters, without control characters or white space at an end",
+        TRIMMED_PATTERN,
+        longest=MAX_IDEMPOTENCY_KEY,
+    ),
+    "occurred_at": Rule(
+        f"must be an aware datetime or {_TIMESTAMP_RULE}", _TIMESTAMP_SCHEMA, _parse_timestamp
+    ),
+    "expected_seq": integer(0, MAX_INT64),
+    "lease_token": text(
+        f"must be {MIN_LEASE_TOKEN}..{MAX_LEASE_TOKEN} printable ASCII characters without blanks",
+        PRINTABLE_PATTERN,
+        shortest=MIN_LEASE_TOKEN,
+        longest=MAX_LEASE_TOKEN,
+    ),
+}
+"""The rule of every key of an event but `payload`."""
+
+# The values in a payload have passed json_limits before these rules see them.
+_JSON_SCHEMA = {"$ref": "#/$defs/json"}
+_FIELD_KEY_RULE = f"1..{MAX_FIELD_KEY} ASCII letters, digits or _.:-"
+_FIELD_KEY = text(f"must be {_FIELD_KEY_RULE}", FIELD_KEY_PATTERN, longest=MAX_FIELD_KEY)
+_VALUE = Rule("must be JSON", _JSON_SCHEMA, lambda value: value)
+_CANDIDATES = Rule("must be a list", {"type": "array", "items": _JSON_SCHEMA}, _parse_list)
+_FIELDS = Rule(
+    f"must be an object whose keys are {_FIELD_KEY_RULE}",
+    {"type": "object", "propertyNames": _FIELD_KEY.schema, "additionalProperties": _JSON_SCHEMA},
+    _parse_fields,
+)
+_DEDUPE_KEY = text(
+    f"must be 1..{MAX_PROMPT_DEDUPE_KEY} characters", TEXT_PATTERN, longest=MAX_PROMPT_DEDUPE_KEY
+)
+_NOTE = text(f"must be text of at most {MAX_NOTE} characters", TEXT_PATTERN, shortest=0, longest=MAX_NOTE)
+
+
+class PayloadRules(NamedTuple):
+    """Hold the keys that a payload must have and may have; all others are refused."""
+
+    required: Mapping[str, Rule[Any]] = {}
+    optional: Mapping[str, Rule[Any]] = {}
+
+    def check(self, event_type: WorkOrderEventType, payload: Mapping[str, Any]) -> None:
+        """Refuse a payload that breaks these rules; raises ContractViolation."""
+        known = {**self.required, **self.optional}
+        for key, value in payload.items():
+            if key not in known:
+                raise ContractViolation(field=f"payload.{label(key)}", rule=f"is not a key of {event_type}")
+            known[key].check(f"payload.{key}", value)
+        for key in self.required:
+            if key not in payload:
+                raise ContractViolation(field=f"payload.{key}", rule=f"is required by {event_type}")
+
+
+_KIND = WorkOrderEventType
+
+PAYLOAD_RULES: Final[Mapping[WorkOrderEventType, PayloadRules]] = {
+    _KIND.WORK_ORDER_CREATED: PayloadRules(optional={"fields": _FIELDS, "requester_user_id": _ID}),
+    _KIND.FIELD_SET: PayloadRules({"field_key": _FIELD_KEY, "value": _VALUE}),
+    _KIND.FIELD_PROMPTED: PayloadRules({"field_key": _FIELD_KEY, "prompt_dedupe_key": _DEDUPE_KEY}),
+    _KIND.FIELD_CONFLICT_DETECTED: PayloadRules({"field_key": _FIELD_KEY}, {"candidates": _CANDIDATES}),
+    _KIND.FIELD_CONFLICT_RESOLVED: PayloadRules({"field_key": _FIELD_KEY, "value": _VALUE}),
+    _KIND.STATUS_CHANGED: PayloadRules(optional={"previous_status": _STATUS, "note": _NOTE}),
+    _KIND.EXTERNAL_APPROVAL_REQUESTED: PayloadRules(
+        {"request_id": _ID, "target_user_id": _ID},
+        {"expires_at": Rule(_TIMESTAMP_TEXT.sentence, _TIMESTAMP_SCHEMA, _parse_timestamp_text)},
+    ),
+    _KIND.EXTERNAL_APPROVAL_WAIT_NOTIFIED: PayloadRules({"request_id": _ID}),
+    _KIND.EXTERNAL_APPROVAL_RESOLVED: PayloadRules({"request_id": _ID, "outcome": choice(ApprovalOutcome)}),
+    _KIND.WORK_ORDER_CANCELED: PayloadRules(optional={"note": _NOTE}),
+}
+"""The table of SPEC.md section 3; STEP_*, which are not in it, take a free object."""
+
+STATUS_RULES: Final[Mapping[WorkOrderEventType, Rule[WorkOrderStatus]]] = {
+    _KIND.WORK_ORDER_CREATED: choice(
+        WorkOrderStatus, without=TERMINAL_STATUSES, because=" in WORK_ORDER_CREATED"
+    ),
+    _KIND.WORK_ORDER_CANCELED: choice(
+        WorkOrderStatus,
+        without=frozenset(WorkOrderStatus) - {WorkOrderStatus.CANCELED},
+        because=" in WORK_ORDER_CANCELED",
+    ),
+}
+"""The event types that narrow the status (SPEC.md section 3)."""

@@ -1,0 +1,133 @@
+"""The tables as SQLAlchemy sees them: a mirror of alembic/, which owns them; a test holds them together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+METADATA: Final = MetaData(
+    schema="os_core",
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "ux_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+_ID: Final = Text(collation="C")
+_INSTANT: Final = DateTime(timezone=True)
+
+work_order_ledger: Final = Table(
+    "work_order_ledger",
+    METADATA,
+    Column(
+        "work_order_event_id",
+        BigInteger,
+        server_default=text("nextval('os_core.work_order_ledger_work_order_event_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("work_order_seq", BigInteger, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("event_type", _ID, nullable=False),
+    Column("work_order_status", _ID, nullable=False),
+    Column("reason_code", BigInteger, nullable=False),
+    Column("step_id", _ID),
+    Column("step_input_hash", _ID),
+    Column("lease_owner_id", _ID),
+    Column("lease_token_hash", _ID),
+    Column("lease_expires_at", _INSTANT),
+    Column("payload", JSONB, nullable=False),
+    Column("idempotency_key", _ID),
+    Column("occurred_at", _INSTANT),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("work_order_event_id", name="pk_work_order_ledger"),
+    UniqueConstraint(
+        "tenant_id",
+        "work_order_id",
+        "work_order_event_id",
+        name="ux_work_order_ledger_tenant_work_order_event",
+    ),
+    UniqueConstraint(
+        "tenant_id", "work_order_id", "work_order_seq", name="ux_work_order_ledger_tenant_work_order_seq"
+    ),
+    Index(
+        "ux_work_order_ledger_idempotency",
+        "tenant_id",
+        "work_order_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+work_orders_current: Final = Table(
+    "work_orders_current",
+    METADATA,
+    Column("work_order_id", _ID, nullable=False),
+    Column("tenant_id", _ID, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("work_order_status", _ID, nullable=False),
+    Column("last_event_id", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("last_reason_code", BigInteger, nullable=False),
+    Column("last_updated_at", _INSTANT, nullable=False),
+    Column("created_at", _INSTANT, nullable=False),
+    Column("requester_user_id", _ID),
+    Column("step_id", _ID),
+    Column("step_input_hash", _ID),
+    Column("lease_owner_id", _ID),
+    Column("lease_token_hash", _ID),
+    Column("lease_expires_at", _INSTANT),
+    Column("fields_json", JSONB, nullable=False),
+    Column("asked_fields_json", JSONB, nullable=False),
+    Column("resolved_fields_json", JSONB, nullable=False),
+    Column("conflicts_json", JSONB, nullable=False),
+    Column("prompt_dedupe_keys_json", JSONB, nullable=False),
+    Column("external_approval_pending", Boolean, nullable=False),
+    Column("external_approval_request_id", _ID),
+    Column("external_approval_target_user_id", _ID),
+    Column("external_approval_expires_at", _INSTANT),
+    Column("external_approval_notices", SmallInteger, nullable=False),
+    Column("last_state_change_seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("work_order_id", name="pk_work_orders_current"),
+    UniqueConstraint("tenant_id", "work_order_id", name="ux_work_orders_current_tenant_work_order"),
+    UniqueConstraint("tenant_id", "correlation_id", name="ux_work_orders_current_tenant_correlation"),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id", "last_event_id"],
+        [
+            "os_core.work_order_ledger.tenant_id",
+            "os_core.work_order_ledger.work_order_id",
+            "os_core.work_order_ledger.work_order_event_id",
+        ],
+        name="fk_work_orders_current_last_event",
+    ),
+    Index(
+        "ix_work_orders_current_pending",
+        "tenant_id",
+        "last_updated_at",
+        "last_event_id",
+        postgresql_where=text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
+    ),
+)

@@ -1,0 +1,104 @@
+"""One server a session, one migrated template database, one clone of it a test."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy.engine import Engine
+
+from selene_core.local import LocalServerUnavailable
+from selene_core.migrations import upgrade
+from tests.servers import Database, NoServer, Server, embedded_server, open_server
+
+_SERVER = pytest.StashKey[Server | NoServer]()
+_STACK = pytest.StashKey[ExitStack]()
+
+
+def _open(config: pytest.Config) -> Server | NoServer:
+    if _SERVER not in config.stash:
+        config.stash[_STACK] = ExitStack()
+        try:
+            config.stash[_SERVER] = open_server(config.stash[_STACK])
+        except NoServer as exc:
+            config.stash[_SERVER] = exc
+    return config.stash[_SERVER]
+
+
+def _close(config: pytest.Config) -> None:
+    if _SERVER in config.stash:
+        del config.stash[_SERVER]
+        config.stash[_STACK].close()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which server the tests run on; it stays open for them."""
+    if config.option.collectonly:
+        return []
+    server = _open(config)
+    if isinstance(server, NoServer):
+        return [f"server: NONE, {server}"]
+    lines = [f"server: {line}" for line in server.describe()]
+    if config.getoption("dist", "no") != "no":
+        _close(config)
+        lines.append("server: each worker opens its own")
+    return lines
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the server."""
+    _close(config)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Server:
+    """Return the session's server; fail without one."""
+    server = _open(pytestconfig)
+    if isinstance(server, NoServer):
+        pytest.fail(f"no PostgreSQL to test on: {server}", pytrace=False)
+    return server
+
+
+@pytest.fixture(scope="session")
+def template_database(server: Server) -> Iterator[str]:
+    """Name a database that the real migrations made, for cloning. Nothing may stay connected to it."""
+    with server.new_database("template") as template:
+        upgrade(template.admin_url)
+        server.make_login_roles()
+        yield template.name
+
+
+@pytest.fixture
+def database(server: Server, template_database: str) -> Iterator[Database]:
+    """Return a clone of the template."""
+    with server.new_database("test", template_database) as database:
+        yield database
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[Database]:
+    """Return a database without any migration. Its cluster may have our roles already."""
+    with server.new_database("empty") as database:
+        yield database
+
+
+@pytest.fixture
+def engine(database: Database) -> Engine:
+    """Return an engine that logs in as a member of selene_app."""
+    return database.engine("app")
+
+
+@pytest.fixture
+def admin_engine(database: Database) -> Engine:
+    """Return an engine of the superuser's."""
+    return database.engine("admin")
+
+
+@pytest.fixture(scope="module")
+def fresh_server(server: Server) -> Iterator[Server]:
+    """Start one more embedded server, for what concerns a whole cluster: roles, crashes, restarts."""
+    with ExitStack() as stack:
+        try:
+            fresh = embedded_server(stack, server.version)
+        except LocalServerUnavailable:
+            fresh = embedded_server(stack, None)
+        yield fresh

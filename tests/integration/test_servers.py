@@ -1,0 +1,93 @@
+"""What the other tests stand on: the choice of the server, and the databases and logins on it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+import pytest
+import sqlalchemy as sa
+
+from tests.races import backend_pid, wait_until_blocked, wait_until_gone
+from tests.servers import Database, NoServer, Role, Server, open_server
+
+
+@pytest.mark.parametrize(
+    ("role", "session_user", "current_user"),
+    [
+        ("app", "selene_test_app", "selene_test_app"),
+        ("readonly", "selene_test_readonly", "selene_test_readonly"),
+        ("owner", "selene_test_owner_login", "selene_owner"),
+    ],
+)
+def test_database__logins(database: Database, role: Role, session_user: str, current_user: str) -> None:
+    with database.engine(role).connect() as conn:
+        users = conn.execute(sa.text("SELECT session_user, current_user")).one()
+        assert users == (session_user, current_user)
+        assert conn.execute(sa.text("SELECT current_database()")).scalar_one() == database.name
+        group = f"selene_{role}"
+        assert conn.execute(sa.text("SELECT pg_has_role(:group, 'USAGE')"), {"group": group}).scalar_one()
+
+
+def test_database__no_login_is_privileged(database: Database) -> None:
+    privileged = sa.text(
+        "SELECT rolname FROM pg_roles"
+        " WHERE rolname LIKE 'selene%' AND (rolsuper OR rolbypassrls OR rolcreaterole)"
+    )
+    with database.engine("admin").connect() as conn:
+        assert conn.execute(privileged).all() == []
+
+
+def test_new_database__dropped_while_in_use(server: Server) -> None:
+    with server.new_database("dropped") as database:
+        conn = database.engine("admin").connect()
+        conn.execute(sa.text("SELECT 1"))
+    with server.admin() as admin:
+        assert admin.execute("SELECT FROM pg_database WHERE datname = %s", [database.name]).fetchall() == []
+    conn.invalidate()
+
+
+def test_wait_until_blocked__names_the_blocker(empty_database: Database) -> None:
+    engine = empty_database.engine("admin")
+    with engine.connect() as holder, engine.connect() as waiter, engine.connect() as watcher:
+        holder.execute(sa.text("SELECT pg_advisory_xact_lock(1)"))
+        pid = backend_pid(waiter)
+        # The lock is let go of before the pool waits for its thread, whatever happens in between.
+        with ThreadPoolExecutor(1) as pool, closing(holder):
+            waiting = pool.submit(waiter.execute, sa.text("SELECT pg_advisory_xact_lock(1)"))
+            assert wait_until_blocked(watcher, pid) == [backend_pid(holder)]
+            assert not waiting.done()
+        assert waiting.done()
+        waiter.invalidate()
+        wait_until_gone(watcher, pid)
+
+
+def test_open_server__given(fresh_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = fresh_server.admin_url().set(drivername="postgresql").render_as_string(hide_password=False)
+    monkeypatch.setenv("SELENE_TEST_DATABASE_URL", given)
+    monkeypatch.setenv("SELENE_TEST_PG", str(fresh_server.version))
+    with ExitStack() as stack:
+        opened = open_server(stack)
+        assert (opened.kind, opened.version) == ("given", fresh_server.version)
+        with opened.admin("template1") as conn:
+            assert conn.info.dbname == "template1"
+        monkeypatch.setenv("SELENE_TEST_PG", str(fresh_server.version - 1))
+        with pytest.raises(NoServer, match=f"is PostgreSQL {fresh_server.version}"):
+            open_server(stack)
+
+
+def test_open_server__given_to_no_superuser(fresh_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fresh_server.admin() as conn:
+        conn.execute("CREATE ROLE ordinary LOGIN")
+    url = fresh_server.url_for("ordinary", "postgres").render_as_string(hide_password=False)
+    monkeypatch.setenv("SELENE_TEST_DATABASE_URL", url)
+    monkeypatch.delenv("SELENE_TEST_PG", raising=False)
+    with ExitStack() as stack, pytest.raises(NoServer, match="ordinary is not a superuser"):
+        open_server(stack)
+
+
+def test_open_server__none_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SELENE_TEST_DATABASE_URL", raising=False)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    monkeypatch.setenv("SELENE_PG_BIN", "/nonexistent")
+    reasons = r"no given server: .*no container: .*no embedded server: "
+    with ExitStack() as stack, pytest.raises(NoServer, match=reasons):
+        open_server(stack)

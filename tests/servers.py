@@ -1,0 +1,278 @@
+"""Open what the tests run on: SELENE_TEST_DATABASE_URL, else a container, else an embedded server."""
+
+import gc
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.sql import SQL, Identifier
+from sqlalchemy.engine import URL, Engine, make_url
+
+from selene_core.binaries import find_binaries
+from selene_core.local import LocalServer, LocalServerUnavailable, local_server
+
+CONTAINER_VERSION = 18
+PASSWORD = "selene-test"
+SETTINGS = {
+    "max_connections": "100",
+    "wal_level": "logical",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "on",  # a killed server must lose no commit, only a killed machine may
+    "statement_timeout": "120s",  # a race that went wrong ends as a failure, not as a session that hangs
+}
+DOCKER_ANSWER_SECONDS = 5
+IMAGE_PULL_SECONDS = 120
+IMAGE_SILENCE_SECONDS = 30
+CONTAINER_START_SECONDS = 60
+
+# The login role for each of our group roles, selene_<role>.
+LOGIN_ROLES = {
+    "app": "selene_test_app",
+    "readonly": "selene_test_readonly",
+    "owner": "selene_test_owner_login",
+}
+Role = Literal["admin", "app", "readonly", "owner"]
+
+
+class NoServer(Exception):
+    """There is no PostgreSQL to run the tests on; the message has every reason."""
+
+
+class _NoContainer(Exception):
+    """No container can be started here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server of the tests' own, on which they may do anything as the superuser."""
+
+    kind: Literal["given", "container", "embedded"]
+    address: URL
+    version: int
+    release: str
+    binaries: Path | None = None
+    local: LocalServer | None = None
+    passed_over: tuple[str, ...] = ()
+
+    def admin_url(self, database: str = "postgres") -> URL:
+        """Address a database as the superuser."""
+        return self.address.set(database=database)
+
+    def url_for(self, user: str, database: str) -> URL:
+        """Address a database as one of the test's login roles."""
+        return self.address.set(username=user, password=PASSWORD, database=database)
+
+    def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """Connect as the superuser, in autocommit."""
+        return _connect(self.admin_url(database))
+
+    def describe(self) -> list[str]:
+        """Say what the tests run on, and why on nothing else."""
+        programs = self.binaries or "none"
+        return [f"PostgreSQL {self.release}, {self.kind}, programs: {programs}", *self.passed_over]
+
+    @contextmanager
+    def new_database(self, purpose: str, template: str = "template1") -> Iterator["Database"]:
+        """Make a database, and drop it at the end whoever is still in it."""
+        name = f"selene_{purpose}_{os.getpid()}_{secrets.token_hex(4)}"
+        with self.admin() as conn:
+            conn.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template)))
+        try:
+            with closing(Database(self, name)) as database:
+                yield database
+        finally:
+            with self.admin() as conn:
+                conn.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+    def make_login_roles(self) -> None:
+        """Make the login roles of the tests, once the migrations have made the group roles."""
+        with self.admin() as conn:
+            for role, login in LOGIN_ROLES.items():
+                group = f"selene_{role}"
+                acts_as = f"ALTER ROLE {login} SET role = '{group}';" if role == "owner" else ""
+                # One block: with others at it on a given server, a role is made with its setting or found.
+                conn.execute(
+                    f"DO $$ BEGIN CREATE ROLE {login} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}; {acts_as}"
+                    " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$".encode()
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One test's database, and the engines on it."""
+
+    server: Server
+    name: str
+    _engines: list[Engine] = field(default_factory=list)
+
+    def url(self, role: Role) -> URL:
+        """Address this database as a role."""
+        if role == "admin":
+            return self.server.admin_url(self.name)
+        return self.server.url_for(LOGIN_ROLES[role], self.name)
+
+    @property
+    def admin_url(self) -> URL:
+        """The superuser's."""
+        return self.url("admin")
+
+    @property
+    def app_url(self) -> URL:
+        """That of a member of selene_app."""
+        return self.url("app")
+
+    @property
+    def readonly_url(self) -> URL:
+        """That of a member of selene_readonly."""
+        return self.url("readonly")
+
+    @property
+    def owner_url(self) -> URL:
+        """That of a login which acts as selene_owner."""
+        return self.url("owner")
+
+    def engine(self, role: Role = "app", **options: Any) -> Engine:
+        """Make an engine that is disposed of at the test's end; options are those of create_engine."""
+        engine = sa.create_engine(self.url(role), **options)
+        self._engines.append(engine)
+        return engine
+
+    def close(self) -> None:
+        """Dispose of the engines."""
+        for engine in self._engines:
+            engine.dispose()
+
+
+def open_server(stack: ExitStack) -> Server:
+    """Open the first server that is to be had; the stack closes it. Raises NoServer."""
+    version = int(os.environ["SELENE_TEST_PG"]) if os.environ.get("SELENE_TEST_PG") else None
+    if given := os.environ.get("SELENE_TEST_DATABASE_URL"):
+        return _given_server(make_url(given).set(drivername="postgresql+psycopg"), version)
+    passed_over = ["no given server: SELENE_TEST_DATABASE_URL is not set"]
+    try:
+        return _container(stack, version or CONTAINER_VERSION, passed_over)
+    except _NoContainer as exc:
+        passed_over.append(f"no container: {exc}")
+    try:
+        return embedded_server(stack, version, passed_over)
+    except LocalServerUnavailable as exc:
+        raise NoServer("; ".join([*passed_over, f"no embedded server: {exc}"])) from exc
+
+
+def embedded_server(stack: ExitStack, version: int | None, passed_over: list[str] | None = None) -> Server:
+    """Start an embedded server with the tests' settings. Raises LocalServerUnavailable."""
+    local = stack.enter_context(local_server(version=version, settings=SETTINGS))
+    address = make_url(local.admin_url)
+    return Server("embedded", address, *_version(address), local.binaries, local, tuple(passed_over or ()))
+
+
+def _given_server(address: URL, wanted: int | None) -> Server:
+    try:
+        with _connect(address) as conn:
+            superuser = conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+        version, release = _version(address)
+    except psycopg.OperationalError as exc:
+        raise NoServer(f"SELENE_TEST_DATABASE_URL: {exc}") from exc
+    if superuser != (True,):
+        raise NoServer(f"SELENE_TEST_DATABASE_URL: {address.username} is not a superuser")
+    if wanted not in (None, version):
+        raise NoServer(f"SELENE_TEST_DATABASE_URL is PostgreSQL {version}, SELENE_TEST_PG asks for {wanted}")
+    return Server("given", address, version, release, _programs(version))
+
+
+def _container(stack: ExitStack, version: int, passed_over: list[str]) -> Server:
+    """Start a container of the official image, from a registry only if that is quick. Raises _NoContainer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what these libraries say about themselves is not ours to mend
+        try:
+            address = _start_container(stack, version)
+        except Exception as exc:  # whatever is wrong with Docker here, there is one more server to try
+            reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        else:
+            programs = _programs(version)
+            return Server("container", address, *_version(address), programs, passed_over=tuple(passed_over))
+        gc.collect()  # they leave the socket of a failed connection to it, which would warn within some test
+    raise _NoContainer(reason)
+
+
+def _start_container(stack: ExitStack, version: int) -> URL:
+    import docker
+    from testcontainers.core.config import testcontainers_config
+    from testcontainers.core.container import DockerContainer
+
+    image = f"postgres:{version}"
+    with closing(docker.from_env(timeout=DOCKER_ANSWER_SECONDS)) as client:
+        client.ping()
+        _ensure_image(client, image)
+        try:
+            _ensure_image(client, testcontainers_config.ryuk_image)
+        except (docker.errors.DockerException, _NoContainer):
+            testcontainers_config.ryuk_disabled = True  # then only a killed session leaves its container
+    command = ["postgres", *(part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}"))]
+    container = DockerContainer(image).with_command(command)
+    container.with_env("POSTGRES_PASSWORD", PASSWORD).with_exposed_ports(5432)
+    stack.callback(container.stop)
+    container.start()
+    address = URL.create(
+        "postgresql+psycopg",
+        "postgres",
+        PASSWORD,
+        container.get_container_host_ip(),
+        int(container.get_exposed_port(5432)),
+        "postgres",
+    )
+    _wait_for(address)
+    return address
+
+
+def _ensure_image(client: Any, image: str) -> None:
+    import docker
+
+    try:
+        client.images.get(image)
+    except docker.errors.ImageNotFound:
+        client.api.timeout = IMAGE_SILENCE_SECONDS
+        deadline = time.monotonic() + IMAGE_PULL_SECONDS
+        for _ in client.api.pull(*image.rsplit(":", 1), stream=True, decode=True):
+            if time.monotonic() > deadline:
+                raise _NoContainer(f"pulling {image} took more than {IMAGE_PULL_SECONDS} seconds") from None
+        client.images.get(image)
+
+
+def _wait_for(address: URL) -> None:
+    """Wait for a container's server: while it initialises itself it does not listen on TCP."""
+    deadline = time.monotonic() + CONTAINER_START_SECONDS
+    while True:
+        try:
+            return _connect(address).close()
+        except psycopg.OperationalError as exc:
+            if time.monotonic() > deadline:
+                raise _NoContainer(f"it does not answer: {exc}") from exc
+            time.sleep(0.1)
+
+
+def _programs(version: int) -> Path | None:
+    """Find psql and pg_dump for a server that runs elsewhere."""
+    try:
+        return find_binaries(version).folder
+    except LocalServerUnavailable:
+        return None
+
+
+def _version(address: URL) -> tuple[int, str]:
+    with _connect(address) as conn:
+        return conn.info.server_version // 10000, conn.info.parameter_status("server_version") or ""
+
+
+def _connect(address: URL) -> psycopg.Connection[Any]:
+    dsn = address.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(dsn, autocommit=True)
