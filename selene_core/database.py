@@ -111,7 +111,7 @@ def scope_tenant(conn: Connection) -> str:
     return scope.tenant_id
 
 
-def confirm_scope(tenant_id: str, found: str | None) -> None:
+def confirm_scope(conn: Connection, found: str | None) -> None:
     """Refuse what was read in a transaction without the scope's tenant; raises TenantScopeViolation."""
-    if found != tenant_id:
+    if found != scope_tenant(conn):
         raise TenantScopeViolation("the transaction no longer has the tenant of its tenant_scope")

@@ -28,6 +28,8 @@ LOCK_KEY: Final = 7_235_101_420_163_011_001
 
 target_metadata = METADATA
 _POLL_SECONDS: Final = 0.1
+# What text() takes for a bind parameter, and only that: it would leave the backslash in [\:space:].
+_BIND: Final = re.compile(r"(?<![:\w\\])(:\w+)(?![:\w])")
 
 
 # Of Alembic's own error: its command prints one as a sentence, without a traceback.
@@ -153,4 +155,4 @@ def read_sql(name: str, *, version: int, **parameters: object) -> str:
 
 def sql(name: str, *, version: int, **parameters: object) -> str:
     r"""Return the same text for op.execute(), which would take `:name` inside a body for a bind parameter."""
-    return re.sub(r"(?<!:):(?=\w)", r"\\:", read_sql(name, version=version, **parameters))
+    return _BIND.sub(r"\\\1", read_sql(name, version=version, **parameters))

@@ -37,7 +37,6 @@ ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"
 FIELD_KEY_PATTERN: Final = r"[A-Za-z0-9_.:-]+"
 PRINTABLE_PATTERN: Final = r"[!-~]+"
 TEXT_PATTERN: Final = r"[^\x00\ud800-\udfff]*"
-NOT_BLANK_PATTERN: Final = rf"[^{_CONTROL}]*[^{_CONTROL}{_BLANK}][^{_CONTROL}]*"
 TRIMMED_PATTERN: Final = rf"[^{_CONTROL}{_BLANK}]([^{_CONTROL}]*[^{_CONTROL}{_BLANK}])?"
 UUID_PATTERN: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 TIMESTAMP_PATTERN: Final = (
@@ -81,6 +80,12 @@ def identifier(longest: int) -> Rule[str]:
     """Ask for an id (SPEC.md section 2, Ids)."""
     sentence = f"must be 1..{longest} ASCII letters, digits or ._:/@+-, starting with a letter or digit"
     return text(sentence, ID_PATTERN, longest=longest)
+
+
+def trimmed(longest: int) -> Rule[str]:
+    """Ask for text in one line that neither starts nor ends blank."""
+    sentence = f"must be 1..{longest} characters, without control characters or white space at an end"
+    return text(sentence, TRIMMED_PATTERN, longest=longest)
 
 
 def integer(least: int, most: int) -> Rule[int]:
@@ -163,16 +168,8 @@ EVENT_RULES: Final[Mapping[str, Rule[Any]]] = {
     "work_order_status": _STATUS,
     "reason_code": integer(1, MAX_REASON_CODE),
     "step_id": identifier(MAX_STEP_ID),
-    "step_input_hash": text(
-        f"must be 1..{MAX_STEP_INPUT_HASH} characters, not blank, without control characters",
-        NOT_BLANK_PATTERN,
-        longest=MAX_STEP_INPUT_HASH,
-    ),
-    "idempotency_key": text(
-        f"must be 1..{MAX_IDEMPOTENCY_KEY} characters, without control characters or white space at an end",
-        TRIMMED_PATTERN,
-        longest=MAX_IDEMPOTENCY_KEY,
-    ),
+    "step_input_hash": trimmed(MAX_STEP_INPUT_HASH),
+    "idempotency_key": trimmed(MAX_IDEMPOTENCY_KEY),
     "occurred_at": Rule(
         f"must be an aware datetime or {_TIMESTAMP_RULE}", _TIMESTAMP_SCHEMA, _parse_timestamp
     ),
@@ -197,9 +194,7 @@ _FIELDS = Rule(
     {"type": "object", "propertyNames": _FIELD_KEY.schema, "additionalProperties": _JSON_SCHEMA},
     _parse_fields,
 )
-_DEDUPE_KEY = text(
-    f"must be 1..{MAX_PROMPT_DEDUPE_KEY} characters", TEXT_PATTERN, longest=MAX_PROMPT_DEDUPE_KEY
-)
+_DEDUPE_KEY = trimmed(MAX_PROMPT_DEDUPE_KEY)
 _NOTE = text(f"must be text of at most {MAX_NOTE} characters", TEXT_PATTERN, shortest=0, longest=MAX_NOTE)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     ForeignKeyConstraint,
@@ -71,6 +72,12 @@ work_order_ledger: Final = Table(
     UniqueConstraint(
         "tenant_id", "work_order_id", "work_order_seq", name="ux_work_order_ledger_tenant_work_order_seq"
     ),
+    CheckConstraint(
+        "os_core.is_event_row(tenant_id, work_order_id, work_order_seq, turn_id, event_type,"
+        " work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash,"
+        " lease_expires_at, payload, idempotency_key, occurred_at, created_at)",
+        name="contract",
+    ),
     Index(
         "ux_work_order_ledger_idempotency",
         "tenant_id",
@@ -122,6 +129,16 @@ work_orders_current: Final = Table(
             "os_core.work_order_ledger.work_order_event_id",
         ],
         name="fk_work_orders_current_last_event",
+    ),
+    CheckConstraint(
+        "os_core.is_projection_row(turn_id, work_order_status, last_seq, last_reason_code,"
+        " external_approval_notices)",
+        name="contract",
+    ),
+    CheckConstraint(
+        "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
+        " prompt_dedupe_keys_json) IS NULL",
+        name="bounds",
     ),
     Index(
         "ix_work_orders_current_pending",

@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Engine, Executable, FromClause, Row, RowMapping, Select
-    from sqlalchemy.engine import CursorResult
+    from sqlalchemy import ColumnElement, Connection, Engine, FromClause, RowMapping, Select
 
 MAX_BATCH: Final = 1000
 REBUILD_GROUP_SIZE: Final = 200
@@ -86,7 +85,7 @@ class WorkOrderRepository:
         good for a rollback only, if need be to a savepoint (conn.begin_nested()).
         """
         wire = _wire(events)
-        return _append_results(self._run(_APPEND_IN_SCOPE, events=wire))
+        return [AppendResult(**row) for row in self._run(_APPEND_IN_SCOPE, events=wire)]
 
     def get(self, work_order_id: str) -> WorkOrder | None:
         """Return the work order as it is now; raises ContractViolation for a bad id (SPEC.md section 9)."""
@@ -103,6 +102,7 @@ class WorkOrderRepository:
         Raises ContractViolation for arguments that are none, and TenantScopeViolation also on the way
         (SPEC.md section 9).
         """
+        scope_tenant(self._conn)  # now, and not only where the iteration begins
         return self._events(check_work_order_id(work_order_id), _POSITION.check("after", after))
 
     def rebuild(
@@ -113,9 +113,9 @@ class WorkOrderRepository:
         It locks what it rebuilds to the end of the caller's transaction: rebuild_tenant is for whole tenants.
         """
         if work_order_id is None:
-            return _rebuild(lambda after: self._run(_REBUILD_NEXT, after=after).one(), progress)
-        one = self._run(_REBUILD_ONE, work_order_id=check_work_order_id(work_order_id)).one()
-        report = RebuildReport(one.work_orders, one.events, one.changed)
+            return _rebuild(lambda after: self._run(_REBUILD_NEXT, after=after)[0], progress)
+        checked = check_work_order_id(work_order_id)
+        report = RebuildReport(**self._run(_REBUILD_ONE, work_order_id=checked)[0])
         if progress is not None:
             progress(report)
         return report
@@ -123,7 +123,7 @@ class WorkOrderRepository:
     def verify(self, work_order_id: str | None = None) -> list[DriftedOrder]:
         """Return the work orders whose projection is not the fold of their ledger (SPEC.md section 5)."""
         checked = None if work_order_id is None else check_work_order_id(work_order_id)
-        return [DriftedOrder(**row) for row in self._run(_VERIFY, work_order_id=checked).mappings()]
+        return [DriftedOrder(**row) for row in self._run(_VERIFY, work_order_id=checked)]
 
     def as_of(
         self,
@@ -147,7 +147,7 @@ class WorkOrderRepository:
             seq=None if seq is None else _POSITION.check("seq", seq),
             at=None if at is None else EVENT_RULES["occurred_at"].check("at", at),
         )
-        return _only_work_order(rows.mappings().all())
+        return _only_work_order(rows)
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
         # Pages, not a cursor: nothing stays open where the caller stops, and each page asks for the tenant.
@@ -159,15 +159,12 @@ class WorkOrderRepository:
 
     def _read(self, statement: Select[Any], **parameters: object) -> list[RowMapping]:
         """Return the rows of a statement that _in_scope() made."""
-        tenant_id = scope_tenant(self._conn)
-        rows = self._run(statement, **parameters).mappings().all()
-        confirm_scope(tenant_id, rows[0]["scope_tenant_id"])
+        rows = self._run(statement, **parameters)
+        confirm_scope(self._conn, rows[0]["scope_tenant_id"])
         return [row for row in rows if row["work_order_id"] is not None]
 
-    def _run(self, statement: Executable, **parameters: object) -> CursorResult[Any]:
-        parameters["tenant_id"] = scope_tenant(self._conn)
-        with translate_errors():
-            return self._conn.execute(statement, parameters)
+    def _run(self, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
+        return _fetch(self._conn, statement, tenant_id=scope_tenant(self._conn), **parameters)
 
 
 def append_events(
@@ -180,10 +177,10 @@ def append_events(
     """
     tenant_id = check_tenant_id(tenant_id)
     wire = _wire(events)
-    with engine.connect() as conn, translate_errors():
-        # In autocommit the function makes the statement the tenant's transaction.
+    with engine.connect() as conn:
+        # In autocommit the statement is the transaction, and the function makes it the tenant's.
         conn.execution_options(isolation_level="AUTOCOMMIT")
-        return _append_results(conn.execute(_APPEND, {"tenant_id": tenant_id, "events": wire}))
+        return [AppendResult(**row) for row in _fetch(conn, _APPEND, tenant_id=tenant_id, events=wire)]
 
 
 def rebuild_tenant(
@@ -195,27 +192,27 @@ def rebuild_tenant(
     """
     tenant_id = check_tenant_id(tenant_id)
 
-    def rebuild_group(after: str) -> Row[Any]:
-        with tenant_scope(engine, tenant_id) as conn, translate_errors():
-            return conn.execute(_REBUILD_NEXT, {"tenant_id": tenant_id, "after": after}).one()
+    def rebuild_group(after: str) -> RowMapping:
+        with tenant_scope(engine, tenant_id) as conn:
+            return _fetch(conn, _REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
 
     return _rebuild(rebuild_group, progress)
 
 
 def _rebuild(
-    rebuild_group: Callable[[str], Row[Any]], progress: Callable[[RebuildReport], object] | None
+    rebuild_group: Callable[[str], RowMapping], progress: Callable[[RebuildReport], object] | None
 ) -> RebuildReport:
     report = RebuildReport(0, 0, 0)
     group = rebuild_group("")
-    while group.last_work_order_id is not None:
+    while (last_work_order_id := group["last_work_order_id"]) is not None:
         report = RebuildReport(
-            report.work_orders + group.work_orders,
-            report.events + group.events,
-            report.changed + group.changed,
+            work_orders=report.work_orders + group["work_orders"],
+            events=report.events + group["events"],
+            changed=report.changed + group["changed"],
         )
         if progress is not None:
             progress(report)
-        group = rebuild_group(group.last_work_order_id)
+        group = rebuild_group(last_work_order_id)
     return report
 
 
@@ -233,8 +230,9 @@ def _wire(events: object) -> str:
     return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _append_results(rows: CursorResult[Any]) -> list[AppendResult]:
-    return [AppendResult(**row) for row in rows.mappings()]
+def _fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
+    with translate_errors():
+        return conn.execute(statement, parameters).mappings().all()
 
 
 def _only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
@@ -242,17 +240,17 @@ def _only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
 
 
 def _work_order(row: RowMapping) -> WorkOrder:
-    values = {name: row[name] for name in _WORK_ORDER_NAMES}
-    return WorkOrder(**{**values, "work_order_status": WorkOrderStatus(row["work_order_status"])})
+    found = {name: row[name] for name in _WORK_ORDER_NAMES}
+    return WorkOrder(**{**found, "work_order_status": WorkOrderStatus(row["work_order_status"])})
 
 
 def _event(row: RowMapping) -> WorkOrderEvent:
-    values = {name: row[name] for name in _EVENT_NAMES}
+    found = {name: row[name] for name in _EVENT_NAMES}
     words = {
         "event_type": WorkOrderEventType(row["event_type"]),
         "work_order_status": WorkOrderStatus(row["work_order_status"]),
     }
-    return WorkOrderEvent(**{**values, **words})
+    return WorkOrderEvent(**{**found, **words})
 
 
 # --- statements, built once; all values are parameters

@@ -140,7 +140,8 @@ BEGIN
         END IF;
         IF _prior.work_order_event_id IS NOT NULL THEN
           IF NOT os_core.same_content(_prior, _event) THEN
-            PERFORM os_core.refuse_replay(_ordinal - 1, _event, _prior.work_order_event_id);
+            -- An event of this batch has no id that would outlive the refusal.
+            PERFORM os_core.refuse_replay(_ordinal - 1, _event, (_priors[_ordinal]).work_order_event_id);
           END IF;
           _event_ids[_ordinal] := _prior.work_order_event_id;
           _seqs[_ordinal] := _prior.work_order_seq;
@@ -159,7 +160,10 @@ BEGIN
         END IF;
 
         -- Steps 3 to 6.
-        _refusal := os_core.transition_refusal(_state, _event, _expected_seqs[_ordinal], _canceled_by[_slot]);
+        _refusal := os_core.transition_refusal(
+          _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
+          _event.payload ->> 'previous_status', _expected_seqs[_ordinal], _canceled_by[_slot]
+        );
         IF _refusal IS NULL AND _lease_tokens[_ordinal] IS NOT NULL THEN
           _refusal := 'SL011';
         END IF;
@@ -193,6 +197,22 @@ BEGIN
       END LOOP;
       EXIT WHEN _new IS NULL;
       _states[_loaded] := _state;
+
+      -- A row that is ahead of its ledger must not tear a gap into it.
+      SELECT _ids[slot.slot] INTO _damaged
+      FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
+      WHERE _touched[slot.slot]
+        AND _held_seqs[slot.slot] IS NOT NULL
+        AND NOT EXISTS (
+          SELECT FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_tenant_id
+            AND ledger.work_order_id = _ids[slot.slot]
+            AND ledger.work_order_seq = _held_seqs[slot.slot]
+        )
+      LIMIT 1;
+      IF FOUND THEN
+        PERFORM os_core.refuse_damaged(_damaged);
+      END IF;
 
       -- Step 7. First events are sorted too: whoever waits for another's order holds none that comes after it.
       INSERT INTO os_core.work_order_ledger

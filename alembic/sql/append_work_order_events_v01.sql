@@ -41,7 +41,10 @@ BEGIN
     END IF;
 
     -- Steps 3 to 6. What they refuse may still be a replay: the key is looked up before anything is raised (step 2).
-    _refusal := os_core.transition_refusal(_state, _event, (_input ->> 'expected_seq')::bigint, NULL);
+    _refusal := os_core.transition_refusal(
+      _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
+      _event.payload ->> 'previous_status', (_input ->> 'expected_seq')::bigint, NULL
+    );
     IF _refusal IS NULL AND _input ->> 'lease_token' IS NOT NULL THEN
       _refusal := 'SL011';
     END IF;
@@ -59,7 +62,16 @@ BEGIN
         );
       END IF;
       IF _bound IS NULL THEN
-        INSERT INTO os_core.work_order_ledger SELECT _event.* ON CONFLICT DO NOTHING;
+        -- The event before must be there: a projection row that is ahead of its ledger must not tear a gap into it.
+        INSERT INTO os_core.work_order_ledger
+        SELECT _event.*
+        WHERE _state.last_seq IS NULL OR EXISTS (
+          SELECT FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_tenant_id
+            AND ledger.work_order_id = _event.work_order_id
+            AND ledger.work_order_seq = _state.last_seq
+        )
+        ON CONFLICT DO NOTHING;
         EXIT WHEN FOUND;
       END IF;
     END IF;
@@ -84,7 +96,7 @@ BEGIN
     ELSIF _bound IS NOT NULL THEN
       PERFORM os_core.refuse_bound(_event.work_order_id, _bound, 0);
     ELSIF _state.last_seq IS NOT NULL THEN
-      -- Under the lock only a row that is behind its ledger can lead here.
+      -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
       PERFORM os_core.refuse_damaged(_event.work_order_id);
     END IF;
     _lost := TRUE;

@@ -11,11 +11,12 @@ AS $$
 DECLARE
   _event os_core.work_order_ledger;
 BEGIN
-  IF p_event - '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code,step_id,step_input_hash,payload,idempotency_key,occurred_at,expected_seq,lease_token}'::text[] = '{}'
+  IF pg_catalog.jsonb_typeof(p_event) = 'object'
+    AND p_event - '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code,step_id,step_input_hash,payload,idempotency_key,occurred_at,expected_seq,lease_token}'::text[] = '{}'
     AND p_event @@ '$.work_order_id.type() == "string" && $.event_type.type() == "string"
       && $.work_order_status.type() == "string" && $.correlation_id.type() == "string"
-      && $.turn_id.type() == "number" && $.turn_id <= 9223372036854775807
-      && $.reason_code.type() == "number" && $.reason_code <= 4294967295
+      && $.turn_id.type() == "number" && $.turn_id >= 1 && $.turn_id <= 9223372036854775807
+      && $.reason_code.type() == "number" && $.reason_code >= 1 && $.reason_code <= 4294967295
       && !($.step_id.type() != "string" && $.step_id != null)
       && !($.step_input_hash.type() != "string" && $.step_input_hash != null)
       && !($.idempotency_key.type() != "string" && $.idempotency_key != null)
@@ -23,7 +24,7 @@ BEGIN
       && !($.lease_token.type() != "string" && $.lease_token != null)
       && !($.occurred_at.type() != "string" && $.occurred_at != null)
       && !($.expected_seq.type() != "number" && $.expected_seq != null)'
-    AND p_event ->> 'correlation_id' ~ '^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$'
+    AND os_core.is_uuid(p_event ->> 'correlation_id')
     AND p_event ->> 'turn_id' NOT LIKE '%.%'
     AND p_event ->> 'reason_code' NOT LIKE '%.%'
     AND (p_event ->> 'occurred_at' IS NULL OR os_core.parse_rfc3339(p_event ->> 'occurred_at') IS NOT NULL)

@@ -21,7 +21,7 @@ BEGIN
   RETURN CASE
     WHEN ((p_event -> 'work_order_id')::text ~ '^"' AND os_core.is_identifier(p_event ->> 'work_order_id', 128)) IS NOT TRUE
       THEN 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN ((p_event -> 'correlation_id')::text ~ '^"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"$') IS NOT TRUE
+    WHEN ((p_event -> 'correlation_id')::text ~ '^"' AND os_core.is_uuid(p_event ->> 'correlation_id')) IS NOT TRUE
       THEN 'correlation_id: must be a UUID written 8-4-4-4-12'
     WHEN ((p_event -> 'turn_id')::text ~ '^[1-9][0-9]*$' AND (p_event ->> 'turn_id')::numeric <= 9223372036854775807) IS NOT TRUE
       THEN 'turn_id: must be an integer from 1 to 9223372036854775807'
@@ -59,7 +59,7 @@ BEGIN
       THEN 'payload: must be an object'
     WHEN pg_catalog.octet_length((p_event -> 'payload')::text) > 16384
       THEN 'payload: must be at most 16384 bytes as text'
-    WHEN NOT os_core.is_portable_json(p_event -> 'payload')
+    WHEN NOT os_core.is_payload(p_event -> 'payload')
       THEN 'payload: must nest at most 32 levels and hold finite numbers, integers within 64 bits'
     ELSE os_core.payload_violation(p_event ->> 'event_type', COALESCE(p_event -> 'payload', '{}'))
   END;

@@ -37,9 +37,7 @@ BEGIN
     AND (p_lease_owner_id IS NULL OR os_core.is_identifier(p_lease_owner_id, 128))
     AND (p_lease_token_hash IS NULL OR os_core.is_label(p_lease_token_hash, 128))
     AND (p_lease_expires_at IS NULL OR os_core.is_portable_time(p_lease_expires_at))
-    AND pg_catalog.jsonb_typeof(p_payload) = 'object'
-    AND pg_catalog.octet_length(p_payload::text) <= 16384
-    AND os_core.is_portable_json(p_payload)
+    AND os_core.is_payload(p_payload)
     AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
     AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
     AND os_core.is_portable_time(p_created_at);

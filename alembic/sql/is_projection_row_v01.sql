@@ -1,7 +1,6 @@
--- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (SPEC.md section 2).
+-- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (SPEC.md section 2). Its ids are those
+-- of the ledger row that its foreign key names.
 CREATE OR REPLACE FUNCTION os_core.is_projection_row(
-  p_tenant_id text,
-  p_work_order_id text,
   p_turn_id bigint,
   p_work_order_status text,
   p_last_seq bigint,
@@ -15,9 +14,7 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  RETURN os_core.is_identifier(p_tenant_id, 64)
-    AND os_core.is_identifier(p_work_order_id, 128)
-    AND p_turn_id >= 1
+  RETURN p_turn_id >= 1
     AND os_core.is_work_order_status(p_work_order_status)
     AND p_last_seq >= 1
     AND p_last_reason_code BETWEEN 1 AND 4294967295

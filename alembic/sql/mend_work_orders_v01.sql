@@ -59,6 +59,11 @@ BEGIN
           RAISE;
         END IF;
         _ids := _ids || _holders;
+      WHEN serialization_failure THEN
+        -- Another rebuild has just put a missing row back: lock it and compare again, unless the snapshot is frozen.
+        IF pg_catalog.current_setting('transaction_isolation') <> 'read committed' THEN
+          RAISE;
+        END IF;
     END;
   END LOOP;
 

@@ -16,6 +16,19 @@ DECLARE
   _message text;
   _facts jsonb := pg_catalog.jsonb_build_object('work_order_id', p_event.work_order_id, 'event_index', p_event_index);
 BEGIN
+  -- What looks like an order that does not exist may be one whose projection row is lost.
+  IF p_state.last_seq IS NULL
+    AND EXISTS (
+      SELECT FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_event.tenant_id AND ledger.work_order_id = p_event.work_order_id
+    )
+    AND NOT EXISTS (
+      SELECT FROM os_core.work_orders_current AS current
+      WHERE current.tenant_id = p_event.tenant_id AND current.work_order_id = p_event.work_order_id
+    )
+  THEN
+    PERFORM os_core.refuse_damaged(p_event.work_order_id);
+  END IF;
   CASE p_sqlstate
     WHEN 'SL004' THEN
       _message := CASE

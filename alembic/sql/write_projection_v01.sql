@@ -26,42 +26,35 @@ BEGIN
     BEGIN
       UPDATE os_core.work_orders_current AS current
       SET
-        correlation_id = (next.state).correlation_id,
-        turn_id = (next.state).turn_id,
-        work_order_status = (next.state).work_order_status,
-        last_event_id = (next.state).last_event_id,
-        last_seq = (next.state).last_seq,
-        last_reason_code = (next.state).last_reason_code,
-        last_updated_at = (next.state).last_updated_at,
-        created_at = (next.state).created_at,
-        requester_user_id = (next.state).requester_user_id,
-        step_id = (next.state).step_id,
-        step_input_hash = (next.state).step_input_hash,
-        lease_owner_id = (next.state).lease_owner_id,
-        lease_token_hash = (next.state).lease_token_hash,
-        lease_expires_at = (next.state).lease_expires_at,
-        fields_json = (next.state).fields_json,
-        asked_fields_json = (next.state).asked_fields_json,
-        resolved_fields_json = (next.state).resolved_fields_json,
-        conflicts_json = (next.state).conflicts_json,
-        prompt_dedupe_keys_json = (next.state).prompt_dedupe_keys_json,
-        external_approval_pending = (next.state).external_approval_pending,
-        external_approval_request_id = (next.state).external_approval_request_id,
-        external_approval_target_user_id = (next.state).external_approval_target_user_id,
-        external_approval_expires_at = (next.state).external_approval_expires_at,
-        external_approval_notices = (next.state).external_approval_notices,
-        last_state_change_seq = (next.state).last_state_change_seq
-      FROM (
-        SELECT
-          p_states[slot.slot] AS state,
-          p_last_seqs[slot.slot] AS last_seq
-        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
-        WHERE p_last_seqs[slot.slot] IS NOT NULL
-        OFFSET 0
-      ) AS next
-      WHERE current.tenant_id = (next.state).tenant_id
-        AND current.work_order_id = (next.state).work_order_id
-        AND current.last_seq = next.last_seq;
+        correlation_id = next.correlation_id,
+        turn_id = next.turn_id,
+        work_order_status = next.work_order_status,
+        last_event_id = next.last_event_id,
+        last_seq = next.last_seq,
+        last_reason_code = next.last_reason_code,
+        last_updated_at = next.last_updated_at,
+        created_at = next.created_at,
+        requester_user_id = next.requester_user_id,
+        step_id = next.step_id,
+        step_input_hash = next.step_input_hash,
+        lease_owner_id = next.lease_owner_id,
+        lease_token_hash = next.lease_token_hash,
+        lease_expires_at = next.lease_expires_at,
+        fields_json = next.fields_json,
+        asked_fields_json = next.asked_fields_json,
+        resolved_fields_json = next.resolved_fields_json,
+        conflicts_json = next.conflicts_json,
+        prompt_dedupe_keys_json = next.prompt_dedupe_keys_json,
+        external_approval_pending = next.external_approval_pending,
+        external_approval_request_id = next.external_approval_request_id,
+        external_approval_target_user_id = next.external_approval_target_user_id,
+        external_approval_expires_at = next.external_approval_expires_at,
+        external_approval_notices = next.external_approval_notices,
+        last_state_change_seq = next.last_state_change_seq
+      FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+      WHERE current.tenant_id = next.tenant_id
+        AND current.work_order_id = next.work_order_id
+        AND current.last_seq = p_last_seqs[next.ordinality];
       GET DIAGNOSTICS _updated = ROW_COUNT;
 
       INSERT INTO os_core.work_orders_current

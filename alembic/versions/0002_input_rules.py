@@ -18,7 +18,8 @@ def upgrade() -> None:
     op.execute(sql("refuse", version=1))
     op.execute(sql("is_identifier", version=1))
     op.execute(sql("is_label", version=1))
-    op.execute(sql("is_portable_json", version=1))
+    op.execute(sql("is_uuid", version=1))
+    op.execute(sql("is_payload", version=1))
     op.execute(sql("is_portable_time", version=1))
     op.execute(sql("parse_rfc3339", version=1))
     op.execute(sql("json_time", version=1))
@@ -33,7 +34,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.exceeded_bound(jsonb, jsonb, jsonb, jsonb, jsonb)")
-    op.execute("DROP FUNCTION os_core.is_projection_row(text, text, bigint, text, bigint, bigint, smallint)")
+    op.execute("DROP FUNCTION os_core.is_projection_row(bigint, text, bigint, bigint, smallint)")
     op.execute(
         "DROP FUNCTION os_core.is_event_row("
         "text, text, bigint, bigint, text, text, bigint, text, text, text, text, timestamptz, jsonb, text, "
@@ -46,7 +47,8 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.json_time(timestamptz)")
     op.execute("DROP FUNCTION os_core.parse_rfc3339(text)")
     op.execute("DROP FUNCTION os_core.is_portable_time(timestamptz)")
-    op.execute("DROP FUNCTION os_core.is_portable_json(jsonb)")
+    op.execute("DROP FUNCTION os_core.is_payload(jsonb)")
+    op.execute("DROP FUNCTION os_core.is_uuid(text)")
     op.execute("DROP FUNCTION os_core.is_label(text, integer)")
     op.execute("DROP FUNCTION os_core.is_identifier(text, integer)")
     op.execute("DROP FUNCTION os_core.refuse(text, text, jsonb)")

@@ -15,7 +15,7 @@ depends_on = None
 
 TABLE = "work_orders_current"
 CONTRACT = """os_core.is_projection_row(
-    tenant_id, work_order_id, turn_id, work_order_status, last_seq, last_reason_code,
+    turn_id, work_order_status, last_seq, last_reason_code,
     external_approval_notices)"""
 BOUNDS = """os_core.exceeded_bound(
     fields_json, asked_fields_json, resolved_fields_json, conflicts_json, prompt_dedupe_keys_json) IS NULL"""

@@ -44,10 +44,7 @@ def downgrade() -> None:
         "text, integer, os_core.work_order_ledger, os_core.work_orders_current, bigint)"
     )
     op.execute("DROP FUNCTION os_core.same_content(os_core.work_order_ledger, os_core.work_order_ledger)")
-    op.execute(
-        "DROP FUNCTION os_core.transition_refusal("
-        "os_core.work_orders_current, os_core.work_order_ledger, bigint, text)"
-    )
+    op.execute("DROP FUNCTION os_core.transition_refusal(bigint, text, text, text, text, bigint, text)")
     op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer)")
     op.execute("DROP FUNCTION os_core.event_violation(jsonb)")
     op.execute("DROP FUNCTION os_core.payload_violation(text, jsonb)")

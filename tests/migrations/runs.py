@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -113,24 +113,28 @@ def statements_in(message: str) -> list[str]:
     return [line for line in message.splitlines() if line.endswith(";")]
 
 
+def admin(database: Database) -> sa.Connection:
+    """Connect as the superuser, in autocommit, and keep no connection when that one is closed."""
+    return database.engine("admin", isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect()
+
+
 def run_all(database: Database, statements: list[str]) -> None:
     """Run statements as the superuser, one by one."""
-    engine = database.engine("admin", isolation_level="AUTOCOMMIT")
     # Past SQLAlchemy, to which a % in a statement is the start of a parameter.
-    with engine.connect() as conn, conn.connection.cursor() as cursor:
+    with admin(database) as conn, closing(conn.connection.cursor()) as cursor:
         for statement in statements:
             cursor.execute(statement)
 
 
 def catalogue_of(database: Database) -> str:
     """Describe what a database holds."""
-    with database.engine("admin").connect() as conn:
+    with database.engine("admin", poolclass=sa.NullPool).connect() as conn:
         return catalogue(conn)
 
 
 def stands_at(database: Database) -> str:
     """Return the revision in a database's version table; base for none, and nothing for no table."""
-    with database.engine("admin").connect() as conn:
+    with admin(database) as conn:
         if conn.scalar(sa.text("SELECT to_regclass('os_core.alembic_version')")) is None:
             return "nothing"
         revision: str | None = conn.scalar(sa.text("SELECT version_num FROM os_core.alembic_version"))
@@ -140,7 +144,7 @@ def stands_at(database: Database) -> str:
 @contextmanager
 def held(database: Database, *statements: str) -> Iterator[sa.Connection]:
     """Run statements in a transaction that stays open until the block ends, and keeps its locks."""
-    with database.engine("admin").connect() as conn:
+    with database.engine("admin", poolclass=sa.NullPool).connect() as conn:
         for statement in statements:
             conn.exec_driver_sql(statement)
         yield conn
@@ -152,27 +156,26 @@ VERSION_HELD = "LOCK TABLE os_core.alembic_version IN EXCLUSIVE MODE"
 
 _MIGRATING = sa.text(
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-    " AND database = (SELECT oid FROM pg_database WHERE datname = :database)"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND (classid::bigint << 32 | objid::bigint) = :key AND (NOT :stopped OR pg_blocking_pids(pid) <> '{}')"
 )
 
 
-def migrating_pid(database: Database, *, stopped: bool) -> int | None:
+def migrating_pid(conn: sa.Connection, *, stopped: bool = False) -> int | None:
     """Return the backend that holds the migration lock; with `stopped` only if it waits for another lock."""
-    parameters = {"database": database.name, "key": LOCK_KEY, "stopped": stopped}
-    with database.engine("admin").connect() as conn:
-        pid: int | None = conn.scalar(_MIGRATING, parameters)
-        return pid
+    pid: int | None = conn.scalar(_MIGRATING, {"key": LOCK_KEY, "stopped": stopped})
+    return pid
 
 
 def wait_until_stopped(database: Database) -> int:
     """Wait until the migration of a database waits for a lock that the test holds, and return its backend."""
-    found = wait_until(lambda: migrating_pid(database, stopped=True), "the migration waits for a lock")
-    assert found is not None
-    return found
+    with admin(database) as conn:
+        pid = wait_until(lambda: migrating_pid(conn, stopped=True), "the migration waits for a lock")
+    assert pid is not None
+    return pid
 
 
 def wait_until_dead(database: Database, pid: int) -> None:
     """Wait until a backend has ended."""
-    with database.engine("admin").connect() as conn:
+    with admin(database) as conn:
         wait_until_gone(conn, pid)

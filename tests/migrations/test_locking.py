@@ -13,6 +13,7 @@ from selene_core.migrations import LOCK_KEY, MigrationLocked, MigrationRefused, 
 from tests.migrations.runs import (
     PATIENT,
     VERSION_HELD,
+    admin,
     alembic,
     alembic_started,
     catalogue_of,
@@ -54,10 +55,10 @@ def test_upgrade__second_one_waits(empty_database: Database, catalogue_at: Calla
         pid = wait_until_stopped(empty_database)
         with (
             alembic_started(url, "upgrade", "head", **PATIENT) as second,
-            empty_database.engine("admin", isolation_level="AUTOCOMMIT").connect() as conn,
+            admin(empty_database) as conn,
         ):
             wait_until(lambda: conn.scalar(POLLING, {"other": pid}), "the second one asks for the lock")
-            assert migrating_pid(empty_database, stopped=True) == pid
+            assert migrating_pid(conn, stopped=True) == pid
             assert (first.poll(), second.poll()) == (None, None)
             holder.rollback()
             assert (first.wait(), second.wait()) == (0, 0)
@@ -100,9 +101,10 @@ def test_upgrade__lets_go_of_the_lock(empty_database: Database, monkeypatch: pyt
     monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "1ms")
     with held(empty_database, VERSION_HELD), pytest.raises(sa.exc.OperationalError):
         upgrade(empty_database.admin_url)
-    wait_until(lambda: migrating_pid(empty_database, stopped=False) is None, "the lock is let go of")
-    upgrade(empty_database.admin_url)
-    wait_until(lambda: migrating_pid(empty_database, stopped=False) is None, "the lock is let go of")
+    with admin(empty_database) as conn:
+        wait_until(lambda: migrating_pid(conn) is None, "the lock is let go of after a failure")
+        upgrade(empty_database.admin_url)
+        wait_until(lambda: migrating_pid(conn) is None, "the lock is let go of")
 
 
 @pytest.mark.parametrize("value", ["", "soon", "nan", "inf", "-1", "1e3"])
@@ -128,10 +130,14 @@ def test_upgrade__senseless_lock_timeout_is_refused(
 
 
 def test_script__second_one_refuses(
-    empty_database: Database, catalogue_at: Callable[[str], str], tmp_path: Path
+    empty_database: Database,
+    catalogue_at: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     upgrade(empty_database.admin_url, BEFORE_ISOLATION)
-    text = script(f"{BEFORE_ISOLATION}:head").replace("SET lock_timeout = '3s'", "SET lock_timeout = '60s'")
+    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "60s")
+    text = script(f"{BEFORE_ISOLATION}:head")
     with (
         held(empty_database, VERSION_HELD) as holder,
         psql_started(empty_database, text, tmp_path) as first,
@@ -140,7 +146,7 @@ def test_script__second_one_refuses(
         second = psql(empty_database, text)
         assert second.returncode == 3
         assert "another migration of this database is running" in second.stderr
-        assert migrating_pid(empty_database, stopped=True) == pid
+        assert wait_until_stopped(empty_database) == pid
         assert first.poll() is None
         holder.rollback()
         assert first.wait() == 0
@@ -185,7 +191,7 @@ def test_upgrade__long_reader_in_front_of_an_alter(
     with (
         held(empty_database, read) as long_reader,
         engine.connect() as reader,
-        empty_database.engine("admin", isolation_level="AUTOCOMMIT").connect() as watcher,
+        admin(empty_database) as watcher,
         ThreadPoolExecutor() as pool,
     ):
         pid = backend_pid(reader)
@@ -211,7 +217,7 @@ def test_upgrade__lock_timeout_is_short_by_default(empty_database: Database) -> 
         started = time.monotonic()
         with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
             upgrade(empty_database.admin_url)
-        assert 2.5 < time.monotonic() - started < 6
+        assert 2.5 < time.monotonic() - started < 20
 
 
 def test_upgrade__nothing_to_do_waits_for_no_table(
@@ -233,7 +239,7 @@ def test_upgrade__other_timeouts_do_not_end_it(
     run_all(empty_database, [f"ALTER DATABASE {name} SET {limit} = '600ms'" for limit in limits])
     waited = sa.text("SELECT clock_timestamp() - query_start > '1s' FROM pg_stat_activity WHERE pid = :pid")
     with (
-        empty_database.engine("admin", isolation_level="AUTOCOMMIT").connect() as conn,
+        admin(empty_database) as conn,
         held(
             empty_database, "SET statement_timeout = 0", "SET idle_in_transaction_session_timeout = 0"
         ) as holder,

@@ -203,7 +203,7 @@ TAKEN: dict[str, list[Any]] = {
     "reason_code": [1, 2**32 - 1],
     "expected_seq": [0, 2**63 - 1],
     "step_id": ["s", "s" * 96],
-    "step_input_hash": ["h", " h ", "h" * 128, "ä 漢 😀", "sha256:ab/+="],
+    "step_input_hash": ["h", "a b", "h" * 128, "ä 漢 😀", "sha256:ab/+="],
     "idempotency_key": ["k", "a b", "k" * 128, "ä\u00a0漢", "😀" * 128],
     "lease_token": ["t" * 16, "t" * 128, "!~" * 8],
 }
@@ -223,7 +223,7 @@ REFUSED: dict[str, list[Any]] = {
     "reason_code": [None, *NO_INTEGERS, 0, -1, 2**32],
     "expected_seq": [*NO_INTEGERS, -1, 2**63],
     "step_id": [*(value for value in BAD_IDS if value is not None), "s" * 97],
-    "step_input_hash": [*NO_LINES, *BLANKS, "h" * 129],
+    "step_input_hash": [*NO_LINES, *BLANKS, " h", "h ", "h" * 129],
     "idempotency_key": [*NO_LINES, *BLANKS, " k", "k ", "k\u00a0", "k" * 129],
     "lease_token": [
         "",
@@ -431,7 +431,7 @@ BAD_PAYLOADS: dict[str, dict[str, list[Any]]] = {
     "FIELD_SET": {"field_key": [*BAD_KEYS, "a\0", None, 1, ["f"]]},
     "FIELD_PROMPTED": {
         "field_key": [*BAD_KEYS, None],
-        "prompt_dedupe_key": ["", "d" * 129, "\0", "\ud800", None, 1],
+        "prompt_dedupe_key": ["", "d" * 129, " d", "d ", "d\n", "\0", "\ud800", None, 1],
     },
     "FIELD_CONFLICT_DETECTED": {"field_key": [*BAD_KEYS, None], "candidates": [None, {}, "a", 1]},
     "FIELD_CONFLICT_RESOLVED": {"field_key": [*BAD_KEYS, None]},

@@ -1,0 +1,48 @@
+"""How much each benchmark does: enough to be believed, or as little as shows that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Counts; `rounds` are those that count, after `warmup` rounds that do not."""
+
+    warmup: int = 3
+    rounds: int = 24
+    rounds_of_many: int = 20
+    connections: int = 8
+    operations: int = 200
+    operations_of_many: int = 50
+    batch: int = 500
+    imports: int = 3
+    import_orders: int = 10_000
+    grown_orders: int = 20_000
+    growth_orders: int = 20_000
+    rebuilds: int = 3
+    rebuild_orders: int = 30_000
+    few_orders: int = 3_000
+    use_helpdesk: bool = True
+
+
+FULL: Final = Scale()
+LONG: Final = Scale(growth_orders=100_000)
+TINY: Final = Scale(
+    warmup=1,
+    rounds=2,
+    rounds_of_many=2,
+    connections=2,
+    operations=3,
+    operations_of_many=3,
+    batch=4,
+    imports=1,
+    import_orders=4,
+    grown_orders=4,
+    growth_orders=40,
+    rebuilds=1,
+    rebuild_orders=12,
+    few_orders=4,
+    use_helpdesk=False,
+)

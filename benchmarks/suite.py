@@ -1,0 +1,30 @@
+"""The benchmarks by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import appends, batches, imports, reads, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmarks.databases import Databases
+    from benchmarks.report import Result
+    from benchmarks.scale import Scale
+
+SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
+    "append-1": appends.append_1,
+    "append-8": appends.append_8,
+    "scope-1": appends.scope_1,
+    "scope-8": appends.scope_8,
+    "naive-1": appends.naive_1,
+    "naive-8": appends.naive_8,
+    "batch-new": batches.batch_new,
+    "batch-old": batches.batch_old,
+    "import": imports.first_import,
+    "growth": imports.growth,
+    "rebuild": replay.rebuild,
+    "memory": replay.memory,
+    "get": reads.get,
+}

@@ -1,0 +1,273 @@
+"""What holds for every table and function of ours, those to come included: a rule asks for what breaks it.
+
+The tables are found in pg_class: nobody has to remember to add a new one to a list. Only what is public, and
+the exceptions with their reasons, are lists.
+"""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+PUBLIC_FUNCTIONS = (
+    "os_core.append_work_order_events(text,jsonb)",
+    "os_core.rebuild_work_order(text,text)",
+    "os_core.rebuild_work_orders(text,text,integer)",
+    "os_core.require_tenant(text)",
+    "os_core.verify_work_orders(text,text)",
+    "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
+)
+"""What selene_app may execute: nothing else, and nobody else anything."""
+
+UNPINNED_FUNCTIONS = {
+    # A SET clause costs more than these do. They qualify what they name, or are only called from functions
+    # and CHECKs that run under a pinned path.
+    "apply_work_order_event": "the fold: a third of its speed",
+    "is_event_type": "called for every row",
+    "is_field_key": "called for every row",
+    "is_identifier": "called for every id of every row",
+    "is_label": "called for every key of every row",
+    "is_uuid": "called for every event",
+    "is_work_order_status": "called for every row",
+    "fold_work_order": "an aggregate cannot have a SET clause",
+}
+
+_ROLES = ("selene_owner", "selene_app", "selene_readonly")
+_TENANT = "NULLIF(current_setting('selene.tenant_id'::text, true), ''::text)"
+_USING = f"(tenant_id = {_TENANT})"
+_WITH_CHECK = f"(tenant_id = COALESCE({_TENANT}, os_core.no_tenant()))"
+
+
+def _listed(values: tuple[str, ...] | Mapping[str, str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+_OURS = "('os_core'::regnamespace, 'conversation'::regnamespace)"
+# Partitions and partitioned tables too: row-level security is each one's own.
+_TABLES = f"""
+    (SELECT c.*, c.oid::regclass::text AS name FROM pg_class AS c
+     WHERE c.relnamespace IN {_OURS} AND c.relkind IN ('r', 'p')
+       AND c.oid IS DISTINCT FROM to_regclass('os_core.alembic_version'))
+"""
+_RELATIONS = f"""
+    (SELECT c.*, c.oid::regclass::text AS name FROM pg_class AS c
+     WHERE c.relnamespace IN {_OURS} AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
+"""
+_FUNCTIONS = f"""
+    (SELECT p.*, p.oid::regprocedure::text AS signature FROM pg_proc AS p WHERE p.pronamespace IN {_OURS})
+"""
+_MAINTAIN = "CASE WHEN current_setting('server_version_num')::integer >= 170000 THEN 'MAINTAIN' END"
+
+RULES = {
+    "tables: row-level security is enabled and forced": f"""
+        SELECT name || ' has no forced row-level security' FROM {_TABLES} AS t
+        WHERE NOT (t.relrowsecurity AND t.relforcerowsecurity)
+    """,
+    "tables: a permissive and a restrictive policy hold everyone to the tenant": f"""
+        SELECT t.name || ' has no ' || wanted.kind || ' policy for all on its tenant_id'
+        FROM {_TABLES} AS t
+        CROSS JOIN (VALUES (TRUE, 'permissive'), (FALSE, 'restrictive')) AS wanted (permissive, kind)
+        WHERE NOT EXISTS (
+          SELECT FROM pg_policy AS p
+          WHERE p.polrelid = t.oid AND p.polpermissive = wanted.permissive
+            AND p.polcmd = '*' AND p.polroles = ARRAY[0::oid]
+            AND pg_get_expr(p.polqual, p.polrelid) = $${_USING}$$
+            AND pg_get_expr(p.polwithcheck, p.polrelid) = $${_WITH_CHECK}$$
+        )
+    """,
+    "tables: tenant_id is there and never null": f"""
+        SELECT t.name || ' has no tenant_id NOT NULL' FROM {_TABLES} AS t
+        WHERE NOT EXISTS (
+          SELECT FROM pg_attribute AS a
+          WHERE a.attrelid = t.oid AND a.attname = 'tenant_id' AND a.attnotnull AND NOT a.attisdropped
+        )
+    """,
+    "tables: a unique index led by tenant_id could be the primary key": f"""
+        SELECT t.name || ' has no unique index led by tenant_id over columns that are never null'
+        FROM {_TABLES} AS t
+        WHERE NOT EXISTS (
+          SELECT FROM pg_index AS i
+          WHERE i.indrelid = t.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
+            AND i.indpred IS NULL AND i.indexprs IS NULL
+            AND (SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = t.oid AND a.attnum = i.indkey[0])
+              = 'tenant_id'
+            AND NOT EXISTS (
+              SELECT FROM generate_series(0, i.indnkeyatts - 1) AS k (n)
+              JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = i.indkey[k.n]
+              WHERE NOT a.attnotnull
+            )
+        )
+    """,
+    "tables: foreign keys stay within the tenant, and neither cascade nor defer": f"""
+        SELECT conrelid::regclass || '.' || conname || ' ' || problem
+        FROM pg_constraint AS f
+        CROSS JOIN LATERAL (VALUES
+          (confdeltype NOT IN ('a', 'r') OR confupdtype NOT IN ('a', 'r'), 'cascades'),
+          (condeferrable, 'is deferrable'),
+          (NOT convalidated, 'is not validated'),
+          ('tenant_id' <> ANY(ARRAY[
+            (SELECT attname FROM pg_attribute WHERE attrelid = conrelid AND attnum = conkey[1]),
+            (SELECT attname FROM pg_attribute WHERE attrelid = confrelid AND attnum = confkey[1])
+          ]), 'is not led by tenant_id')
+        ) AS found (broken, problem)
+        WHERE contype = 'f' AND connamespace IN {_OURS} AND broken
+    """,
+    "ledgers: triggers refuse every change, in replica mode too": f"""
+        SELECT t.name || ' lacks the append-only ' || wanted.kind || ' trigger'
+        FROM {_TABLES} AS t
+        CROSS JOIN (VALUES (1, 8 | 16, 'row'), (0, 8 | 16 | 32, 'statement')) AS wanted (level, events, kind)
+        WHERE t.relname LIKE '%\\_ledger' AND NOT EXISTS (
+          SELECT FROM pg_trigger AS g
+          WHERE g.tgrelid = t.oid AND g.tgenabled = 'A' AND g.tgfoid = 'os_core.reject_mutation'::regproc
+            AND g.tgtype & 1 = wanted.level AND g.tgtype & 2 = 2 AND g.tgtype & wanted.events = wanted.events
+            AND g.tgqual IS NULL AND g.tgattr::text = ''
+        )
+    """,
+    "tables: text is collated C": f"""
+        SELECT t.name || '.' || a.attname || ' is not collated "C"'
+        FROM {_TABLES} AS t JOIN pg_attribute AS a ON a.attrelid = t.oid AND NOT a.attisdropped
+        WHERE a.attnum > 0 AND a.attcollation <> 0 AND a.attcollation <> 'pg_catalog."C"'::regcollation
+    """,
+    "tables: none is unlogged, none is rewritten by rules, and no view stands beside them": f"""
+        SELECT name || ' is unlogged' FROM {_TABLES} AS t WHERE t.relpersistence <> 'p'
+        UNION ALL
+        SELECT t.name || ' has rule ' || r.rulename
+        FROM {_TABLES} AS t JOIN pg_rewrite AS r ON r.ev_class = t.oid
+        UNION ALL
+        SELECT name || ' is neither table nor index nor sequence' FROM {_RELATIONS} AS t
+        WHERE t.relkind NOT IN ('r', 'p')
+    """,
+    "sequences: bigint, cache 1, never around": f"""
+        SELECT c.oid::regclass || ' is not a bigint sequence with CACHE 1 that ends'
+        FROM pg_class AS c JOIN pg_sequence AS s ON s.seqrelid = c.oid
+        WHERE c.relnamespace IN {_OURS} AND (s.seqcache <> 1 OR s.seqcycle OR s.seqtypid <> 'bigint'::regtype)
+    """,
+    "owner: selene_owner owns everything": f"""
+        SELECT kind || ' ' || name || ' belongs to ' || pg_get_userbyid(owner)
+        FROM (
+          SELECT 'schema', nspname::text, nspowner FROM pg_namespace WHERE oid IN {_OURS}
+          UNION ALL
+          SELECT 'relation', oid::regclass::text, relowner FROM pg_class WHERE relnamespace IN {_OURS}
+          UNION ALL SELECT 'function', signature, proowner FROM {_FUNCTIONS} AS f
+          UNION ALL
+          SELECT 'type', oid::regtype::text, typowner FROM pg_type WHERE typnamespace IN {_OURS}
+        ) AS thing (kind, name, owner)
+        WHERE pg_get_userbyid(owner) <> 'selene_owner'
+    """,
+    "privileges: the roles read tables, and nothing else": f"""
+        SELECT role || ' has ' || privilege || ' on ' || name
+        FROM {_RELATIONS} AS t
+        CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
+        CROSS JOIN unnest(ARRAY[
+          'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER', {_MAINTAIN}
+        ]) AS privilege
+        WHERE has_table_privilege(role, t.oid, privilege)
+          OR (privilege IN ('INSERT', 'UPDATE', 'REFERENCES')
+            AND has_any_column_privilege(role, t.oid, privilege))
+        UNION ALL
+        SELECT role || ' has ' || privilege || ' on ' || c.oid::regclass
+        FROM pg_class AS c
+        CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
+        CROSS JOIN unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS privilege
+        WHERE c.relnamespace IN {_OURS} AND c.relkind = 'S' AND has_sequence_privilege(role, c.oid, privilege)
+        UNION ALL
+        SELECT role || ' may create in schema ' || nspname
+        FROM pg_namespace AS n CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
+        WHERE n.oid IN {_OURS} AND has_schema_privilege(role, n.oid, 'CREATE')
+        UNION ALL
+        SELECT role || ' may read ' || c.oid::regclass
+        FROM pg_class AS c CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
+        WHERE c.oid = to_regclass('os_core.alembic_version')
+          AND has_any_column_privilege(role, c.oid, 'SELECT')
+    """,
+    "privileges: nobody else has any, PUBLIC least of all, and nobody can pass them on": f"""
+        SELECT CASE WHEN item.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(item.grantee) END
+          || ' has ' || item.privilege_type
+          || CASE WHEN item.is_grantable THEN ' with grant option' ELSE '' END || ' on ' || thing.name
+        FROM (
+          SELECT nspname::text, nspowner, coalesce(nspacl, acldefault('n', nspowner))
+          FROM pg_namespace WHERE oid IN {_OURS}
+          UNION ALL
+          SELECT oid::regclass::text, relowner,
+            coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))
+          FROM pg_class WHERE relnamespace IN {_OURS} AND relkind NOT IN ('i', 'I', 'c')
+          UNION ALL
+          SELECT c.oid::regclass || '.' || a.attname, c.relowner, a.attacl
+          FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+          WHERE c.relnamespace IN {_OURS} AND a.attacl IS NOT NULL
+          UNION ALL
+          SELECT signature, proowner, coalesce(proacl, acldefault('f', proowner)) FROM {_FUNCTIONS} AS f
+          UNION ALL
+          SELECT 'what ' || pg_get_userbyid(defaclrole) || ' will make', defaclrole, defaclacl
+          FROM pg_default_acl
+          WHERE pg_get_userbyid(defaclrole) = 'selene_owner' OR defaclnamespace IN {_OURS}
+        ) AS thing (name, owner, acl)
+        CROSS JOIN LATERAL aclexplode(thing.acl) AS item
+        WHERE item.grantee <> thing.owner
+          AND (item.grantee = 0 OR item.is_grantable
+            OR pg_get_userbyid(item.grantee) NOT IN ('selene_app', 'selene_readonly'))
+    """,
+    "privileges: what the owner will make is nobody's either": """
+        SELECT 'PUBLIC may execute what selene_owner will make'
+        WHERE NOT EXISTS (
+          SELECT FROM pg_default_acl
+          WHERE pg_get_userbyid(defaclrole) = 'selene_owner' AND defaclnamespace = 0 AND defaclobjtype = 'f'
+        )
+    """,
+    "functions: selene_app executes the public ones, selene_readonly none": f"""
+        SELECT 'selene_app may execute ' || signature FROM {_FUNCTIONS} AS f
+        WHERE has_function_privilege('selene_app', f.oid, 'EXECUTE')
+          AND signature NOT IN ({_listed(PUBLIC_FUNCTIONS)})
+        UNION ALL
+        SELECT 'selene_app may not execute ' || wanted.signature
+        FROM unnest(ARRAY[{_listed(PUBLIC_FUNCTIONS)}]) AS wanted (signature)
+        WHERE NOT coalesce(
+          has_function_privilege('selene_app', to_regprocedure(wanted.signature), 'EXECUTE'), FALSE
+        )
+        UNION ALL
+        SELECT 'selene_readonly may execute ' || signature FROM {_FUNCTIONS} AS f
+        WHERE has_function_privilege('selene_readonly', f.oid, 'EXECUTE')
+    """,
+    "functions: the public ones run as the owner, the others as who calls them": f"""
+        SELECT signature || CASE WHEN f.prosecdef THEN ' is' ELSE ' is not' END || ' SECURITY DEFINER'
+        FROM {_FUNCTIONS} AS f
+        WHERE f.prosecdef <> (signature IN ({_listed(PUBLIC_FUNCTIONS)}))
+    """,
+    "functions: the search path is pinned": f"""
+        SELECT signature || ' has no search_path of its own' FROM {_FUNCTIONS} AS f
+        WHERE f.proname NOT IN ({_listed(UNPINNED_FUNCTIONS)})
+          AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(f.proconfig), FALSE)
+    """,
+    "functions: none is leakproof, and none that reads the setting is immutable": f"""
+        SELECT signature || ' is leakproof' FROM {_FUNCTIONS} AS f WHERE f.proleakproof
+        UNION ALL
+        SELECT signature || ' reads a setting and is IMMUTABLE' FROM {_FUNCTIONS} AS f
+        WHERE f.provolatile = 'i' AND f.prosrc LIKE '%current_setting%'
+    """,
+    "roles: without login or any power, and none becomes the owner": f"""
+        SELECT name || ' ' || problem
+        FROM unnest(ARRAY[{_listed(_ROLES)}]) AS name
+        LEFT JOIN pg_roles AS r ON r.rolname = name
+        CROSS JOIN LATERAL (VALUES
+          (r.oid IS NULL, 'is missing'),
+          (r.rolcanlogin, 'can log in'),
+          (r.rolsuper, 'is a superuser'),
+          (r.rolbypassrls, 'bypasses row-level security'),
+          (r.rolcreaterole, 'may create roles'),
+          (r.rolcreatedb, 'may create databases'),
+          (r.rolreplication, 'may replicate')
+        ) AS found (broken, problem)
+        WHERE broken
+        UNION ALL
+        SELECT member.rolname || ' is a member of ' || role.rolname
+        FROM pg_auth_members AS m
+        JOIN pg_roles AS member ON member.oid = m.member
+        JOIN pg_roles AS role ON role.oid = m.roleid
+        WHERE member.rolname IN ({_listed(_ROLES)})
+    """,
+}
+
+
+def violations(conn: sa.Connection, rule: str) -> list[str]:
+    """Ask the database what breaks a rule; nothing when all is well."""
+    conn.exec_driver_sql("SET LOCAL search_path = pg_catalog")
+    return sorted(conn.scalars(sa.text(RULES[rule])))

@@ -1,0 +1,325 @@
+"""The schema as a whole: the golden catalogue, and rules for all tables and functions (SPEC.md 2, 10, 11)."""
+
+import difflib
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from tests.catalogue import GOLDEN, catalogue
+from tests.catalogue_rules import RULES, UNPINNED_FUNCTIONS, violations
+from tests.servers import Server
+
+NEW_TABLE = (
+    'CREATE TABLE os_core.new (tenant_id text COLLATE "C" NOT NULL, note_id text COLLATE "C" NOT NULL)'
+)
+LEDGER = "os_core.work_order_ledger"
+CURRENT = "os_core.work_orders_current"
+EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
+USING = "tenant_id = NULLIF(current_setting('selene.tenant_id', TRUE), '')"
+
+# A rule, by its first words, what breaks it, and what must be said of that.
+BREACHES = [
+    ("tables: row-level", NEW_TABLE, "os_core.new has no forced row-level security"),
+    ("tables: row-level", "CREATE TABLE conversation.new (x int)", "conversation.new has no forced"),
+    ("tables: row-level", f"ALTER TABLE {LEDGER} NO FORCE ROW LEVEL SECURITY", "has no forced"),
+    ("tables: row-level", f"ALTER TABLE {CURRENT} DISABLE ROW LEVEL SECURITY", "has no forced"),
+    (
+        "tables: row-level",
+        "CREATE TABLE os_core.new (x int) PARTITION BY LIST (x);"
+        "ALTER TABLE os_core.new ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        "CREATE TABLE os_core.part PARTITION OF os_core.new DEFAULT",
+        "os_core.part has no forced",
+    ),
+    ("tables: a permissive", NEW_TABLE, "os_core.new has no permissive"),
+    ("tables: a permissive", f"DROP POLICY tenant_confine ON {LEDGER}", "has no restrictive"),
+    ("tables: a permissive", f"DROP POLICY tenant_admit ON {CURRENT}", "has no permissive"),
+    ("tables: a permissive", f"ALTER POLICY tenant_confine ON {LEDGER} USING (TRUE)", "has no restrictive"),
+    ("tables: a permissive", f"ALTER POLICY tenant_confine ON {LEDGER} WITH CHECK ({USING})", "restrictive"),
+    ("tables: a permissive", f"ALTER POLICY tenant_confine ON {LEDGER} TO selene_app", "has no restrictive"),
+    (
+        "tables: a permissive",
+        f"DROP POLICY tenant_confine ON {LEDGER};"
+        f"CREATE POLICY tenant_confine ON {LEDGER} AS RESTRICTIVE FOR SELECT USING ({USING})",
+        "has no restrictive",
+    ),
+    ("tables: tenant_id", "CREATE TABLE os_core.new (x int)", "os_core.new has no tenant_id"),
+    ("tables: tenant_id", "CREATE TABLE os_core.new (tenant_id text)", "os_core.new has no tenant_id"),
+    ("tables: a unique", NEW_TABLE, "os_core.new has no unique index"),
+    (
+        "tables: a unique",
+        NEW_TABLE.replace("note_id", "PRIMARY KEY (note_id, tenant_id), note_id"),
+        "os_core.new",
+    ),
+    (
+        "tables: a unique",
+        f"{NEW_TABLE}; CREATE UNIQUE INDEX ON os_core.new (tenant_id, note_id) WHERE note_id > 'a'",
+        "os_core.new has no",
+    ),
+    (
+        "tables: a unique",
+        "CREATE TABLE os_core.new (tenant_id text NOT NULL, x int, UNIQUE (tenant_id, x))",
+        "os_core.new has no",
+    ),
+    (
+        "tables: foreign",
+        f"{NEW_TABLE}; ALTER TABLE os_core.new ADD FOREIGN KEY (note_id)"
+        f" REFERENCES {CURRENT} (work_order_id)",
+        "is not led by tenant_id",
+    ),
+    (
+        "tables: foreign",
+        f"{NEW_TABLE}; ALTER TABLE os_core.new ADD FOREIGN KEY (tenant_id, note_id)"
+        f" REFERENCES {CURRENT} (tenant_id, work_order_id) ON DELETE CASCADE",
+        "cascades",
+    ),
+    (
+        "tables: foreign",
+        f"{NEW_TABLE}; ALTER TABLE os_core.new ADD FOREIGN KEY (tenant_id, note_id)"
+        f" REFERENCES {CURRENT} (tenant_id, work_order_id) ON UPDATE SET NULL",
+        "cascades",
+    ),
+    (
+        "tables: foreign",
+        f"ALTER TABLE {CURRENT} ALTER CONSTRAINT fk_work_orders_current_last_event DEFERRABLE",
+        "is deferrable",
+    ),
+    ("ledgers:", "CREATE TABLE conversation.new_ledger (x int)", "new_ledger lacks the append-only row"),
+    ("ledgers:", f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row", "lacks the append-only row"),
+    ("ledgers:", f"ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement", "append-only statement"),
+    (
+        "ledgers:",
+        f"CREATE OR REPLACE TRIGGER reject_mutation_statement BEFORE UPDATE OR DELETE ON {LEDGER}"
+        " FOR EACH STATEMENT EXECUTE FUNCTION os_core.reject_mutation();"
+        f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_statement",
+        "append-only statement",
+    ),
+    (
+        "ledgers:",
+        f"CREATE OR REPLACE TRIGGER reject_mutation_row BEFORE UPDATE OF payload OR DELETE ON {LEDGER}"
+        " FOR EACH ROW EXECUTE FUNCTION os_core.reject_mutation();"
+        f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_row",
+        "append-only row",
+    ),
+    (
+        "ledgers:",
+        f"CREATE OR REPLACE TRIGGER reject_mutation_row BEFORE UPDATE OR DELETE ON {LEDGER}"
+        " FOR EACH ROW WHEN (OLD.turn_id > 1) EXECUTE FUNCTION os_core.reject_mutation();"
+        f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_row",
+        "append-only row",
+    ),
+    ("tables: text", "CREATE TABLE os_core.new (note_id text)", 'os_core.new.note_id is not collated "C"'),
+    ("tables: none", "CREATE UNLOGGED TABLE os_core.new (x int)", "os_core.new is unlogged"),
+    ("tables: none", f"CREATE RULE quiet AS ON INSERT TO {LEDGER} DO INSTEAD NOTHING", "has rule quiet"),
+    (
+        "tables: none",
+        f"CREATE VIEW os_core.all_events AS SELECT * FROM {LEDGER}",
+        "os_core.all_events is nei",
+    ),
+    ("sequences:", "CREATE SEQUENCE os_core.new CACHE 20", "os_core.new is not a bigint sequence"),
+    ("sequences:", "CREATE SEQUENCE os_core.new AS integer", "os_core.new is not a bigint sequence"),
+    ("sequences:", "CREATE SEQUENCE os_core.new CYCLE", "os_core.new is not a bigint sequence"),
+    ("owner:", NEW_TABLE, "relation os_core.new belongs to"),
+    (
+        "owner:",
+        "CREATE FUNCTION os_core.new() RETURNS int LANGUAGE sql RETURN 1",
+        "function os_core.new() belongs",
+    ),
+    ("owner:", "CREATE TYPE conversation.mood AS ENUM ('good')", "type conversation.mood belongs to"),
+    ("owner:", "ALTER SCHEMA conversation OWNER TO CURRENT_USER", "schema conversation belongs to"),
+    ("privileges: the roles", f"GRANT INSERT ON {LEDGER} TO selene_app", "selene_app has INSERT on"),
+    (
+        "privileges: the roles",
+        f"GRANT UPDATE (payload) ON {LEDGER} TO selene_app",
+        "selene_app has UPDATE on",
+    ),
+    (
+        "privileges: the roles",
+        f"GRANT TRUNCATE ON {CURRENT} TO selene_readonly",
+        "selene_readonly has TRUNCATE",
+    ),
+    ("privileges: the roles", f"GRANT TRIGGER ON {CURRENT} TO PUBLIC", "selene_app has TRIGGER on"),
+    ("privileges: the roles", f"GRANT REFERENCES ON {CURRENT} TO selene_app", "selene_app has REFERENCES on"),
+    (
+        "privileges: the roles",
+        "GRANT CREATE ON SCHEMA conversation TO selene_app",
+        "selene_app may create in",
+    ),
+    ("privileges: the roles", "GRANT SELECT ON os_core.alembic_version TO selene_app", "selene_app may read"),
+    (
+        "privileges: the roles",
+        f"GRANT USAGE ON SEQUENCE {EVENT_IDS} TO selene_app",
+        "selene_app has USAGE on",
+    ),
+    ("privileges: nobody", f"GRANT SELECT ON {LEDGER} TO PUBLIC", "PUBLIC has SELECT on os_core"),
+    ("privileges: nobody", "GRANT USAGE ON SCHEMA os_core TO PUBLIC", "PUBLIC has USAGE on os_core"),
+    ("privileges: nobody", f"GRANT SELECT (payload) ON {LEDGER} TO PUBLIC", "PUBLIC has SELECT on os_core"),
+    ("privileges: nobody", f"GRANT SELECT ON {LEDGER} TO selene_app WITH GRANT OPTION", "with grant option"),
+    ("privileges: nobody", f"GRANT SELECT ON {LEDGER} TO pg_monitor", "pg_monitor has SELECT on"),
+    (
+        "privileges: nobody",
+        "CREATE FUNCTION os_core.new() RETURNS int LANGUAGE sql RETURN 1",
+        "PUBLIC has EXECUTE on os_core.new()",
+    ),
+    (
+        "privileges: nobody",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE selene_owner"
+        " GRANT INSERT ON TABLES TO selene_app WITH GRANT OPTION",
+        "selene_app has INSERT with grant option on what selene_owner will make",
+    ),
+    (
+        "privileges: what",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE selene_owner GRANT EXECUTE ON FUNCTIONS TO PUBLIC",
+        "PUBLIC may execute what selene_owner will make",
+    ),
+    (
+        "functions: selene_app",
+        "GRANT EXECUTE ON FUNCTION os_core.no_tenant() TO selene_app",
+        "selene_app may execute os_core.no_tenant()",
+    ),
+    (
+        "functions: selene_app",
+        "GRANT EXECUTE ON FUNCTION os_core.require_tenant(text) TO selene_readonly",
+        "selene_readonly may execute os_core.require_tenant(text)",
+    ),
+    (
+        "functions: selene_app",
+        "REVOKE EXECUTE ON FUNCTION os_core.require_tenant(text) FROM selene_app",
+        "selene_app may not execute os_core.require_tenant(text)",
+    ),
+    (
+        "functions: selene_app",
+        "DROP FUNCTION os_core.work_order_as_of(text, text, bigint, bigint, timestamptz)",
+        "selene_app may not execute os_core.work_order_as_of",
+    ),
+    (
+        "functions: the public",
+        "ALTER FUNCTION os_core.append_work_order_events(text, jsonb) SECURITY INVOKER",
+        "append_work_order_events(text,jsonb) is not SECURITY DEFINER",
+    ),
+    (
+        "functions: the public",
+        "ALTER FUNCTION os_core.no_tenant() SECURITY DEFINER",
+        "no_tenant() is SECURITY DEFINER",
+    ),
+    (
+        "functions: the search",
+        "ALTER FUNCTION os_core.append_work_order_events(text, jsonb) RESET search_path",
+        "append_work_order_events(text,jsonb) has no search_path",
+    ),
+    (
+        "functions: the search",
+        "ALTER FUNCTION os_core.no_tenant() SET search_path = public",
+        "no_tenant() has no search_path",
+    ),
+    ("functions: none", "ALTER FUNCTION os_core.no_tenant() LEAKPROOF", "no_tenant() is leakproof"),
+    ("functions: none", "ALTER FUNCTION os_core.require_tenant(text) IMMUTABLE", "is IMMUTABLE"),
+    ("roles:", "ALTER ROLE selene_app LOGIN", "selene_app can log in"),
+    ("roles:", "ALTER ROLE selene_owner SUPERUSER", "selene_owner is a superuser"),
+    ("roles:", "ALTER ROLE selene_owner BYPASSRLS", "selene_owner bypasses"),
+    ("roles:", "GRANT selene_owner TO selene_app", "selene_app is a member of selene_owner"),
+    (
+        "roles:",
+        "GRANT pg_write_all_data TO selene_readonly",
+        "selene_readonly is a member of pg_write_all_data",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def unchanged(server: Server, template_database: str) -> Iterator[sa.Engine]:
+    """Return a superuser's engine on a clone that is only changed in transactions which are rolled back."""
+    with server.new_database("unchanged", template_database) as database:
+        yield database.engine("admin")
+
+
+def rule_called(start: str) -> str:
+    (name,) = (rule for rule in RULES if rule.startswith(start))
+    return name
+
+
+def test_catalogue__is_what_the_golden_file_says(unchanged: sa.Engine) -> None:
+    expected = GOLDEN.read_text(encoding="utf-8").splitlines()
+    with unchanged.connect() as conn:
+        found = catalogue(conn).splitlines()
+    difference = "\n".join(
+        difflib.unified_diff(expected, found, "catalogue.txt", "the database", lineterm="", n=2)
+    )
+    assert not difference, f"{difference}\n\nIf it is meant: python -m tests.catalogue > tests/catalogue.txt"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule__holds(unchanged: sa.Engine, rule: str) -> None:
+    with unchanged.connect() as conn:
+        assert violations(conn, rule) == []
+
+
+@pytest.mark.parametrize(("start", "breach", "told"), BREACHES)
+def test_rule__reports_a_breach(unchanged: sa.Engine, start: str, breach: str, told: str) -> None:
+    with unchanged.connect() as conn:
+        conn.exec_driver_sql(breach)
+        found = violations(conn, rule_called(start))
+        conn.rollback()
+    assert [violation for violation in found if told in violation], found
+
+
+def test_rule__maintain_is_reported_from_17_on(server: Server, unchanged: sa.Engine) -> None:
+    with unchanged.connect() as conn:
+        if server.version < 17:
+            assert violations(conn, rule_called("privileges: the roles")) == []
+            return
+        conn.exec_driver_sql(f"GRANT MAINTAIN ON {LEDGER} TO selene_app")
+        found = violations(conn, rule_called("privileges: the roles"))
+        conn.rollback()
+    assert found == [f"selene_app has MAINTAIN on {LEDGER}"]
+
+
+def test_rules__each_has_a_breach() -> None:
+    """A rule that nothing is known to break proves nothing."""
+    assert {rule_called(start) for start, _, _ in BREACHES} == set(RULES)
+
+
+def test_rules__exceptions_are_still_needed(unchanged: sa.Engine) -> None:
+    unpinned = sa.text(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'os_core'::regnamespace"
+        " AND NOT coalesce(array_to_string(proconfig, ' ') LIKE '%search_path%', FALSE)"
+    )
+    with unchanged.connect() as conn:
+        assert set(conn.scalars(unpinned)) == set(UNPINNED_FUNCTIONS)
+
+
+@pytest.mark.parametrize("change", ["COMMENT ON SCHEMA os_core IS 'x'", f"ANALYZE {LEDGER}"])
+def test_catalogue__what_does_not_matter(admin_engine: sa.Engine, change: str) -> None:
+    with admin_engine.connect() as conn:
+        before = catalogue(conn)
+        conn.exec_driver_sql(change)
+        conn.commit()
+        assert catalogue(conn) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"ALTER TABLE {LEDGER} ALTER COLUMN step_id SET NOT NULL",
+        f"ALTER TABLE {LEDGER} ALTER COLUMN created_at SET DEFAULT now()",
+        f"ALTER TABLE {LEDGER} DROP CONSTRAINT ck_work_order_ledger_contract",
+        f"ALTER TABLE {LEDGER} DISABLE TRIGGER ALL",
+        f"ALTER TABLE {LEDGER} SET (fillfactor = 50)",
+        f"ALTER TABLE {LEDGER} REPLICA IDENTITY FULL",
+        f"ALTER SEQUENCE {EVENT_IDS} CACHE 2",
+        f"ALTER SEQUENCE {EVENT_IDS} OWNED BY NONE",
+        "DROP INDEX os_core.ix_work_orders_current_pending",
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS text LANGUAGE sql"
+        " SET search_path = pg_catalog, pg_temp RETURN NULL",
+        "ALTER FUNCTION os_core.no_tenant() COST 7 STABLE",
+        "GRANT SELECT (text) ON conversation.extra TO selene_app",
+    ],
+)
+def test_catalogue__what_matters(admin_engine: sa.Engine, change: str) -> None:
+    with admin_engine.connect() as conn:
+        conn.exec_driver_sql("CREATE TABLE conversation.extra (text text)")
+        conn.commit()
+        before = catalogue(conn)
+        conn.exec_driver_sql(change)
+        conn.commit()
+        assert catalogue(conn) != before

@@ -1,0 +1,208 @@
+"""selene-core import: complete, resumable, and every refused line named (SPEC.md section 15)."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from selene_core import WorkOrderRepository, rebuild_tenant, tenant_scope
+from selene_core.importing import ImportReport, RefusedLine, import_lines
+from tests.data import HELPDESK, HELPDESK_EVENTS, synthetic_events, write_lines
+from tests.factories import wire
+from tests.races import wait_until
+from tests.servers import Database
+
+TENANTS = ("tenant_a", "tenant_b", "tenant_c")
+LEDGER = text(
+    "SELECT tenant_id, work_order_id, work_order_seq, event_type, work_order_status, payload, idempotency_key,"
+    " turn_id FROM os_core.work_order_ledger ORDER BY 1, 2, 3"
+)
+PROJECTION = text(
+    "SELECT tenant_id, work_order_id, last_seq, work_order_status, fields_json, correlation_id, turn_id"
+    " FROM os_core.work_orders_current ORDER BY 1, 2"
+)
+
+
+def contents(admin: Engine) -> tuple[list[Any], list[Any]]:
+    """Return ledger and projection without what the database chose: ids and times."""
+    with admin.connect() as conn:
+        return list(conn.execute(LEDGER).all()), list(conn.execute(PROJECTION).all())
+
+
+def import_file(engine: Engine, path: Path) -> ImportReport:
+    import gzip
+
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        return import_lines(engine, lines)
+
+
+def assert_clean(engine: Engine, tenants: tuple[str, ...] = TENANTS) -> None:
+    for tenant in tenants:
+        with tenant_scope(engine, tenant) as conn:
+            assert WorkOrderRepository(conn).verify() == []
+
+
+def test_import__helpdesk_log_is_appended_whole_and_again_is_replayed(
+    engine: Engine, admin_engine: Engine, tmp_path: Path
+) -> None:
+    """The real log where it is there, synthetic events of the same kind where not."""
+    expected = HELPDESK_EVENTS
+    path = HELPDESK
+    if not path.exists():
+        events = synthetic_events(400)
+        expected = len(events)
+        path = write_lines(tmp_path / "events.jsonl.gz", events)
+
+    first = import_file(engine, path)
+    assert (first.lines, first.appended, first.replayed, first.refused) == (expected, expected, 0, [])
+    assert_clean(engine)
+    before = contents(admin_engine)
+    assert {row.tenant_id for row in before[0]} == set(TENANTS)
+
+    for tenant in TENANTS:
+        assert rebuild_tenant(engine, tenant).changed == 0
+    again = import_file(engine, path)
+    assert (again.appended, again.replayed, again.refused) == (0, expected, [])
+    assert contents(admin_engine) == before
+
+    victims = [row.work_order_id for row in before[1] if row.tenant_id == "tenant_b"][:2]
+    with admin_engine.begin() as conn:
+        conn.execute(
+            text("DELETE FROM os_core.work_orders_current WHERE work_order_id = :id"), {"id": victims[0]}
+        )
+        conn.execute(
+            text(
+                "UPDATE os_core.work_orders_current SET fields_json = '{}', turn_id = 99"
+                " WHERE work_order_id = :id"
+            ),
+            {"id": victims[1]},
+        )
+    with tenant_scope(engine, "tenant_b") as conn:
+        named = {order.work_order_id: order.problem for order in WorkOrderRepository(conn).verify()}
+    assert named == {
+        victims[0]: "the projection row is missing",
+        victims[1]: "the projection row differs in fields_json, turn_id",
+    }
+    assert_clean(engine, ("tenant_a", "tenant_c"))
+    assert rebuild_tenant(engine, "tenant_b").changed == 2
+    assert_clean(engine)
+    assert contents(admin_engine) == before
+
+
+def test_import__killed_in_the_middle_and_started_again_ends_the_same(
+    server: Any,
+    template_database: str,
+    database: Database,
+    engine: Engine,
+    admin_engine: Engine,
+    tmp_path: Path,
+) -> None:
+    events = synthetic_events(1500)
+    path = write_lines(tmp_path / "events.jsonl", events)
+    command = [sys.executable, "-m", "selene_core", "import", str(path)]
+    url = database.app_url.render_as_string(hide_password=False)
+    importer = subprocess.Popen(
+        command,
+        env={**os.environ, "SELENE_DATABASE_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with admin_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            # What has been committed is counted, not what is under way.
+            wait_until(
+                lambda: conn.scalar(text("SELECT count(*) FROM os_core.work_order_ledger")) > 0,
+                "a first batch",
+            )
+        os.kill(importer.pid, signal.SIGKILL)
+    finally:
+        importer.kill()
+        importer.wait()
+    with admin_engine.connect() as conn:
+        survived = conn.scalar(text("SELECT count(*) FROM os_core.work_order_ledger"))
+    assert 0 < survived < len(events), "the import must have been killed in the middle"
+    assert_clean(engine)
+
+    report = import_file(engine, path)
+    assert report.refused == []
+    assert report.appended + report.replayed == len(events)
+    # The batch in flight may have been committed after the count.
+    assert report.replayed >= survived
+    assert_clean(engine)
+    with server.new_database("test", template_database) as other:
+        assert import_file(other.engine("app"), path).appended == len(events)
+        assert contents(admin_engine) == contents(other.engine("admin"))
+
+
+def test_import__refused_lines_are_named_and_the_others_imported(engine: Engine, tmp_path: Path) -> None:
+    good = [
+        {"tenant_id": "t1", **wire("WORK_ORDER_CREATED", f"wo_{n}", idempotency_key="c")} for n in range(3)
+    ]
+    lines: list[object] = [
+        good[0],
+        b"",
+        b"{not json",
+        b'{"tenant_id": "t1", "work_order_id": "wo_9", "turn_id": NaN}',
+        {"tenant_id": "t 1", **wire("WORK_ORDER_CREATED", "wo_x")},
+        {"tenant_id": "t1", **wire("FIELD_SET", "wo_unknown")},
+        good[1],
+        {"tenant_id": "t1", **wire("WORK_ORDER_CREATED", "wo_0", turn_id=7)},
+        {
+            "tenant_id": "t1",
+            **wire("WORK_ORDER_CREATED", "wo_y", correlation_id=str(good[1]["correlation_id"])),
+        },
+        {"tenant_id": "t2", **wire("WORK_ORDER_CREATED", "wo_1")},
+        b"[" * 100_000,
+        b'{"tenant_id": "t1", "turn_id": ' + b"9" * 5000 + b"}",
+        b"\xff\xfe",
+        {"tenant_id": "t1", **wire("LEASE_ACQUIRED", "wo_0")},
+        good[2],
+    ]
+    report = import_file(engine, write_lines(tmp_path / "mixed.jsonl", lines))
+    assert [(refused.line, refused.code) for refused in report.refused] == [
+        (3, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (4, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (5, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (6, "OS_WORK_ORDER_NOT_FOUND"),
+        (8, "OS_WORK_ORDER_INVALID_TRANSITION"),
+        (9, "OS_WORK_ORDER_CORRELATION_CONFLICT"),
+        (10, "OS_WORK_ORDER_ID_UNAVAILABLE"),
+        (11, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (12, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (13, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+        (14, "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"),
+    ]
+    assert (report.lines, report.appended, report.replayed) == (14, 3, 0)
+    assert isinstance(report.refused[0], RefusedLine)
+    assert all(refused.reason for refused in report.refused)
+
+
+def test_import__many_tenants_keep_their_order_in_bounded_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from selene_core import importing
+
+    monkeypatch.setattr(importing, "BATCH_SIZE", 4)
+    monkeypatch.setattr(importing, "_MOST_PENDING", 10)
+    events = synthetic_events(30, tenants=tuple(f"t{n}" for n in range(15)))
+    sizes: list[int] = []
+    append = importing.append_events
+
+    def counted(engine: Engine, tenant_id: str, batch: Any) -> Any:
+        sizes.append(len(batch))
+        return append(engine, tenant_id, batch)
+
+    monkeypatch.setattr(importing, "append_events", counted)
+    report = import_lines(engine, (json.dumps(event).encode() for event in events))
+    assert report.appended == len(events)
+    assert max(sizes) <= 4
+    assert Counter(event["tenant_id"] for event in events).keys() == {f"t{n}" for n in range(15)}
+    assert_clean(engine, tuple(f"t{n}" for n in range(15)))

@@ -1,0 +1,191 @@
+"""Down and up again; never past rows of a ledger without being told (SPEC.md sections 11 and 13)."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from selene_core.migrations import MigrationRefused, downgrade, upgrade
+from tests import factories
+from tests.migrations.runs import PAIRS, alembic, catalogue_of, psql, run_all, script, stands_at
+from tests.servers import Database
+
+LEDGER = "0003"
+BELOW_LEDGER = ["0002", "0001", "base"]
+REFUSED = "downgrade refused: os_core.work_order_ledger has rows"
+TOLD = ("-x", "allow-data-loss=yes")
+INSERT = """
+    INSERT INTO os_core.work_order_ledger (
+      tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type, work_order_status,
+      reason_code, payload
+    ) VALUES ('acme', 'wo-1', 1, gen_random_uuid(), 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{}')
+"""
+
+
+def append(database: Database, tenant_id: str) -> None:
+    """Append one event as the application would."""
+    with database.engine("app").begin() as conn:
+        events = json.dumps([factories.wire("WORK_ORDER_CREATED")])
+        statement = sa.text("SELECT * FROM os_core.append_work_order_events(:tenant, CAST(:events AS jsonb))")
+        conn.execute(statement, {"tenant": tenant_id, "events": events})
+
+
+def events_in(database: Database) -> int:
+    with database.engine("admin").connect() as conn:
+        count: int = conn.execute(sa.text("SELECT count(*) FROM os_core.work_order_ledger")).scalar_one()
+        return count
+
+
+@pytest.fixture(params=["as the superuser", "as the owner"])
+def migrator_url(request: pytest.FixtureRequest, database: Database) -> sa.URL:
+    """Return a migrator's URL: the superuser's, and that of a login which FORCE hides every row from."""
+    append(database, "acme")
+    append(database, "globex")
+    return database.admin_url if request.param == "as the superuser" else database.owner_url
+
+
+@pytest.mark.parametrize(("below", "revision"), PAIRS)
+def test_downgrade__each_revision_and_up_again(
+    empty_database: Database, catalogue_at: Callable[[str], str], below: str, revision: str
+) -> None:
+    url = empty_database.admin_url
+    upgrade(url, revision)
+    downgrade(url, below)
+    assert stands_at(empty_database) == below
+    if below != "base":
+        assert catalogue_of(empty_database) == catalogue_at(below)
+    upgrade(url, revision)
+    assert catalogue_of(empty_database) == catalogue_at(revision)
+
+
+def test_downgrade__to_base_leaves_schemas_and_roles(database: Database) -> None:
+    downgrade(database.admin_url, "base")
+    assert stands_at(database) == "base"
+    things = catalogue_of(database).split("\n\n")
+    assert [thing.splitlines()[0] for thing in things] == [
+        "relation os_core.alembic_version",
+        "role selene_app",
+        "role selene_owner",
+        "role selene_readonly",
+        "schema conversation",
+        "schema os_core",
+    ]
+
+
+def test_downgrade__to_base_and_up_again(database: Database, catalogue_at: Callable[[str], str]) -> None:
+    for url in (database.admin_url, database.owner_url):
+        downgrade(url, "base")
+        upgrade(url)
+        assert catalogue_of(database) == catalogue_at("head")
+    append(database, "acme")
+
+
+@pytest.mark.parametrize("target", BELOW_LEDGER)
+def test_downgrade__rows_are_not_dropped(
+    database: Database, catalogue_at: Callable[[str], str], migrator_url: sa.URL, target: str
+) -> None:
+    with pytest.raises(MigrationRefused, match=REFUSED):
+        downgrade(migrator_url, target)
+    # Nothing at all has happened: the guards and the projection above the ledger are as they were.
+    assert catalogue_of(database) == catalogue_at("head")
+    assert events_in(database) == 2
+    append(database, "acme")
+
+
+def test_downgrade__rows_are_seen_whatever_the_tenant(database: Database) -> None:
+    """A tenant that is set for every session must not hide the others' rows."""
+    append(database, "acme")
+    run_all(database, [f"ALTER DATABASE {database.name} SET selene.tenant_id = 'globex'"])
+    with pytest.raises(MigrationRefused, match=REFUSED):
+        downgrade(database.owner_url, "base")
+
+
+@pytest.mark.parametrize("start", ["0003", "0004", "0005", "0006"])
+def test_downgrade__rows_are_seen_with_and_without_row_security(
+    empty_database: Database, catalogue_at: Callable[[str], str], start: str
+) -> None:
+    upgrade(empty_database.admin_url, start)
+    run_all(empty_database, [INSERT])
+    with pytest.raises(MigrationRefused, match=REFUSED):
+        downgrade(empty_database.admin_url, "base")
+    assert catalogue_of(empty_database) == catalogue_at(start)
+    downgrade(empty_database.admin_url, "base", allow_data_loss=True)
+    assert stands_at(empty_database) == "base"
+
+
+def test_downgrade__told_to_lose_rows(
+    database: Database, catalogue_at: Callable[[str], str], migrator_url: sa.URL
+) -> None:
+    downgrade(migrator_url, "base", allow_data_loss=True)
+    assert stands_at(database) == "base"
+    upgrade(migrator_url)
+    assert catalogue_of(database) == catalogue_at("head")
+    assert events_in(database) == 0
+
+
+def test_downgrade__down_to_the_ledger_keeps_its_rows(
+    database: Database, catalogue_at: Callable[[str], str]
+) -> None:
+    append(database, "acme")
+    downgrade(database.admin_url, LEDGER)
+    assert events_in(database) == 1
+    upgrade(database.admin_url)
+    assert catalogue_of(database) == catalogue_at("head")
+    assert events_in(database) == 1
+
+
+@pytest.mark.parametrize(
+    "option", [(), ("-x", "allow-data-loss=no"), ("-x", "allow-data-loss"), ("-x", "yes")]
+)
+def test_command__rows_are_not_dropped(
+    database: Database, catalogue_at: Callable[[str], str], option: tuple[str, ...]
+) -> None:
+    append(database, "acme")
+    refused = alembic(database.admin_url, *option, "downgrade", "base")
+    assert refused.returncode != 0
+    assert f"FAILED: {REFUSED}" in refused.stdout
+    assert "Traceback" not in refused.stdout
+    assert catalogue_of(database) == catalogue_at("head")
+    assert events_in(database) == 1
+
+
+def test_command__relative_downgrade(database: Database, catalogue_at: Callable[[str], str]) -> None:
+    append(database, "acme")
+    refused = alembic(database.admin_url, "downgrade", f"-{len(PAIRS)}")
+    assert f"FAILED: {REFUSED}" in refused.stdout
+    assert catalogue_of(database) == catalogue_at("head")
+
+
+def test_command__told_to_lose_rows(database: Database) -> None:
+    append(database, "acme")
+    done = alembic(database.owner_url, *TOLD, "downgrade", "base")
+    assert done.returncode == 0, done.stdout
+    assert stands_at(database) == "base"
+
+
+@pytest.mark.parametrize("target", BELOW_LEDGER)
+def test_script__rows_are_not_dropped(
+    database: Database, catalogue_at: Callable[[str], str], migrator_url: sa.URL, target: str
+) -> None:
+    run = psql(database, script(f"head:{target}", downgrade=True), migrator_url)
+    assert run.returncode == 3
+    assert REFUSED in run.stderr
+    assert catalogue_of(database) == catalogue_at("head")
+    assert events_in(database) == 2
+
+
+def test_script__told_to_lose_rows(database: Database, migrator_url: sa.URL) -> None:
+    printed = alembic(None, *TOLD, "downgrade", "head:base", "--sql")
+    assert printed.returncode == 0, printed.stdout
+    assert printed.stdout == script("head:base", downgrade=True, allow_data_loss=True)
+    run = psql(database, printed.stdout, migrator_url)
+    assert run.returncode == 0, run.stderr
+    assert stands_at(database) in ("base", "nothing")
+
+
+def test_script__without_rows(database: Database, catalogue_at: Callable[[str], str]) -> None:
+    run = psql(database, script("head:base", downgrade=True), database.owner_url)
+    assert run.returncode == 0, run.stderr
+    upgrade(database.owner_url)
+    assert catalogue_of(database) == catalogue_at("head")

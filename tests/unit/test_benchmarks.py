@@ -1,0 +1,47 @@
+"""The benchmarks run: with tiny counts, and whatever the speed."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.databases import Databases, databases
+from benchmarks.events import TENANT, append_all, batches, life, orders
+from benchmarks.replay import fold_ledger
+from benchmarks.report import table
+from benchmarks.scale import TINY
+from benchmarks.suite import SUITE
+from tests.servers import Server
+
+
+@pytest.fixture(scope="module")
+def places(server: Server) -> Iterator[Databases]:
+    """Return where the benchmarks make their databases."""
+    with databases(server.admin_url()) as places:
+        yield places
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_benchmark__runs(name: str, places: Databases) -> None:
+    results = SUITE[name](places, TINY)
+    assert results
+    assert {result.benchmark for result in results} == {name}
+    assert all(result.ratio > 0 for result in results)
+    assert max(len(line) for line in table(results).splitlines()) <= 100
+
+
+def test_python_fold__agrees_with_the_database(places: Databases) -> None:
+    (order,) = orders("fold", 1)
+    with places.new() as database, database.app() as app, database.admin() as admin:
+        append_all(app, batches(life(order), 10))
+        (state,) = fold_ledger(app, TENANT, "x")
+        query = "SELECT to_jsonb(current) FROM os_core.work_orders_current AS current"
+        (held,) = admin.execute(query).fetchone() or ()
+        plain = "SELECT to_jsonb(jsonb_populate_record(NULL::os_core.work_orders_current, %s::jsonb))"
+        (folded,) = admin.execute(plain, [_json(state)]).fetchone() or ()
+        assert folded == held
+
+
+def _json(state: dict[str, Any]) -> str:
+    return json.dumps(state, default=str)
