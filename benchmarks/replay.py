@@ -47,11 +47,12 @@ _GOAL_EVENTS_A_SECOND: Final = 100_000
 
 
 def rebuild(databases: Databases, scale: Scale) -> list[Result]:
-    """Rebuild a tenant where nothing differs, and where every projection row was damaged."""
+    """Rebuild a tenant where nothing differs, and where every row was damaged; then watch memory."""
     clean, damaged = ("clean", "nothing differs"), ("damaged", "all rows damaged")
     python = ("python", "fold in Python, cursor")
     with databases.new() as database:
         _load(database, TENANT, scale.rebuild_orders, scale.batch)
+        _load(database, _FEW, scale.few_orders, scale.batch)
 
         @contextmanager
         def open_lanes(_worker: int) -> Iterator[Mapping[str, Lane]]:
@@ -87,7 +88,7 @@ def rebuild(databases: Databases, scale: Scale) -> list[Result]:
 
         timings = measure(open_lanes, connections=1, warmup=min(1, scale.warmup), rounds=scale.rebuilds)
 
-    results = []
+        results = _memory(database, scale)
     for lane in (clean, damaged):
         rates = [1 / seconds for seconds in timings.seconds[lane[0]]]
         results.append(
@@ -106,23 +107,6 @@ def rebuild(databases: Databases, scale: Scale) -> list[Result]:
     return results
 
 
-def memory(databases: Databases, scale: Scale) -> list[Result]:
-    """Rebuild a small tenant and one ten times as large, and compare the peaks of memory."""
-    with databases.new() as database:
-        _load(database, _FEW, scale.few_orders, scale.batch)
-        _load(database, TENANT, scale.rebuild_orders, scale.batch)
-        few, many = _peaks(database, _FEW), _peaks(database, TENANT)
-    against = f"{scale.few_orders * _EVENTS_AN_ORDER:,} events"
-    large = f"{scale.rebuild_orders * _EVENTS_AN_ORDER:,} events"
-    pairs = [("client", few.client, many.client)]
-    if few.server is not None and many.server is not None:
-        pairs.append(("server", few.server, many.server))
-    return [
-        Result("memory", f"{side}, {large}", f"{side}, {against}", most, least, "MB", [least / most], 0.8)
-        for side, least, most in pairs
-    ]
-
-
 def fold_ledger(conn: Connection, tenant_id: str, before: str) -> Iterator[dict[str, Any]]:
     """Fold in Python what a server-side cursor yields of the orders whose ids come before one."""
     with conn.transaction():
@@ -138,6 +122,20 @@ def fold_ledger(conn: Connection, tenant_id: str, before: str) -> Iterator[dict[
                 state = fold(state, event)
             if state is not None:
                 yield state
+
+
+def _memory(database: Database, scale: Scale) -> list[Result]:
+    """Rebuild a small tenant and one ten times as large, and compare the peaks of memory."""
+    few, many = _peaks(database, _FEW), _peaks(database, TENANT)
+    against = f"{scale.few_orders * _EVENTS_AN_ORDER:,} events"
+    large = f"{scale.rebuild_orders * _EVENTS_AN_ORDER:,} events"
+    pairs = [("client", few.client, many.client)]
+    if few.server is not None and many.server is not None:
+        pairs.append(("server", few.server, many.server))
+    return [
+        Result("rebuild", f"{side}: {large}", f"{side}: {against}", most, least, "MB", [least / most], 0.8)
+        for side, least, most in pairs
+    ]
 
 
 def _load(database: Database, tenant_id: str, count: int, batch: int) -> None:

@@ -25,6 +25,5 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "import": imports.first_import,
     "growth": imports.growth,
     "rebuild": replay.rebuild,
-    "memory": replay.memory,
     "get": reads.get,
 }

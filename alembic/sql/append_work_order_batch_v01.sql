@@ -21,6 +21,7 @@ DECLARE
   _firsts integer[];
   _states os_core.work_orders_current[];
   _held_seqs bigint[];
+  _held_correlations uuid[];
   _touched boolean[];
   _canceled_by text[];
   _priors os_core.work_order_ledger[];
@@ -68,6 +69,7 @@ BEGIN
   LOOP
     BEGIN
       _held_seqs := pg_catalog.array_fill(NULL::bigint, ARRAY[pg_catalog.cardinality(_ids)]);
+      _held_correlations := pg_catalog.array_fill(NULL::uuid, ARRAY[pg_catalog.cardinality(_ids)]);
       _touched := pg_catalog.array_fill(FALSE, ARRAY[pg_catalog.cardinality(_ids)]);
       _canceled_by := pg_catalog.array_fill(NULL::text, ARRAY[pg_catalog.cardinality(_ids)]);
       _states := pg_catalog.array_fill(NULL::os_core.work_orders_current, ARRAY[pg_catalog.cardinality(_ids)]);
@@ -89,6 +91,7 @@ BEGIN
         END LOOP;
         _states[_slot] := _state;
         _held_seqs[_slot] := _state.last_seq;
+        _held_correlations[_slot] := _state.correlation_id;
       END LOOP;
       IF _lost THEN
         SELECT _ids[slot.slot] INTO _damaged
@@ -241,7 +244,10 @@ BEGIN
       END IF;
       PERFORM os_core.write_projection(
         pg_catalog.array_agg(_states[slot.slot] ORDER BY slot.slot),
-        pg_catalog.array_agg(_held_seqs[slot.slot] ORDER BY slot.slot)
+        pg_catalog.array_agg(_held_seqs[slot.slot] ORDER BY slot.slot),
+        pg_catalog.array_agg(
+          (_states[slot.slot]).correlation_id IS DISTINCT FROM _held_correlations[slot.slot] ORDER BY slot.slot
+        )
       )
       FROM pg_catalog.generate_subscripts(_states, 1) AS slot (slot)
       WHERE _touched[slot.slot];

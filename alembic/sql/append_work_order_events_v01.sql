@@ -135,7 +135,7 @@ BEGIN
     END IF;
   ELSE
     -- A new order or a new thread can meet another holder: os_core.write_projection says who.
-    PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq]);
+    PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
   END IF;
   work_order_event_id := _event.work_order_event_id;
   work_order_seq := _event.work_order_seq;

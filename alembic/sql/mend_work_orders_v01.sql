@@ -27,6 +27,29 @@ BEGIN
       ORDER BY current.work_order_id
       FOR NO KEY UPDATE;
 
+      -- A row without any event is the fold of nothing. It goes first: it may hold a correlation_id that another one needs. One that
+      -- something references stays, and verify goes on naming it.
+      _changed := 0;
+      FOR _id IN
+        SELECT current.work_order_id
+        FROM os_core.work_orders_current AS current
+        WHERE current.tenant_id = p_tenant_id
+          AND current.work_order_id = ANY(_ids)
+          AND NOT EXISTS (
+            SELECT FROM os_core.work_order_ledger AS ledger
+            WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = current.work_order_id
+          )
+      LOOP
+        BEGIN
+          DELETE FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = p_tenant_id AND current.work_order_id = _id;
+          _changed := _changed + 1;
+        EXCEPTION
+          WHEN foreign_key_violation THEN
+            NULL;
+        END;
+      END LOOP;
+
       SELECT
         pg_catalog.array_agg(folded.state),
         pg_catalog.array_agg(current.last_seq)
@@ -42,9 +65,11 @@ BEGIN
         ON current.tenant_id = p_tenant_id AND current.work_order_id = (folded.state).work_order_id
       WHERE current.work_order_id IS NULL OR current *<> folded.state;
 
-      _changed := COALESCE(pg_catalog.cardinality(_states), 0);
-      IF _changed > 0 THEN
-        PERFORM os_core.write_projection(_states, _last_seqs);
+      IF _states IS NOT NULL THEN
+        _changed := _changed + pg_catalog.cardinality(_states);
+        PERFORM os_core.write_projection(
+          _states, _last_seqs, pg_catalog.array_fill(TRUE, ARRAY[pg_catalog.cardinality(_states)])
+        );
       END IF;
       EXIT;
     EXCEPTION
@@ -67,26 +92,6 @@ BEGIN
     END;
   END LOOP;
 
-  -- A row without any event is the fold of nothing. One that something references stays, and verify goes on naming it.
-  FOR _id IN
-    SELECT current.work_order_id
-    FROM os_core.work_orders_current AS current
-    WHERE current.tenant_id = p_tenant_id
-      AND current.work_order_id = ANY(_ids)
-      AND NOT EXISTS (
-        SELECT FROM os_core.work_order_ledger AS ledger
-        WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = current.work_order_id
-      )
-  LOOP
-    BEGIN
-      DELETE FROM os_core.work_orders_current AS current
-      WHERE current.tenant_id = p_tenant_id AND current.work_order_id = _id;
-      _changed := _changed + 1;
-    EXCEPTION
-      WHEN foreign_key_violation THEN
-        NULL;
-    END;
-  END LOOP;
   RETURN _changed;
 END;
 $$;

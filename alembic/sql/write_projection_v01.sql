@@ -1,10 +1,12 @@
--- os_core.write_projection: writes states as projection rows, as sets: updates by compare-and-set on last_seq where p_last_seqs says
--- what the row holds, inserts where it is NULL (SPEC.md section 4, step 7). Inserts are sorted, so that two batches meet in order.
--- Two rows of one call may exchange correlation_ids: what the statements meet on the way is parked, what stands at the end counts.
--- A unique violation becomes what it means; where the holder cannot be seen (a frozen snapshot) it is a serialization failure.
+-- os_core.write_projection: writes states as projection rows, as sets (SPEC.md section 4, step 7): updates by compare-and-set on last_seq
+-- where p_last_seqs says what the row holds, inserts where it is NULL. p_moved: which rows take a correlation_id that they do not have.
+-- A correlation_id that another order holds is refused before anything is written, so that nobody waits for what another is about to
+-- leave; what stands at the end counts: two rows of one call may exchange theirs, by way of parked ones. Inserts are sorted by
+-- work_order_id, so that two tenants with the same ids meet in order. Two calls that take the same two correlation_ids in opposite
+-- orders can still wait for each other: the one that PostgreSQL stops gives up what it took and tries again.
 -- The planner settings keep a plan that was made for an empty table from scanning a full one.
 CREATE OR REPLACE FUNCTION os_core.write_projection(
-  p_states os_core.work_orders_current[], p_last_seqs bigint[]
+  p_states os_core.work_orders_current[], p_last_seqs bigint[], p_moved boolean[]
 )
 RETURNS void
 LANGUAGE plpgsql
@@ -16,14 +18,57 @@ SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+  _attempts integer := 0;
   _parked boolean := FALSE;
   _updated integer;
   _inserted integer;
   _constraint text;
   _state os_core.work_orders_current;
+  _work_order_id text;
+  _correlation_id uuid;
 BEGIN
   LOOP
+    IF TRUE = ANY(p_moved) THEN
+      SELECT next.work_order_id, next.correlation_id INTO _work_order_id, _correlation_id
+      FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+      WHERE p_moved[next.ordinality]
+        AND EXISTS (
+          SELECT FROM os_core.work_orders_current AS holder
+          WHERE holder.tenant_id = next.tenant_id
+            AND holder.correlation_id = next.correlation_id
+            AND holder.work_order_id <> next.work_order_id
+            AND NOT EXISTS (
+              SELECT FROM pg_catalog.unnest(p_states) AS leaver
+              WHERE leaver.work_order_id = holder.work_order_id AND leaver.correlation_id <> next.correlation_id
+            )
+        )
+      LIMIT 1;
+      IF NOT FOUND AND pg_catalog.cardinality(p_states) > 1 THEN
+        SELECT pg_catalog.max(next.work_order_id), next.correlation_id INTO _work_order_id, _correlation_id
+        FROM pg_catalog.unnest(p_states) AS next
+        GROUP BY next.correlation_id
+        HAVING pg_catalog.count(*) > 1
+        LIMIT 1;
+      END IF;
+      IF FOUND THEN
+        PERFORM os_core.refuse(
+          'SL014',
+          pg_catalog.format('correlation_id %s is held by another work order', _correlation_id),
+          pg_catalog.jsonb_build_object('work_order_id', _work_order_id, 'correlation_id', _correlation_id)
+        );
+      END IF;
+    END IF;
+
     BEGIN
+      IF _parked THEN
+        UPDATE os_core.work_orders_current AS current
+        SET correlation_id = pg_catalog.gen_random_uuid()
+        FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+        WHERE p_moved[next.ordinality]
+          AND current.tenant_id = next.tenant_id
+          AND current.work_order_id = next.work_order_id;
+      END IF;
+
       UPDATE os_core.work_orders_current AS current
       SET
         correlation_id = next.correlation_id,
@@ -76,55 +121,40 @@ BEGIN
     EXCEPTION
       WHEN unique_violation THEN
         GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
+      WHEN deadlock_detected THEN
+        _constraint := NULL;
     END;
 
     IF _constraint = 'pk_work_orders_current' THEN
+      -- Another tenant has one of the new ids; which one shows when each is tried with a correlation_id that is in nobody's way.
       FOREACH _state IN ARRAY p_states LOOP
-        INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING;
-        IF NOT FOUND AND NOT EXISTS (
+        IF NOT EXISTS (
           SELECT FROM os_core.work_orders_current AS current
           WHERE current.tenant_id = _state.tenant_id AND current.work_order_id = _state.work_order_id
         ) THEN
-          PERFORM os_core.refuse(
-            'SL015',
-            pg_catalog.format('work_order_id %s is not available', _state.work_order_id),
-            pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id)
-          );
+          _state.correlation_id := pg_catalog.gen_random_uuid();
+          INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING;
+          IF NOT FOUND THEN
+            PERFORM os_core.refuse(
+              'SL015',
+              pg_catalog.format('work_order_id %s is not available', _state.work_order_id),
+              pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id)
+            );
+          END IF;
         END IF;
       END LOOP;
-    ELSIF _parked OR pg_catalog.cardinality(p_states) = 1 THEN
-      FOREACH _state IN ARRAY p_states LOOP
-        IF EXISTS (
-          SELECT FROM os_core.work_orders_current AS current
-          WHERE current.tenant_id = _state.tenant_id
-            AND current.correlation_id = _state.correlation_id
-            AND current.work_order_id <> _state.work_order_id
-        ) THEN
-          PERFORM os_core.refuse(
-            'SL014',
-            pg_catalog.format('correlation_id %s is held by another work order', _state.correlation_id),
-            pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id, 'correlation_id', _state.correlation_id)
-          );
-        END IF;
-      END LOOP;
-    ELSE
-      _parked := TRUE;
-      UPDATE os_core.work_orders_current AS current
-      SET correlation_id = pg_catalog.gen_random_uuid()
-      FROM (
-        SELECT p_states[slot.slot] AS state
-        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
-        WHERE p_last_seqs[slot.slot] IS NOT NULL
-        OFFSET 0
-      ) AS next
-      WHERE current.tenant_id = (next.state).tenant_id
-        AND current.work_order_id = (next.state).work_order_id
-        AND current.correlation_id <> (next.state).correlation_id;
-      CONTINUE;
     END IF;
-    RAISE EXCEPTION USING
-      ERRCODE = 'serialization_failure',
-      MESSAGE = 'could not serialize access: a correlation_id or work_order_id has just been taken';
+    _attempts := _attempts + 1;
+    _parked := TRUE;
+    -- Under a frozen snapshot the holder cannot be seen; and an id that came free meanwhile is for the caller's next attempt.
+    IF _constraint = 'pk_work_orders_current'
+      OR _attempts > 8
+      OR (_attempts > 1 AND pg_catalog.current_setting('transaction_isolation') <> 'read committed')
+    THEN
+      RAISE EXCEPTION USING
+        ERRCODE = 'serialization_failure',
+        MESSAGE = 'could not serialize access: a correlation_id or work_order_id has just been taken';
+    END IF;
   END LOOP;
 END;
 $$;

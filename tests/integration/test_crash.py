@@ -1,4 +1,4 @@
-"""Whatever ends in the middle of an append, it is there wholly or not at all, and its retry finds out which."""
+"""Whatever ends in the middle of an append, it is there wholly or not at all, and a retry finds out."""
 
 import json
 import socket

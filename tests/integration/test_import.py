@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from selene_core import WorkOrderRepository, rebuild_tenant, tenant_scope
+from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
 from selene_core.importing import ImportReport, RefusedLine, import_lines
 from tests.data import HELPDESK, HELPDESK_EVENTS, synthetic_events, write_lines
 from tests.factories import wire
@@ -20,7 +20,8 @@ from tests.servers import Database
 
 TENANTS = ("tenant_a", "tenant_b", "tenant_c")
 LEDGER = text(
-    "SELECT tenant_id, work_order_id, work_order_seq, event_type, work_order_status, payload, idempotency_key,"
+    "SELECT tenant_id, work_order_id, work_order_seq, event_type, work_order_status, payload,"
+    " idempotency_key,"
     " turn_id FROM os_core.work_order_ledger ORDER BY 1, 2, 3"
 )
 PROJECTION = text(
@@ -194,11 +195,10 @@ def test_import__many_tenants_keep_their_order_in_bounded_memory(
     monkeypatch.setattr(importing, "_MOST_PENDING", 10)
     events = synthetic_events(30, tenants=tuple(f"t{n}" for n in range(15)))
     sizes: list[int] = []
-    append = importing.append_events
 
     def counted(engine: Engine, tenant_id: str, batch: Any) -> Any:
         sizes.append(len(batch))
-        return append(engine, tenant_id, batch)
+        return append_events(engine, tenant_id, batch)
 
     monkeypatch.setattr(importing, "append_events", counted)
     report = import_lines(engine, (json.dumps(event).encode() for event in events))

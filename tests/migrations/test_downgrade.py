@@ -114,6 +114,28 @@ def test_downgrade__rows_are_seen_with_and_without_row_security(
     assert stands_at(empty_database) == "base"
 
 
+def test_downgrade__rows_are_seen_under_force(empty_database: Database) -> None:
+    """Not even a table that shows the owner no row is dropped unseen."""
+    upgrade(empty_database.admin_url, LEDGER)
+    run_all(
+        empty_database,
+        [
+            INSERT,
+            *(
+                f"ALTER TABLE os_core.work_order_ledger {how} ROW LEVEL SECURITY"
+                for how in ("ENABLE", "FORCE")
+            ),
+        ],
+    )
+    with pytest.raises(MigrationRefused, match=REFUSED):
+        downgrade(empty_database.admin_url, "base")
+    run = psql(empty_database, script(f"{LEDGER}:base", downgrade=True))
+    assert (run.returncode, REFUSED in run.stderr) == (3, True)
+    with empty_database.engine("admin").connect() as conn:
+        forced = sa.text("SELECT relforcerowsecurity FROM pg_class WHERE relname = 'work_order_ledger'")
+        assert conn.scalar(forced)
+
+
 def test_downgrade__told_to_lose_rows(
     database: Database, catalogue_at: Callable[[str], str], migrator_url: sa.URL
 ) -> None:
