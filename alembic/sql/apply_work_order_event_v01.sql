@@ -54,6 +54,10 @@ BEGIN
       END IF;
     END IF;
 
+  ELSIF pg_catalog.starts_with(p_event.event_type, 'STEP_') THEN
+    -- Steps say something about the work, not about the order: they change its envelope only.
+    NULL;
+
   ELSIF p_event.event_type IN ('STATUS_CHANGED', 'WORK_ORDER_CANCELED') THEN
     _changed := p_state.work_order_status IS DISTINCT FROM p_event.work_order_status;
 

@@ -33,17 +33,19 @@ BEGIN
   INTO work_orders, events, _known, _drifted, _held
   FROM (
     SELECT
-      event.work_order_id,
+      sorted.work_order_id,
       pg_catalog.count(*) AS events,
-      os_core.fold_work_order(event) AS state
+      os_core.fold_work_order(sorted.event) AS state
     FROM (
-      SELECT ledger.*
+      SELECT
+        ledger.work_order_id,
+        ledger AS event
       FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id BETWEEN p_first AND p_last
       ORDER BY ledger.work_order_id, ledger.work_order_seq
       OFFSET 0
-    ) AS event
-    GROUP BY event.work_order_id
+    ) AS sorted
+    GROUP BY sorted.work_order_id
     OFFSET 0
   ) AS folded
   LEFT JOIN os_core.work_orders_current AS current

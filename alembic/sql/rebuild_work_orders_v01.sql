@@ -10,6 +10,8 @@ SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+  -- A variable and not the expression: under row-level security COALESCE is no index condition, and the walk would start at the front.
+  _after constant text := COALESCE(p_after, '');
   _ids text[];
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
@@ -22,7 +24,7 @@ BEGIN
     (
       SELECT ledger.work_order_id
       FROM os_core.work_order_ledger AS ledger
-      WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id > COALESCE(p_after, '')
+      WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id > _after
       ORDER BY ledger.work_order_id
       LIMIT 1
     )
@@ -45,7 +47,7 @@ BEGIN
   first_projected AS (
     SELECT current.work_order_id
     FROM os_core.work_orders_current AS current
-    WHERE current.tenant_id = p_tenant_id AND current.work_order_id > COALESCE(p_after, '')
+    WHERE current.tenant_id = p_tenant_id AND current.work_order_id > _after
     ORDER BY current.work_order_id
     LIMIT p_limit
   )

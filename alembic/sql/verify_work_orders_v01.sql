@@ -25,18 +25,21 @@ BEGIN
     END
   FROM (
     SELECT
-      event.work_order_id,
-      pg_catalog.min(event.work_order_seq) <> 1
-      OR pg_catalog.max(event.work_order_seq) <> pg_catalog.count(*) AS broken,
-      os_core.fold_work_order(event) AS state
+      sorted.work_order_id,
+      pg_catalog.min(sorted.work_order_seq) <> 1
+      OR pg_catalog.max(sorted.work_order_seq) <> pg_catalog.count(*) AS broken,
+      os_core.fold_work_order(sorted.event) AS state
     FROM (
-      SELECT ledger.*
+      SELECT
+        ledger.work_order_id,
+        ledger.work_order_seq,
+        ledger AS event
       FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_tenant_id AND (p_work_order_id IS NULL OR ledger.work_order_id = p_work_order_id)
       ORDER BY ledger.work_order_id, ledger.work_order_seq
       OFFSET 0
-    ) AS event
-    GROUP BY event.work_order_id
+    ) AS sorted
+    GROUP BY sorted.work_order_id
   ) AS folded
   FULL JOIN (
     SELECT

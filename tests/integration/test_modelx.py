@@ -14,7 +14,7 @@ from psycopg.types.json import set_json_loads
 
 from tests.calls import Appended, Event, Tenant, refused
 from tests.factories import new_id, wire
-from tests.model import Model, Refused, State, equal, exact
+from modelx_sql import Model, Refused, State, equal, exact
 from tests.sessions import Sessions
 
 JSON_COLUMNS = (
