@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-se
 
 help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
-	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest)"
+	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest, ARGS='-n 0' for one process)"
 	@echo "make check   lint, types and tests"
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	$(BIN)/selene-core demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto $(ARGS)
 
 check: lint types test
 

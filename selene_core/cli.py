@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import sys
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from selene_core.importing import ImportReport
 
 _REFUSED_SHOWN: Final = 20
+_LONGEST_LINE: Final = 1 << 20  # bytes; an event has a payload of 16 KiB
 _url = click.option(
     "--url",
     envvar="SELENE_DATABASE_URL",
@@ -215,11 +217,15 @@ def _is_watched(as_json: bool) -> bool:
 
 
 def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
-    if file.suffix == ".gz":
-        with gzip.open(raw) as lines:
-            yield from lines
-    else:
-        yield from raw
+    with gzip.open(raw) if file.suffix == ".gz" else nullcontext(raw) as lines:
+        try:
+            while line := lines.readline(_LONGEST_LINE):
+                yield line
+                # What follows in an over-long line is passed over, never held: it was refused already.
+                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                    line = lines.readline(_LONGEST_LINE)
+        except (EOFError, zlib.error) as exc:
+            raise click.ClickException(f"{file} is damaged or cut off ({exc}): import it whole") from exc
 
 
 @contextmanager

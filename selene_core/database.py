@@ -24,8 +24,10 @@ _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE
 
 
 def psycopg_url(url: str | URL) -> URL:
-    """Return the URL with psycopg 3 as its driver: a bare postgresql:// means psycopg2 to SQLAlchemy 2.0."""
+    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean."""
     parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
+    if parsed.get_backend_name() != "postgresql":
+        raise ValueError(f"the database URL must begin with postgresql://, not {parsed.drivername}://")
     return parsed.set(drivername="postgresql+psycopg")
 
 

@@ -179,6 +179,9 @@ BEGIN
         END IF;
 
         _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
+        IF _event.work_order_event_id <= _state.last_event_id THEN
+          PERFORM os_core.refuse_sequence();
+        END IF;
         _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
         _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
         _state := os_core.apply_work_order_event(_state, _event);
@@ -239,6 +242,19 @@ BEGIN
         LIMIT 1;
         IF FOUND THEN
           PERFORM os_core.refuse_damaged(_damaged);
+        END IF;
+        IF NOT EXISTS (
+          SELECT FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
+          WHERE _touched[slot.slot]
+            AND _held_seqs[slot.slot] IS NULL
+            AND EXISTS (
+              SELECT FROM os_core.work_order_ledger AS ledger
+              WHERE ledger.tenant_id = p_tenant_id
+                AND ledger.work_order_id = _ids[slot.slot]
+                AND ledger.work_order_event_id <> ALL(_event_ids)
+            )
+        ) THEN
+          PERFORM os_core.refuse_sequence();
         END IF;
         RAISE SQLSTATE 'SLXXX';
       END IF;

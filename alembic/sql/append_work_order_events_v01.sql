@@ -52,6 +52,9 @@ BEGIN
     -- Step 7. A conflict on the ledger is a used key, or the order's first event come from elsewhere in the meantime.
     IF _refusal IS NULL THEN
       _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
+      IF _event.work_order_event_id <= _state.last_event_id THEN
+        PERFORM os_core.refuse_sequence();
+      END IF;
       _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
       _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
       _next := os_core.apply_work_order_event(_state, _event);
@@ -95,6 +98,11 @@ BEGIN
       PERFORM os_core.refuse_event(_refusal, 0, _event, _state, (_input ->> 'expected_seq')::bigint);
     ELSIF _bound IS NOT NULL THEN
       PERFORM os_core.refuse_bound(_event.work_order_id, _bound, 0);
+    ELSIF NOT EXISTS (
+      SELECT FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = _event.work_order_id
+    ) THEN
+      PERFORM os_core.refuse_sequence();
     ELSIF _state.last_seq IS NOT NULL THEN
       -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
       PERFORM os_core.refuse_damaged(_event.work_order_id);

@@ -26,6 +26,14 @@ DECLARE
   _statements text[] := '{}';
   _name text;
 BEGIN
+  IF pg_catalog.current_setting('server_encoding') <> 'UTF8' THEN
+    RAISE EXCEPTION USING
+      ERRCODE = 'object_not_in_prerequisite_state',
+      MESSAGE = pg_catalog.format(
+        'the database has the encoding %s; it must be UTF8, to hold every text that the contract allows',
+        pg_catalog.current_setting('server_encoding')
+      );
+  END IF;
   FOR _need IN
     SELECT 1 AS step, pg_catalog.format('%I may not create roles', current_user) AS reason,
       pg_catalog.format('CREATE ROLE %I NOLOGIN;', wanted.name) AS statement

@@ -17,13 +17,13 @@ BEGIN
       && $.work_order_status.type() == "string" && $.correlation_id.type() == "string"
       && $.turn_id.type() == "number" && $.turn_id >= 1 && $.turn_id <= 9223372036854775807
       && $.reason_code.type() == "number" && $.reason_code >= 1 && $.reason_code <= 4294967295
-      && !($.step_id.type() != "string" && $.step_id != null)
-      && !($.step_input_hash.type() != "string" && $.step_input_hash != null)
-      && !($.idempotency_key.type() != "string" && $.idempotency_key != null)
+      && !($.step_id.type() != "string" && $.step_id.type() != "null")
+      && !($.step_input_hash.type() != "string" && $.step_input_hash.type() != "null")
+      && !($.idempotency_key.type() != "string" && $.idempotency_key.type() != "null")
       && !($.payload.type() != "object")
-      && !($.lease_token.type() != "string" && $.lease_token != null)
-      && !($.occurred_at.type() != "string" && $.occurred_at != null)
-      && !($.expected_seq.type() != "number" && $.expected_seq != null)'
+      && !($.lease_token.type() != "string" && $.lease_token.type() != "null")
+      && !($.occurred_at.type() != "string" && $.occurred_at.type() != "null")
+      && !($.expected_seq.type() != "number" && $.expected_seq.type() != "null")'
     AND os_core.is_uuid(p_event ->> 'correlation_id')
     AND p_event ->> 'turn_id' NOT LIKE '%.%'
     AND p_event ->> 'reason_code' NOT LIKE '%.%'

@@ -15,7 +15,7 @@ BEGIN
   END IF;
   _unknown := p_event - '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code,step_id,step_input_hash,payload,idempotency_key,occurred_at,expected_seq,lease_token}'::text[];
   IF _unknown <> '{}' THEN
-    RETURN pg_catalog.concat(pg_catalog.left(pg_catalog.replace(pg_catalog.min(key.name), ': ', ':'), 60), ': is not a column that a caller may give')
+    RETURN pg_catalog.concat(pg_catalog.left(pg_catalog.min(key.name), 60), ': is not a column that a caller may give')
     FROM pg_catalog.jsonb_object_keys(_unknown) AS key (name);
   END IF;
   RETURN CASE

@@ -1,6 +1,6 @@
 -- os_core.is_label: 1..p_most characters without control characters and without white space at either end (keys, hashes).
 -- Nearly all are printable ASCII and cleared by the first pattern. The characters of the others are listed: classes such as [:space:]
--- depend on the database's locale. No SET clause: see os_core.is_identifier.
+-- depend on the database's locale; E'' because a plain literal's backslashes depend on the session. No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_label(p_text text, p_most integer)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -13,9 +13,9 @@ BEGIN
       p_text OPERATOR(pg_catalog.~) '^[!-~]+$'
       OR (
         p_text OPERATOR(pg_catalog.<>) ''
-        AND p_text OPERATOR(pg_catalog.!~) '[\u0001-\u001f\u007f-\u009f]'
-        AND p_text OPERATOR(pg_catalog.!~) '^[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
-        AND p_text OPERATOR(pg_catalog.!~) '[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$'
+        AND p_text OPERATOR(pg_catalog.!~) E'[\u0001-\u001f\u007f-\u009f]'
+        AND p_text OPERATOR(pg_catalog.!~) E'^[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
+        AND p_text OPERATOR(pg_catalog.!~) E'[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$'
       )
     );
 END;

@@ -6,14 +6,15 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _colon constant integer := pg_catalog.strpos(p_violation, ': ');
+  -- The last colon: the name of an unknown key may have one, a rule has none.
+  _after constant integer := pg_catalog.strpos(pg_catalog.reverse(p_violation), ' :') - 1;
 BEGIN
   PERFORM os_core.refuse(
     'SL001',
     pg_catalog.concat('events[' || p_event_index || '].', p_violation),
     pg_catalog.jsonb_build_object(
-      'field', pg_catalog.left(p_violation, _colon - 1),
-      'rule', pg_catalog.substr(p_violation, _colon + 2),
+      'field', pg_catalog.left(p_violation, -_after - 2),
+      'rule', pg_catalog.right(p_violation, _after),
       'event_index', p_event_index
     )
   );

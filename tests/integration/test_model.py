@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from psycopg.types.json import set_json_loads
 
-from tests.calls import Appended, Event, Tenant, refused
+from tests.calls import Appended, Event, Row, Tenant, refused
 from tests.factories import new_id, wire
-from tests.model import Model, Refused, State, equal, exact
+from tests.model import Model, Refused, State, equal, exact, fold
 from tests.sessions import Sessions
 
 JSON_COLUMNS = (
@@ -283,3 +283,46 @@ def test_model__compares_as_jsonb_does(sessions: Sessions, one: Any, other: Any,
     query = "SELECT %s::jsonb = %s::jsonb"
     assert sessions.admin.execute(query, (json.dumps(one), json.dumps(other))).fetchone() == (same,)
     assert equal(one, other) is same
+
+
+# --- what random histories come to seldom
+
+
+def send(acme: Tenant, order: str, event_type: str, **payload: Any) -> Row:
+    """Append an event, compare the projection with the model's fold of the ledger, and return it."""
+    acme.append(wire(event_type, order, payload=payload))
+    state: State | None = None
+    for event in acme.ledger(order):
+        state = fold(state, {**event, "correlation_id": str(event["correlation_id"])})
+    row = acme.projection(order)
+    assert state is not None
+    assert row == {**state, "tenant_id": acme.id}
+    return row
+
+
+def test_fold__a_field_that_is_answered_as_it_once_was_is_resolved_anew(acme: Tenant) -> None:
+    order = acme.order()
+    send(acme, order, "FIELD_CONFLICT_RESOLVED", field_key="place", value="Oslo")
+    send(acme, order, "FIELD_SET", field_key="place", value="Rome")  # nobody asked: a correction
+    send(acme, order, "FIELD_PROMPTED", field_key="place", prompt_dedupe_key="place#1")
+    row = send(acme, order, "FIELD_SET", field_key="place", value="Oslo")
+    assert row["resolved_fields_json"]["place"]["seq"] == row["last_seq"]
+    assert row["last_state_change_seq"] == row["last_seq"]
+
+
+def test_fold__a_known_field_that_is_asked_and_confirmed_is_resolved_but_no_change(acme: Tenant) -> None:
+    order = acme.order(fields={"place": "Oslo"})
+    send(acme, order, "FIELD_PROMPTED", field_key="place", prompt_dedupe_key="place#1")
+    row = send(acme, order, "FIELD_SET", field_key="place", value="Oslo")
+    assert row["resolved_fields_json"]["place"]["seq"] == row["last_seq"] == 3
+    assert row["last_state_change_seq"] == 1
+    again = send(acme, order, "FIELD_SET", field_key="place", value="Oslo")
+    assert again["resolved_fields_json"] == row["resolved_fields_json"]
+
+
+def test_fold__the_same_request_once_more_is_no_change(acme: Tenant) -> None:
+    order = acme.order()
+    smuggled = {"request_id": "ask-1", "target_user_id": "bob"}
+    send(acme, order, "EXTERNAL_APPROVAL_REQUESTED", **smuggled)
+    row = send(acme, order, "EXTERNAL_APPROVAL_REQUESTED", **smuggled)
+    assert row["last_state_change_seq"] == 2

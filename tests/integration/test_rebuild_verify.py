@@ -398,7 +398,7 @@ def test_smuggled__an_event_that_the_projection_does_not_know(acme: Tenant) -> N
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_smuggled__a_ledger_that_contradicts_itself_ends_a_rebuild(acme: Tenant, gone: int) -> None:
-    # By their ledgers two orders have the same correlation: no projection can hold that, and none is waited for.
+    # By their ledgers two orders have the same correlation: no projection can hold that.
     orders = sorted(acme.order() for _ in range(2))
     smuggle(acme, orders[1], 2, correlation_of(orders[0]))
     for order in orders[:gone]:
