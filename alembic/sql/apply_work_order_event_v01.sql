@@ -42,7 +42,7 @@ BEGIN
       END IF;
       -- An equal value leaves the entry as it is: it would be no state change.
       IF (p_event.event_type = 'FIELD_CONFLICT_RESOLVED' OR p_state.asked_fields_json ? _key)
-        AND p_state.resolved_fields_json -> _key -> 'value' IS DISTINCT FROM _value
+        AND (_changed OR p_state.resolved_fields_json -> _key -> 'value' IS DISTINCT FROM _value)
       THEN
         p_state.resolved_fields_json := p_state.resolved_fields_json || pg_catalog.jsonb_build_object(
           _key,
@@ -91,12 +91,17 @@ BEGIN
     END IF;
 
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
+    -- The same request once more changes nothing.
+    _changed := NOT p_state.external_approval_pending
+      OR p_state.external_approval_notices <> 0
+      OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
+      OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
+      OR p_state.external_approval_expires_at IS DISTINCT FROM os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
     p_state.external_approval_pending := TRUE;
     p_state.external_approval_request_id := p_event.payload ->> 'request_id';
     p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
     p_state.external_approval_expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
     p_state.external_approval_notices := 0;
-    _changed := TRUE;
 
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_WAIT_NOTIFIED' THEN
     IF p_state.external_approval_pending

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from psycopg.types.json import set_json_loads
@@ -263,7 +263,11 @@ def test_model__agrees_with_the_database(sessions: Sessions) -> None:
     run_state_machine_as_test(
         HistoriesHere,
         settings=settings(
-            max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
+            max_examples=100,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[*HealthCheck],
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a history takes minutes
         ),
     )
 
