@@ -20,12 +20,9 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    column,
-    func,
     literal_column,
     select,
     true,
-    values,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -39,10 +36,11 @@ from selene_core.contracts import (
     check_tenant_id,
     check_work_order_id,
 )
-from selene_core.database import confirm_scope, scope_tenant, tenant_scope, translate_errors
+from selene_core.database import scope_tenant, tenant_scope
 from selene_core.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.errors import ContractViolation
 from selene_core.json_limits import MAX_INT64
+from selene_core.repository import SCOPED_TENANT, TENANT, Repository, call, fetch, in_scope
 from selene_core.rules import EVENT_RULES, integer
 from selene_core.tables import work_order_ledger, work_orders_current
 
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Connection, Engine, FromClause, RowMapping, Select
+    from sqlalchemy import ColumnElement, Engine, RowMapping, Select
 
 MAX_BATCH: Final = 1000
 REBUILD_GROUP_SIZE: Final = 200
@@ -63,14 +61,11 @@ _EVENT_NAMES: Final = tuple(work_order_ledger.columns.keys())
 _POSITION: Final = integer(0, MAX_INT64)
 
 
-class WorkOrderRepository:
+class WorkOrderRepository(Repository):
     """Append to, read and replay the work orders of the tenant_scope that yielded the connection.
 
     Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended.
     """
-
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
 
     def append(self, event: WorkOrderLedgerEventInput) -> AppendResult:
         """Append one event; raises what append_many raises."""
@@ -157,15 +152,6 @@ class WorkOrderRepository:
                 return
             after = page[-1]["work_order_seq"]
 
-    def _read(self, statement: Select[Any], **parameters: object) -> list[RowMapping]:
-        """Return the rows of a statement that _in_scope() made."""
-        rows = self._run(statement, **parameters)
-        confirm_scope(self._conn, rows[0]["scope_tenant_id"])
-        return [row for row in rows if row["work_order_id"] is not None]
-
-    def _run(self, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
-        return _fetch(self._conn, statement, tenant_id=scope_tenant(self._conn), **parameters)
-
 
 def append_events(
     engine: Engine, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
@@ -180,7 +166,7 @@ def append_events(
     with engine.connect() as conn:
         # In autocommit the statement is the transaction, and the function makes it the tenant's.
         conn.execution_options(isolation_level="AUTOCOMMIT")
-        return [AppendResult(**row) for row in _fetch(conn, _APPEND, tenant_id=tenant_id, events=wire)]
+        return [AppendResult(**row) for row in fetch(conn, _APPEND, tenant_id=tenant_id, events=wire)]
 
 
 def rebuild_tenant(
@@ -194,7 +180,7 @@ def rebuild_tenant(
 
     def rebuild_group(after: str) -> RowMapping:
         with tenant_scope(engine, tenant_id) as conn:
-            return _fetch(conn, _REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
+            return fetch(conn, _REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
 
     return _rebuild(rebuild_group, progress)
 
@@ -230,11 +216,6 @@ def _wire(events: object) -> str:
     return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
-    with translate_errors():
-        return conn.execute(statement, parameters).mappings().all()
-
-
 def _only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
     return _work_order(rows[0]) if rows else None
 
@@ -255,20 +236,12 @@ def _event(row: RowMapping) -> WorkOrderEvent:
 
 # --- statements, built once; all values are parameters
 
-_TENANT: Final = bindparam("tenant_id", type_=Text)
-_SCOPED_TENANT: Final = func.os_core.require_tenant(_TENANT)  # raises unless it is the transaction's
 _WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
 _AFTER: Final = bindparam("after", type_=BigInteger)
 
 
-def _call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any) -> Select[Any]:
-    """Select from a function of os_core that returns a table."""
-    columns = [column(name, type_) for name, type_ in returned.items()]
-    return select(getattr(func.os_core, function)(*arguments).table_valued(*columns, name="result"))
-
-
 def _append(tenant: ColumnElement[Any]) -> Select[Any]:
-    return _call(
+    return call(
         "append_work_order_events",
         [tenant, cast(bindparam("events", type_=Text), JSONB)],
         work_order_event_id=BigInteger,
@@ -278,29 +251,22 @@ def _append(tenant: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-def _in_scope(rows: FromClause, on: ColumnElement[bool]) -> Select[Any]:
-    """Select rows beside the transaction's tenant; where there are none, NULLs stand beside it."""
-    one = values(column("n", Integer), name="one", literal_binds=True).data([(1,)])
-    tenant = literal_column("current_setting('selene.tenant_id', TRUE)", Text).label("scope_tenant_id")
-    return select(tenant, *rows.c).select_from(one.outerjoin(rows, on))
-
-
-_APPEND: Final = _append(_TENANT)
-_APPEND_IN_SCOPE: Final = _append(_SCOPED_TENANT)
+_APPEND: Final = _append(TENANT)
+_APPEND_IN_SCOPE: Final = _append(SCOPED_TENANT)
 
 _REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
-_REBUILD_ONE: Final = _call("rebuild_work_order", [_SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
-_REBUILD_NEXT: Final = _call(
+_REBUILD_ONE: Final = call("rebuild_work_order", [SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
+_REBUILD_NEXT: Final = call(
     "rebuild_work_orders",
-    [_SCOPED_TENANT, bindparam("after", type_=Text), literal_column(str(REBUILD_GROUP_SIZE), Integer)],
+    [SCOPED_TENANT, bindparam("after", type_=Text), literal_column(str(REBUILD_GROUP_SIZE), Integer)],
     **_REBUILT,
     last_work_order_id=Text,
 )
-_VERIFY: Final = _call("verify_work_orders", [_SCOPED_TENANT, _WORK_ORDER], work_order_id=Text, problem=Text)
-_AS_OF: Final = _call(
+_VERIFY: Final = call("verify_work_orders", [SCOPED_TENANT, _WORK_ORDER], work_order_id=Text, problem=Text)
+_AS_OF: Final = call(
     "work_order_as_of",
     [
-        _SCOPED_TENANT,
+        SCOPED_TENANT,
         _WORK_ORDER,
         bindparam("seq", type_=BigInteger),
         bindparam("event_id", type_=BigInteger),
@@ -310,22 +276,20 @@ _AS_OF: Final = _call(
 )
 
 _CURRENT: Final = work_orders_current.columns
-_GET: Final = _in_scope(
-    work_orders_current, and_(_CURRENT.tenant_id == _TENANT, _CURRENT.work_order_id == _WORK_ORDER)
+_GET: Final = in_scope(
+    work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
 )
-_GET_BY_CORRELATION: Final = _in_scope(
+_GET_BY_CORRELATION: Final = in_scope(
     work_orders_current,
-    and_(_CURRENT.tenant_id == _TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)),
+    and_(_CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)),
 )
 
 _LEDGER: Final = work_order_ledger.columns
 _PAGE: Final = (
     select(work_order_ledger)
-    .where(
-        _LEDGER.tenant_id == _TENANT, _LEDGER.work_order_id == _WORK_ORDER, _LEDGER.work_order_seq > _AFTER
-    )
+    .where(_LEDGER.tenant_id == TENANT, _LEDGER.work_order_id == _WORK_ORDER, _LEDGER.work_order_seq > _AFTER)
     .order_by(_LEDGER.work_order_seq)
     .limit(EVENTS_PAGE)
     .lateral("event")
 )
-_EVENTS: Final = _in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
+_EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
