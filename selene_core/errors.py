@@ -152,6 +152,8 @@ class PromptSuppressed(SeleneError):
 
     work_order_id: str | None = None
     field_key: str | None = None
+    request_id: str | None = None
+    event_index: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -163,6 +165,7 @@ class ExternalApprovalPending(SeleneError):
 
     work_order_id: str | None = None
     request_id: str | None = None
+    event_index: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -176,6 +179,7 @@ class LeaseHeld(SeleneError):
     work_order_id: str | None = None
     lease_owner_id: str | None = None
     lease_expires_at: datetime | None = None
+    event_index: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -186,6 +190,7 @@ class LeaseLost(SeleneError):
     sqlstate = "SL011"
 
     work_order_id: str | None = None
+    event_index: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -209,6 +214,7 @@ class BoundExceeded(SeleneError):
     work_order_id: str | None = None
     bound: str | None = None
     limit: int | None = None
+    event_index: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)

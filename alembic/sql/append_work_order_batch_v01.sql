@@ -163,12 +163,19 @@ BEGIN
         END IF;
 
         -- Steps 3 to 6.
+        _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
         _refusal := os_core.transition_refusal(
           _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
           _event.payload ->> 'previous_status', _expected_seqs[_ordinal], _canceled_by[_slot]
         );
-        IF _refusal IS NULL AND _lease_tokens[_ordinal] IS NOT NULL THEN
-          _refusal := 'SL011';
+        IF _refusal IS NULL AND (_lease_tokens[_ordinal] IS NOT NULL OR _state.lease_expires_at IS NOT NULL) THEN
+          _refusal := os_core.lease_refusal(_state, _event, _lease_tokens[_ordinal]);
+        END IF;
+        IF _refusal IS NULL AND (
+          _state.external_approval_pending
+          OR _event.event_type IN ('FIELD_PROMPTED', 'EXTERNAL_APPROVAL_WAIT_NOTIFIED', 'EXTERNAL_APPROVAL_RESOLVED')
+        ) THEN
+          _refusal := os_core.continuity_refusal(_state, _event);
         END IF;
         IF _refusal IS NOT NULL THEN
           PERFORM os_core.refuse_event(_refusal, _ordinal - 1, _event, _state, _expected_seqs[_ordinal]);
@@ -183,7 +190,6 @@ BEGIN
           PERFORM os_core.refuse_sequence();
         END IF;
         _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
-        _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
         _state := os_core.apply_work_order_event(_state, _event);
         IF _event.event_type LIKE 'FIELD%' OR _event.event_type = 'WORK_ORDER_CREATED' THEN
           _bound := os_core.exceeded_bound(

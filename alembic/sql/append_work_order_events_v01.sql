@@ -1,155 +1,29 @@
 -- os_core.append_work_order_events: the only way to write the work-order ledger and its projection (SPEC.md section 4).
--- A single event takes the short way below, more of them os_core.append_work_order_batch; both call the same rules and the same fold.
+-- A single event goes to os_core.append_work_order_event, more of them to os_core.append_work_order_batch; both call the same rules and
+-- the same fold.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_events(p_tenant_id text, p_events jsonb)
 RETURNS TABLE (work_order_event_id bigint, work_order_seq bigint, replayed boolean, created_at timestamptz)
 LANGUAGE plpgsql
 VOLATILE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan
 AS $$
-DECLARE
-  _input jsonb := p_events -> 0;
-  _event os_core.work_order_ledger;
-  _prior os_core.work_order_ledger;
-  _state os_core.work_orders_current;
-  _next os_core.work_orders_current;
-  _refusal text;
-  _bound text;
-  _lost boolean := FALSE;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF (pg_catalog.jsonb_typeof(p_events) = 'array' AND pg_catalog.jsonb_array_length(p_events) BETWEEN 1 AND 1000) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;
-  IF pg_catalog.jsonb_array_length(p_events) > 1 THEN
-    RETURN QUERY SELECT batch.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS batch;
-    RETURN;
-  END IF;
-
-  _event := os_core.event_from_json(p_tenant_id, _input, 0);
-
-  LOOP
-    -- Step 1: lock first, number after.
-    SELECT current.* INTO _state
-    FROM os_core.work_orders_current AS current
-    WHERE current.tenant_id = p_tenant_id AND current.work_order_id = _event.work_order_id
-    FOR NO KEY UPDATE;
-    IF _lost AND _state.last_seq IS NULL THEN
-      PERFORM os_core.refuse_damaged(_event.work_order_id);
-    END IF;
-
-    -- Steps 3 to 6. What they refuse may still be a replay: the key is looked up before anything is raised (step 2).
-    _refusal := os_core.transition_refusal(
-      _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
-      _event.payload ->> 'previous_status', (_input ->> 'expected_seq')::bigint, NULL
-    );
-    IF _refusal IS NULL AND _input ->> 'lease_token' IS NOT NULL THEN
-      _refusal := 'SL011';
-    END IF;
-
-    -- Step 7. A conflict on the ledger is a used key, or the order's first event come from elsewhere in the meantime.
-    IF _refusal IS NULL THEN
-      _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
-      IF _event.work_order_event_id <= _state.last_event_id THEN
-        PERFORM os_core.refuse_sequence();
-      END IF;
-      _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
-      _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
-      _next := os_core.apply_work_order_event(_state, _event);
-      IF _event.event_type LIKE 'FIELD%' OR _event.event_type = 'WORK_ORDER_CREATED' THEN
-        _bound := os_core.exceeded_bound(
-          _next.fields_json, _next.asked_fields_json, _next.resolved_fields_json,
-          _next.conflicts_json, _next.prompt_dedupe_keys_json
-        );
-      END IF;
-      IF _bound IS NULL THEN
-        -- The event before must be there: a projection row that is ahead of its ledger must not tear a gap into it.
-        INSERT INTO os_core.work_order_ledger
-        SELECT _event.*
-        WHERE _state.last_seq IS NULL OR EXISTS (
-          SELECT FROM os_core.work_order_ledger AS ledger
-          WHERE ledger.tenant_id = p_tenant_id
-            AND ledger.work_order_id = _event.work_order_id
-            AND ledger.work_order_seq = _state.last_seq
-        )
-        ON CONFLICT DO NOTHING;
-        EXIT WHEN FOUND;
-      END IF;
-    END IF;
-
-    -- Step 2: a used key answers with the original, or refuses other content.
-    IF _event.idempotency_key IS NOT NULL AND _state.last_seq IS NOT NULL THEN
-      SELECT ledger.* INTO _prior
-      FROM os_core.work_order_ledger AS ledger
-      WHERE ledger.tenant_id = p_tenant_id
-        AND ledger.work_order_id = _event.work_order_id
-        AND ledger.idempotency_key = _event.idempotency_key;
-      IF FOUND THEN
-        IF NOT os_core.same_content(_prior, _event) THEN
-          PERFORM os_core.refuse_replay(0, _event, _prior.work_order_event_id);
-        END IF;
-        RETURN QUERY SELECT _prior.work_order_event_id, _prior.work_order_seq, TRUE, _prior.created_at;
-        RETURN;
-      END IF;
-    END IF;
-    IF _refusal IS NOT NULL THEN
-      PERFORM os_core.refuse_event(_refusal, 0, _event, _state, (_input ->> 'expected_seq')::bigint);
-    ELSIF _bound IS NOT NULL THEN
-      PERFORM os_core.refuse_bound(_event.work_order_id, _bound, 0);
-    ELSIF NOT EXISTS (
-      SELECT FROM os_core.work_order_ledger AS ledger
-      WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = _event.work_order_id
-    ) THEN
-      PERFORM os_core.refuse_sequence();
-    ELSIF _state.last_seq IS NOT NULL THEN
-      -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
-      PERFORM os_core.refuse_damaged(_event.work_order_id);
-    END IF;
-    _lost := TRUE;
-  END LOOP;
-
-  IF _state.correlation_id = _event.correlation_id THEN
-    UPDATE os_core.work_orders_current AS current
-    SET
-      turn_id = _next.turn_id,
-      work_order_status = _next.work_order_status,
-      last_event_id = _next.last_event_id,
-      last_seq = _next.last_seq,
-      last_reason_code = _next.last_reason_code,
-      last_updated_at = _next.last_updated_at,
-      step_id = _next.step_id,
-      step_input_hash = _next.step_input_hash,
-      lease_owner_id = _next.lease_owner_id,
-      lease_token_hash = _next.lease_token_hash,
-      lease_expires_at = _next.lease_expires_at,
-      fields_json = _next.fields_json,
-      asked_fields_json = _next.asked_fields_json,
-      resolved_fields_json = _next.resolved_fields_json,
-      conflicts_json = _next.conflicts_json,
-      prompt_dedupe_keys_json = _next.prompt_dedupe_keys_json,
-      external_approval_pending = _next.external_approval_pending,
-      external_approval_request_id = _next.external_approval_request_id,
-      external_approval_target_user_id = _next.external_approval_target_user_id,
-      external_approval_expires_at = _next.external_approval_expires_at,
-      external_approval_notices = _next.external_approval_notices,
-      last_state_change_seq = _next.last_state_change_seq
-    WHERE current.tenant_id = p_tenant_id
-      AND current.work_order_id = _event.work_order_id
-      AND current.last_seq = _state.last_seq;
-    IF NOT FOUND THEN
-      PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
-    END IF;
+  IF pg_catalog.jsonb_array_length(p_events) = 1 THEN
+    RETURN QUERY
+    SELECT appended.*
+    FROM os_core.append_work_order_event(
+      os_core.event_from_json(p_tenant_id, p_events -> 0, 0),
+      (p_events -> 0 ->> 'expected_seq')::bigint,
+      p_events -> 0 ->> 'lease_token'
+    ) AS appended;
   ELSE
-    -- A new order or a new thread can meet another holder: os_core.write_projection says who.
-    PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
+    RETURN QUERY SELECT appended.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS appended;
   END IF;
-  work_order_event_id := _event.work_order_event_id;
-  work_order_seq := _event.work_order_seq;
-  replayed := FALSE;
-  created_at := _event.created_at;
-  RETURN NEXT;
 END;
 $$;
 

@@ -48,6 +48,13 @@ BEGIN
           THEN pg_catalog.format('work order %s exists already', p_event.work_order_id)
         WHEN p_state.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') AND p_event.work_order_status <> 'CANCELED'
           THEN pg_catalog.format('work order %s is %s: nothing follows', p_event.work_order_id, p_state.work_order_status)
+        WHEN p_event.event_type LIKE 'EXTERNAL_APPROVAL%'
+          AND p_state.external_approval_request_id = p_event.payload ->> 'request_id'
+          THEN pg_catalog.format('approval request %s has not expired', p_event.payload ->> 'request_id')
+        WHEN p_event.event_type LIKE 'EXTERNAL_APPROVAL%'
+          THEN pg_catalog.format(
+            'approval request %s is not pending on work order %s', p_event.payload ->> 'request_id', p_event.work_order_id
+          )
         ELSE pg_catalog.format(
           'work order %s is %s, not the previous_status %s',
           p_event.work_order_id, p_state.work_order_status, p_event.payload ->> 'previous_status'
@@ -55,6 +62,29 @@ BEGIN
       END;
       _facts := _facts || pg_catalog.jsonb_build_object(
         'work_order_status', p_state.work_order_status, 'event_type', p_event.event_type
+      );
+    WHEN 'SL008' THEN
+      _message := CASE
+        WHEN p_event.event_type = 'EXTERNAL_APPROVAL_WAIT_NOTIFIED'
+          THEN pg_catalog.format('the wait for approval request %s was told already', p_event.payload ->> 'request_id')
+        ELSE pg_catalog.format('field %s was asked or answered already', p_event.payload ->> 'field_key')
+      END;
+      _facts := _facts || pg_catalog.jsonb_build_object(
+        'field_key', p_event.payload ->> 'field_key', 'request_id', p_event.payload ->> 'request_id'
+      );
+    WHEN 'SL009' THEN
+      _message := pg_catalog.format(
+        'work order %s waits for approval request %s: %s with status %s is refused',
+        p_event.work_order_id, p_state.external_approval_request_id, p_event.event_type, p_event.work_order_status
+      );
+      _facts := _facts || pg_catalog.jsonb_build_object('request_id', p_state.external_approval_request_id);
+    WHEN 'SL010' THEN
+      _message := pg_catalog.format(
+        '%s holds the lease on work order %s until %s',
+        p_state.lease_owner_id, p_event.work_order_id, os_core.json_time(p_state.lease_expires_at)
+      );
+      _facts := _facts || pg_catalog.jsonb_build_object(
+        'lease_owner_id', p_state.lease_owner_id, 'lease_expires_at', os_core.json_time(p_state.lease_expires_at)
       );
     WHEN 'SL011' THEN
       _message := pg_catalog.format('the lease token is not that of an active lease on work order %s', p_event.work_order_id);

@@ -22,6 +22,9 @@ def upgrade() -> None:
     op.execute(sql("event_violation", version=1))
     op.execute(sql("event_from_json", version=1))
     op.execute(sql("transition_refusal", version=1))
+    op.execute(sql("token_hash", version=1))
+    op.execute(sql("lease_refusal", version=1))
+    op.execute(sql("continuity_refusal", version=1))
     op.execute(sql("same_content", version=1))
     op.execute(sql("refuse_event", version=1))
     op.execute(sql("refuse_replay", version=1))
@@ -29,6 +32,7 @@ def upgrade() -> None:
     op.execute(sql("refuse_damaged", version=1))
     op.execute(sql("refuse_sequence", version=1))
     op.execute(sql("write_projection", version=1))
+    op.execute(sql("append_work_order_event", version=1))
     op.execute(sql("append_work_order_batch", version=1))
     op.execute(sql("append_work_order_events", version=1))
 
@@ -36,6 +40,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.append_work_order_events(text, jsonb)")
     op.execute("DROP FUNCTION os_core.append_work_order_batch(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.append_work_order_event(os_core.work_order_ledger, bigint, text)")
     op.execute("DROP FUNCTION os_core.write_projection(os_core.work_orders_current[], bigint[], boolean[])")
     op.execute("DROP FUNCTION os_core.refuse_sequence()")
     op.execute("DROP FUNCTION os_core.refuse_damaged(text)")
@@ -46,6 +51,13 @@ def downgrade() -> None:
         "text, integer, os_core.work_order_ledger, os_core.work_orders_current, bigint)"
     )
     op.execute("DROP FUNCTION os_core.same_content(os_core.work_order_ledger, os_core.work_order_ledger)")
+    op.execute(
+        "DROP FUNCTION os_core.continuity_refusal(os_core.work_orders_current, os_core.work_order_ledger)"
+    )
+    op.execute(
+        "DROP FUNCTION os_core.lease_refusal(os_core.work_orders_current, os_core.work_order_ledger, text)"
+    )
+    op.execute("DROP FUNCTION os_core.token_hash(text)")
     op.execute("DROP FUNCTION os_core.transition_refusal(bigint, text, text, text, text, bigint, text)")
     op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer)")
     op.execute("DROP FUNCTION os_core.event_violation(jsonb)")
