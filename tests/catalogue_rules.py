@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 PUBLIC_FUNCTIONS = (
     "os_core.append_work_order_events(text,jsonb)",
+    "os_core.lock_work_order(text,text)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
     "os_core.require_tenant(text)",
