@@ -1,7 +1,7 @@
 """A small model of SPEC.md sections 4 to 7: what an append is answered, and what the projection then is.
 
 Written from the text and not from the functions, which it is there to judge. The bounds of section 2 and the
-leases are left out; so are the refusals of sections 6 and 7: the fold takes whatever was accepted once.
+leases are left out. Expiries are to lie far off in either direction, so that it needs no clock of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -241,8 +241,8 @@ class Model:
             if event["work_order_status"] == "CANCELED":
                 cancelers.add(event["event_type"])
             seq = len(order.events) + 1
-            epoch = datetime.fromtimestamp(0, UTC)
-            order.add({**event, "work_order_event_id": 0, "work_order_seq": seq, "created_at": epoch})
+            now = {"created_at": datetime.now(UTC)}
+            order.add({**event, "work_order_event_id": 0, "work_order_seq": seq, **now})
             answers.append(Answer(seq, replay=False))
         held = [order.state["correlation_id"] for order in draft.values() if order.state]
         if len(held) != len(set(held)):
@@ -269,7 +269,7 @@ def _same_key(order: Order, event: Event) -> State | None:
 
 
 def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | None:
-    """Return the SQLSTATE of steps 3 to 5, or None."""
+    """Return the SQLSTATE of steps 3 to 6, or None."""
     event_type, status = event["event_type"], event["work_order_status"]
     expected_seq, last_seq = event.get("expected_seq"), state["last_seq"] if state else 0
     if expected_seq is not None and expected_seq != last_seq:
@@ -290,4 +290,50 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
         claimed = event["payload"].get("previous_status")
         if event_type == "STATUS_CHANGED" and claimed not in (None, state["work_order_status"]):
             return "SL007"
-    return "SL011" if event.get("lease_token") is not None else None
+    if event.get("lease_token") is not None:
+        return "SL011"
+    return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event)
+
+
+def _may_not_now(state: State, event: Event) -> str | None:
+    """Return what section 7 says while an approval is pending."""
+    moves = event["work_order_status"] != state["work_order_status"]
+    if state["external_approval_pending"] and (
+        event["event_type"] in {"FIELD_PROMPTED", "STEP_STARTED", "EXTERNAL_APPROVAL_REQUESTED"}
+        or (moves and event["work_order_status"] in {"EXECUTING", "DONE"})
+    ):
+        return "SL009"
+    return None
+
+
+def _may_not_be_said(state: State, event: Event) -> str | None:
+    """Return what sections 6 and 7 say of prompts, notices and answers."""
+    payload = event["payload"]
+    match event["event_type"]:
+        case "FIELD_PROMPTED":
+            return (
+                None if _may_be_asked(state, payload["field_key"], payload["prompt_dedupe_key"]) else "SL008"
+            )
+        case "EXTERNAL_APPROVAL_WAIT_NOTIFIED" | "EXTERNAL_APPROVAL_RESOLVED" if not _pending(state, payload):
+            return "SL007"
+        case "EXTERNAL_APPROVAL_WAIT_NOTIFIED":
+            return "SL008" if state["external_approval_notices"] >= (2 if _expired(state) else 1) else None
+        case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state):
+            return "SL007"
+    return None
+
+
+def _expired(state: State) -> bool:
+    expires_at = state["external_approval_expires_at"]
+    return expires_at is not None and bool(expires_at <= datetime.now(UTC))
+
+
+def _may_be_asked(state: State, key: str, dedupe_key: str) -> bool:
+    last_change = state["last_state_change_seq"]
+    if state["prompt_dedupe_keys_json"].get(dedupe_key, 0) > last_change:
+        return False
+    if key in state["conflicts_json"]:
+        return not state["conflicts_json"][key]["asked"]
+    known = key in state["fields_json"] or key in state["resolved_fields_json"]
+    asked = state["asked_fields_json"].get(key, {"seq": 0})
+    return not known and asked["seq"] <= last_change

@@ -508,7 +508,7 @@ def write_some_orders(acme: Tenant, rival: Tenant) -> None:
         wire("STATUS_CHANGED", "a", payload={"previous_status": "CLARIFY"}, **thread),
         wire("EXTERNAL_APPROVAL_REQUESTED", "a", payload=approval, **thread),
         wire("EXTERNAL_APPROVAL_WAIT_NOTIFIED", "a", payload={"request_id": "r1"}, **thread),
-        wire("STEP_FAILED", "a", step_id="s1", step_input_hash="h", **thread),
+        wire("STEP_FAILED", "a", work_order_status="CONFIRM", step_id="s1", step_input_hash="h", **thread),
     )
     for name in "bcd":
         acme.append(wire("WORK_ORDER_CREATED", name), wire("STEP_STARTED", name))

@@ -35,7 +35,15 @@ def full_order(acme: Tenant) -> str:
         wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": "who", "candidates": ["Bo", "Bob"]}),
         wire("EXTERNAL_APPROVAL_REQUESTED", order, payload=request),
         wire("EXTERNAL_APPROVAL_WAIT_NOTIFIED", order),
-        wire("STEP_FAILED", order, step_id="s", step_input_hash="h", reason_code=7, turn_id=9),
+        wire(
+            "STEP_FAILED",
+            order,
+            work_order_status="CONFIRM",
+            step_id="s",
+            step_input_hash="h",
+            reason_code=7,
+            turn_id=9,
+        ),
     )
     return order
 
