@@ -1,11 +1,13 @@
 """The PostgreSQL system of record of Selene OS: ledger, projection and tenancy of work orders."""
 
+from selene_core.continuity import PromptDecision, decide_prompt
 from selene_core.contracts import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
     AppendResult,
     ApprovalOutcome,
     DriftedOrder,
+    PendingCursor,
     RebuildReport,
     WorkOrder,
     WorkOrderEvent,
@@ -15,6 +17,7 @@ from selene_core.contracts import (
     new_work_order_id,
 )
 from selene_core.database import tenant_scope
+from selene_core.enums import PromptAction, PromptReason
 from selene_core.errors import (
     AppendOnlyViolation,
     AttemptConflict,
@@ -56,7 +59,11 @@ __all__ = [
     "InvalidTransition",
     "LeaseHeld",
     "LeaseLost",
+    "PendingCursor",
     "ProjectionDamaged",
+    "PromptAction",
+    "PromptDecision",
+    "PromptReason",
     "PromptSuppressed",
     "RebuildReport",
     "SeleneError",
@@ -70,6 +77,7 @@ __all__ = [
     "WorkOrderRepository",
     "WorkOrderStatus",
     "append_events",
+    "decide_prompt",
     "new_work_order_id",
     "rebuild_tenant",
     "tenant_scope",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import (
@@ -50,12 +50,14 @@ __all__ = [
     "AppendResult",
     "ApprovalOutcome",
     "DriftedOrder",
+    "PendingCursor",
     "RebuildReport",
     "WorkOrder",
     "WorkOrderEvent",
     "WorkOrderEventType",
     "WorkOrderLedgerEventInput",
     "WorkOrderStatus",
+    "check_pending_cursor",
     "check_tenant_id",
     "check_work_order_id",
     "new_work_order_id",
@@ -209,6 +211,25 @@ class WorkOrder:
     external_approval_expires_at: datetime | None
     external_approval_notices: int
     last_state_change_seq: int
+
+
+class PendingCursor(NamedTuple):
+    """Hold the place after which a page of pending work orders begins: that of the last one before it."""
+
+    last_updated_at: datetime
+    last_event_id: int
+
+
+def check_pending_cursor(value: object) -> PendingCursor:
+    """Return the place of a work order or cursor; raises ContractViolation (SPEC.md section 9)."""
+    if isinstance(value, WorkOrder):
+        return PendingCursor(value.last_updated_at, value.last_event_id)
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise ContractViolation(field="after", rule="must be a WorkOrder or a PendingCursor")
+    return PendingCursor(
+        EVENT_RULES["occurred_at"].check("after.last_updated_at", value[0]),
+        EVENT_RULES["expected_seq"].check("after.last_event_id", value[1]),
+    )
 
 
 @dataclass(frozen=True, slots=True)

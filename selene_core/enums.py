@@ -47,6 +47,26 @@ class ApprovalOutcome(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+class PromptAction(StrEnum):
+    """Name what to do about the required fields (SPEC.md section 6)."""
+
+    ASK = "ASK"
+    ASK_DIFFERENT_FIELD = "ASK_DIFFERENT_FIELD"
+    SKIP = "SKIP"
+    WAIT = "WAIT"
+    STOP = "STOP"
+
+
+class PromptReason(StrEnum):
+    """Name why (SPEC.md section 6)."""
+
+    POLICY_APPROVAL_PENDING = "POLICY_APPROVAL_PENDING"
+    POLICY_CONFLICT_REQUIRES_ONE_ASK = "POLICY_CONFLICT_REQUIRES_ONE_ASK"
+    POLICY_NEXT_FIELD = "POLICY_NEXT_FIELD"
+    POLICY_ALREADY_ASKED = "POLICY_ALREADY_ASKED"
+    POLICY_FIELD_ALREADY_KNOWN = "POLICY_FIELD_ALREADY_KNOWN"
+
+
 PENDING_STATUSES: Final = frozenset({WorkOrderStatus.DRAFT, WorkOrderStatus.CLARIFY, WorkOrderStatus.CONFIRM})
 TERMINAL_STATUSES: Final = frozenset(
     {WorkOrderStatus.DONE, WorkOrderStatus.REFUSED, WorkOrderStatus.FAILED, WorkOrderStatus.CANCELED}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
@@ -100,6 +100,17 @@ def integer(least: int, most: int) -> Rule[int]:
     return Rule(f"must be an integer from {least} to {most}", schema, parse)
 
 
+def time_span(most: timedelta) -> Rule[timedelta]:
+    """Ask for a positive time span; it has no JSON form."""
+
+    def parse(value: object) -> timedelta:
+        if not isinstance(value, timedelta) or not timedelta(0) < value <= most:
+            raise ValueError
+        return value
+
+    return Rule(f"must be a positive timedelta of at most {most.days} days", {}, parse)
+
+
 def choice(kind: type[E], *, without: frozenset[E] = frozenset(), because: str = "") -> Rule[E]:
     """Ask for a member of an enum, or its exact text."""
     members = [member for member in kind if member not in without]
@@ -142,7 +153,7 @@ def _parse_fields(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError
     for key in value:
-        _FIELD_KEY.parse(key)
+        FIELD_KEY.parse(key)
     return value
 
 
@@ -186,12 +197,12 @@ EVENT_RULES: Final[Mapping[str, Rule[Any]]] = {
 # The values in a payload have passed json_limits before these rules see them.
 _JSON_SCHEMA = {"$ref": "#/$defs/json"}
 _FIELD_KEY_RULE = f"1..{MAX_FIELD_KEY} ASCII letters, digits or _.:-"
-_FIELD_KEY = text(f"must be {_FIELD_KEY_RULE}", FIELD_KEY_PATTERN, longest=MAX_FIELD_KEY)
+FIELD_KEY: Final = text(f"must be {_FIELD_KEY_RULE}", FIELD_KEY_PATTERN, longest=MAX_FIELD_KEY)
 _VALUE = Rule("must be JSON", _JSON_SCHEMA, lambda value: value)
 _CANDIDATES = Rule("must be a list", {"type": "array", "items": _JSON_SCHEMA}, _parse_list)
 _FIELDS = Rule(
     f"must be an object whose keys are {_FIELD_KEY_RULE}",
-    {"type": "object", "propertyNames": _FIELD_KEY.schema, "additionalProperties": _JSON_SCHEMA},
+    {"type": "object", "propertyNames": FIELD_KEY.schema, "additionalProperties": _JSON_SCHEMA},
     _parse_fields,
 )
 _DEDUPE_KEY = trimmed(MAX_PROMPT_DEDUPE_KEY)
@@ -220,10 +231,10 @@ _KIND = WorkOrderEventType
 
 PAYLOAD_RULES: Final[Mapping[WorkOrderEventType, PayloadRules]] = {
     _KIND.WORK_ORDER_CREATED: PayloadRules(optional={"fields": _FIELDS, "requester_user_id": _ID}),
-    _KIND.FIELD_SET: PayloadRules({"field_key": _FIELD_KEY, "value": _VALUE}),
-    _KIND.FIELD_PROMPTED: PayloadRules({"field_key": _FIELD_KEY, "prompt_dedupe_key": _DEDUPE_KEY}),
-    _KIND.FIELD_CONFLICT_DETECTED: PayloadRules({"field_key": _FIELD_KEY}, {"candidates": _CANDIDATES}),
-    _KIND.FIELD_CONFLICT_RESOLVED: PayloadRules({"field_key": _FIELD_KEY, "value": _VALUE}),
+    _KIND.FIELD_SET: PayloadRules({"field_key": FIELD_KEY, "value": _VALUE}),
+    _KIND.FIELD_PROMPTED: PayloadRules({"field_key": FIELD_KEY, "prompt_dedupe_key": _DEDUPE_KEY}),
+    _KIND.FIELD_CONFLICT_DETECTED: PayloadRules({"field_key": FIELD_KEY}, {"candidates": _CANDIDATES}),
+    _KIND.FIELD_CONFLICT_RESOLVED: PayloadRules({"field_key": FIELD_KEY, "value": _VALUE}),
     _KIND.STATUS_CHANGED: PayloadRules(optional={"previous_status": _STATUS, "note": _NOTE}),
     _KIND.EXTERNAL_APPROVAL_REQUESTED: PayloadRules(
         {"request_id": _ID, "target_user_id": _ID},

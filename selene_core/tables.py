@@ -33,6 +33,9 @@ METADATA: Final = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     },
 )
+IS_PENDING: Final = "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"
+"""The predicate of the indexes for what is pending: a query says it in the same words to be served by one."""
+
 _ID: Final = Text(collation="C")
 _INSTANT: Final = DateTime(timezone=True)
 
@@ -145,6 +148,14 @@ work_orders_current: Final = Table(
         "tenant_id",
         "last_updated_at",
         "last_event_id",
-        postgresql_where=text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
+        postgresql_where=text(IS_PENDING),
+    ),
+    Index(
+        "ix_work_orders_current_pending_requester",
+        "tenant_id",
+        "requester_user_id",
+        "last_updated_at",
+        "last_event_id",
+        postgresql_where=text(IS_PENDING),
     ),
 )

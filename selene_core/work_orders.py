@@ -7,58 +7,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    DateTime,
-    Integer,
-    Text,
-    Uuid,
-    and_,
-    bindparam,
-    cast,
-    literal_column,
-    select,
-    true,
+from selene_core import work_order_statements as statements
+from selene_core.continuity import (
+    PromptDecision,
+    check_prefilled_fields,
+    check_required_fields,
+    decide_prompt,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-
 from selene_core.contracts import (
     AppendResult,
     DriftedOrder,
+    PendingCursor,
     RebuildReport,
     WorkOrder,
     WorkOrderEvent,
     WorkOrderLedgerEventInput,
+    check_pending_cursor,
     check_tenant_id,
     check_work_order_id,
 )
 from selene_core.database import scope_tenant, tenant_scope
-from selene_core.enums import WorkOrderEventType, WorkOrderStatus
-from selene_core.errors import ContractViolation
+from selene_core.enums import PromptAction, PromptReason, WorkOrderEventType
+from selene_core.errors import ContractViolation, IdempotencyConflict
 from selene_core.json_limits import MAX_INT64
-from selene_core.repository import SCOPED_TENANT, TENANT, Repository, call, fetch, in_scope
-from selene_core.rules import EVENT_RULES, integer
-from selene_core.tables import work_order_ledger, work_orders_current
+from selene_core.repository import Repository, fetch
+from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, identifier, integer, time_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Engine, RowMapping, Select
+    from sqlalchemy import Engine, RowMapping
+
+T = TypeVar("T")
 
 MAX_BATCH: Final = 1000
-REBUILD_GROUP_SIZE: Final = 200
-EVENTS_PAGE: Final = 256
 
-_WORK_ORDER_NAMES: Final = tuple(work_orders_current.columns.keys())
-_EVENT_NAMES: Final = tuple(work_order_ledger.columns.keys())
+MAX_PENDING: Final = 1000
 
 _POSITION: Final = integer(0, MAX_INT64)
+_LIMIT: Final = integer(1, MAX_PENDING)
+_WINDOW: Final = time_span(timedelta(days=36_500))
+_NOTE: Final = PAYLOAD_RULES[WorkOrderEventType.WORK_ORDER_CANCELED].optional["note"]
+_USER: Final = identifier(128)
 
 
 class WorkOrderRepository(Repository):
@@ -80,16 +77,17 @@ class WorkOrderRepository(Repository):
         good for a rollback only, if need be to a savepoint (conn.begin_nested()).
         """
         wire = _wire(events)
-        return [AppendResult(**row) for row in self._run(_APPEND_IN_SCOPE, events=wire)]
+        return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
 
     def get(self, work_order_id: str) -> WorkOrder | None:
         """Return the work order as it is now; raises ContractViolation for a bad id (SPEC.md section 9)."""
-        return _only_work_order(self._read(_GET, work_order_id=check_work_order_id(work_order_id)))
+        rows = self._read(statements.GET, work_order_id=check_work_order_id(work_order_id))
+        return statements.only_work_order(rows)
 
     def get_by_correlation(self, correlation_id: UUID) -> WorkOrder | None:
         """Return the work order whose newest thread this is; raises ContractViolation (SPEC.md section 9)."""
         checked = EVENT_RULES["correlation_id"].check("correlation_id", correlation_id)
-        return _only_work_order(self._read(_GET_BY_CORRELATION, correlation_id=checked))
+        return statements.only_work_order(self._read(statements.GET_BY_CORRELATION, correlation_id=checked))
 
     def events(self, work_order_id: str, after: int = 0) -> Iterator[WorkOrderEvent]:
         """Iterate over the events with work_order_seq > `after` in order, a page in memory at a time.
@@ -100,6 +98,117 @@ class WorkOrderRepository(Repository):
         scope_tenant(self._conn)  # now, and not only where the iteration begins
         return self._events(check_work_order_id(work_order_id), _POSITION.check("after", after))
 
+    def list_pending(
+        self,
+        requester_user_id: str | None = None,
+        within: timedelta | None = None,
+        limit: int = 20,
+        oldest_first: bool = False,
+        after: WorkOrder | PendingCursor | None = None,
+    ) -> list[WorkOrder]:
+        """Return a page of the work orders in DRAFT, CLARIFY or CONFIRM, most recently updated first.
+
+        `within`: only those updated in that time before now, by the database's clock. `limit`: 1..1000.
+        `after`: the last order of the page before, or its PendingCursor; an order that does not change
+        meanwhile is neither skipped nor repeated. Ties are broken by last_event_id. Raises ContractViolation
+        (SPEC.md section 9).
+        """
+        cursor = None if after is None else check_pending_cursor(after)
+        statement = statements.pending(
+            of_requester=requester_user_id is not None,
+            within=within is not None,
+            after=after is not None,
+            oldest_first=bool(oldest_first),
+        )
+        rows = self._read(
+            statement,
+            requester_user_id=_optional(_USER, "requester_user_id", requester_user_id),
+            within=_optional(_WINDOW, "within", within),
+            limit=_LIMIT.check("limit", limit),
+            after_at=cursor and cursor.last_updated_at,
+            after_event_id=cursor and cursor.last_event_id,
+        )
+        return [statements.work_order(row) for row in rows]
+
+    def cancel(
+        self, work_order_id: str, *, reason_code: int, idempotency_key: str, note: str | None = None
+    ) -> AppendResult:
+        """Append WORK_ORDER_CANCELED with the thread and turn that the order has (SPEC.md section 9).
+
+        Once more with the same key: the original, replayed. Raises ContractViolation, WorkOrderNotFound,
+        CancelInvalidState where the order has ended, IdempotencyConflict and ProjectionDamaged.
+        """
+        rows = self._run(
+            statements.CANCEL,
+            work_order_id=check_work_order_id(work_order_id),
+            reason_code=EVENT_RULES["reason_code"].check("reason_code", reason_code),
+            idempotency_key=EVENT_RULES["idempotency_key"].check("idempotency_key", idempotency_key),
+            note=_optional(_NOTE, "note", note),
+        )
+        return AppendResult(**rows[0])
+
+    def ask(
+        self,
+        work_order_id: str,
+        *,
+        required_fields: Iterable[str],
+        prefilled_fields: Iterable[str] = (),
+        turn_id: int | None = None,
+        reason_code: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> PromptDecision:
+        """Lock the order, decide by decide_prompt() and record the prompt, if any (SPEC.md section 6).
+
+        Of many callers at once one gets to ask. The prompt has the order's thread and status, and its turn_id
+        and last_reason_code where they are not given. With the key of a recorded prompt it returns that one,
+        with prompt.replayed. Raises ContractViolation, WorkOrderNotFound, BoundExceeded, IdempotencyConflict
+        where the key is another event's, InvalidTransition where the order has ended, and ProjectionDamaged.
+        """
+        work_order_id = check_work_order_id(work_order_id)
+        given = {
+            "turn_id": _optional(EVENT_RULES["turn_id"], "turn_id", turn_id),
+            "reason_code": _optional(EVENT_RULES["reason_code"], "reason_code", reason_code),
+        }
+        key = _optional(EVENT_RULES["idempotency_key"], "idempotency_key", idempotency_key)
+        required, prefilled = check_required_fields(required_fields), check_prefilled_fields(prefilled_fields)
+        current = statements.work_order(self._run(statements.LOCK, work_order_id=work_order_id)[0])
+        decided = decide_prompt(current, required, prefilled)
+        if key is not None and (recorded := self._event_of_key(work_order_id, key)):
+            return self._recorded_prompt(recorded, required, prefilled)
+        if decided.field_key is None:
+            return decided
+        prompt = self.append(
+            WorkOrderLedgerEventInput(
+                work_order_id=work_order_id,
+                correlation_id=current.correlation_id,
+                turn_id=given["turn_id"] or current.turn_id,
+                event_type=WorkOrderEventType.FIELD_PROMPTED,
+                work_order_status=current.work_order_status,
+                reason_code=given["reason_code"] or current.last_reason_code,
+                payload={"field_key": decided.field_key, "prompt_dedupe_key": decided.prompt_dedupe_key},
+                idempotency_key=key,
+            )
+        )
+        return replace(decided, prompt=prompt)
+
+    def notify_wait(
+        self, work_order_id: str, *, turn_id: int | None = None, reason_code: int | None = None
+    ) -> bool:
+        """Record that the user is told of the wait for an approval; tell whether this caller is to tell them.
+
+        True once a request, and once more past its expiry; False where it was said or nothing is pending. The
+        notice has the order's turn_id and last_reason_code where they are not given. Raises
+        ContractViolation, WorkOrderNotFound and ProjectionDamaged (SPEC.md section 7).
+        """
+        rows = self._run(
+            statements.NOTIFY_WAIT,
+            work_order_id=check_work_order_id(work_order_id),
+            turn_id=_optional(EVENT_RULES["turn_id"], "turn_id", turn_id),
+            reason_code=_optional(EVENT_RULES["reason_code"], "reason_code", reason_code),
+        )
+        speaks: bool = rows[0]["speaks"]
+        return speaks
+
     def rebuild(
         self, work_order_id: str | None = None, progress: Callable[[RebuildReport], object] | None = None
     ) -> RebuildReport:
@@ -108,9 +217,9 @@ class WorkOrderRepository(Repository):
         It locks what it rebuilds to the end of the caller's transaction: rebuild_tenant is for whole tenants.
         """
         if work_order_id is None:
-            return _rebuild(lambda after: self._run(_REBUILD_NEXT, after=after)[0], progress)
+            return _rebuild(lambda after: self._run(statements.REBUILD_NEXT, after=after)[0], progress)
         checked = check_work_order_id(work_order_id)
-        report = RebuildReport(**self._run(_REBUILD_ONE, work_order_id=checked)[0])
+        report = RebuildReport(**self._run(statements.REBUILD_ONE, work_order_id=checked)[0])
         if progress is not None:
             progress(report)
         return report
@@ -118,7 +227,7 @@ class WorkOrderRepository(Repository):
     def verify(self, work_order_id: str | None = None) -> list[DriftedOrder]:
         """Return the work orders whose projection is not the fold of their ledger (SPEC.md section 5)."""
         checked = None if work_order_id is None else check_work_order_id(work_order_id)
-        return [DriftedOrder(**row) for row in self._run(_VERIFY, work_order_id=checked)]
+        return [DriftedOrder(**row) for row in self._run(statements.VERIFY, work_order_id=checked)]
 
     def as_of(
         self,
@@ -136,21 +245,51 @@ class WorkOrderRepository(Repository):
         if [event_id, seq, at].count(None) != 2:
             raise ContractViolation(field="as_of", rule="takes exactly one of event_id, seq and at")
         rows = self._run(
-            _AS_OF,
+            statements.AS_OF,
             work_order_id=check_work_order_id(work_order_id),
             event_id=None if event_id is None else _POSITION.check("event_id", event_id),
             seq=None if seq is None else _POSITION.check("seq", seq),
             at=None if at is None else EVENT_RULES["occurred_at"].check("at", at),
         )
-        return _only_work_order(rows)
+        return statements.only_work_order(rows)
+
+    def _event_of_key(self, work_order_id: str, idempotency_key: str) -> WorkOrderEvent | None:
+        rows = self._read(
+            statements.EVENT_OF_KEY, work_order_id=work_order_id, idempotency_key=idempotency_key
+        )
+        return statements.event(rows[0]) if rows else None
+
+    def _recorded_prompt(
+        self, event: WorkOrderEvent, required: tuple[str, ...], prefilled: tuple[str, ...]
+    ) -> PromptDecision:
+        """Return the decision that recorded the event: it follows from the state before it."""
+        if event.event_type is not WorkOrderEventType.FIELD_PROMPTED:
+            raise IdempotencyConflict(
+                work_order_id=event.work_order_id,
+                idempotency_key=event.idempotency_key,
+                work_order_event_id=event.work_order_event_id,
+            )
+        prompt = AppendResult(event.work_order_event_id, event.work_order_seq, True, event.created_at)
+        asked = (event.payload["field_key"], event.payload["prompt_dedupe_key"])
+        before = self.as_of(event.work_order_id, seq=event.work_order_seq - 1)
+        if before is not None:
+            decided = decide_prompt(before, required, prefilled)
+            if (decided.field_key, decided.prompt_dedupe_key) == asked:
+                return replace(decided, prompt=prompt)
+        # Asked with other required fields, or by a caller with a policy of its own.
+        return PromptDecision(PromptAction.ASK, *asked, PromptReason.POLICY_NEXT_FIELD, prompt)
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
         # Pages, not a cursor: nothing stays open where the caller stops, and each page asks for the tenant.
-        while page := self._read(_EVENTS, work_order_id=work_order_id, after=after):
-            yield from map(_event, page)
-            if len(page) < EVENTS_PAGE:
+        while page := self._read(statements.EVENTS, work_order_id=work_order_id, after=after):
+            yield from map(statements.event, page)
+            if len(page) < statements.EVENTS_PAGE:
                 return
             after = page[-1]["work_order_seq"]
+
+
+def _optional(rule: Rule[T], field: str, value: object) -> T | None:
+    return None if value is None else rule.check(field, value)
 
 
 def append_events(
@@ -166,7 +305,9 @@ def append_events(
     with engine.connect() as conn:
         # In autocommit the statement is the transaction, and the function makes it the tenant's.
         conn.execution_options(isolation_level="AUTOCOMMIT")
-        return [AppendResult(**row) for row in fetch(conn, _APPEND, tenant_id=tenant_id, events=wire)]
+        return [
+            AppendResult(**row) for row in fetch(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
+        ]
 
 
 def rebuild_tenant(
@@ -180,7 +321,7 @@ def rebuild_tenant(
 
     def rebuild_group(after: str) -> RowMapping:
         with tenant_scope(engine, tenant_id) as conn:
-            return fetch(conn, _REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
+            return fetch(conn, statements.REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
 
     return _rebuild(rebuild_group, progress)
 
@@ -214,82 +355,3 @@ def _wire(events: object) -> str:
             )
     wire = [event.to_wire() for event in batch]
     return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
-    return _work_order(rows[0]) if rows else None
-
-
-def _work_order(row: RowMapping) -> WorkOrder:
-    found = {name: row[name] for name in _WORK_ORDER_NAMES}
-    return WorkOrder(**{**found, "work_order_status": WorkOrderStatus(row["work_order_status"])})
-
-
-def _event(row: RowMapping) -> WorkOrderEvent:
-    found = {name: row[name] for name in _EVENT_NAMES}
-    words = {
-        "event_type": WorkOrderEventType(row["event_type"]),
-        "work_order_status": WorkOrderStatus(row["work_order_status"]),
-    }
-    return WorkOrderEvent(**{**found, **words})
-
-
-# --- statements, built once; all values are parameters
-
-_WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
-_AFTER: Final = bindparam("after", type_=BigInteger)
-
-
-def _append(tenant: ColumnElement[Any]) -> Select[Any]:
-    return call(
-        "append_work_order_events",
-        [tenant, cast(bindparam("events", type_=Text), JSONB)],
-        work_order_event_id=BigInteger,
-        work_order_seq=BigInteger,
-        replayed=Boolean,
-        created_at=DateTime(timezone=True),
-    )
-
-
-_APPEND: Final = _append(TENANT)
-_APPEND_IN_SCOPE: Final = _append(SCOPED_TENANT)
-
-_REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
-_REBUILD_ONE: Final = call("rebuild_work_order", [SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
-_REBUILD_NEXT: Final = call(
-    "rebuild_work_orders",
-    [SCOPED_TENANT, bindparam("after", type_=Text), literal_column(str(REBUILD_GROUP_SIZE), Integer)],
-    **_REBUILT,
-    last_work_order_id=Text,
-)
-_VERIFY: Final = call("verify_work_orders", [SCOPED_TENANT, _WORK_ORDER], work_order_id=Text, problem=Text)
-_AS_OF: Final = call(
-    "work_order_as_of",
-    [
-        SCOPED_TENANT,
-        _WORK_ORDER,
-        bindparam("seq", type_=BigInteger),
-        bindparam("event_id", type_=BigInteger),
-        bindparam("at", type_=DateTime(timezone=True)),
-    ],
-    **{column.name: column.type for column in work_orders_current.columns},
-)
-
-_CURRENT: Final = work_orders_current.columns
-_GET: Final = in_scope(
-    work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
-)
-_GET_BY_CORRELATION: Final = in_scope(
-    work_orders_current,
-    and_(_CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)),
-)
-
-_LEDGER: Final = work_order_ledger.columns
-_PAGE: Final = (
-    select(work_order_ledger)
-    .where(_LEDGER.tenant_id == TENANT, _LEDGER.work_order_id == _WORK_ORDER, _LEDGER.work_order_seq > _AFTER)
-    .order_by(_LEDGER.work_order_seq)
-    .limit(EVENTS_PAGE)
-    .lateral("event")
-)
-_EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)

@@ -10,7 +10,9 @@ import sqlalchemy as sa
 
 PUBLIC_FUNCTIONS = (
     "os_core.append_work_order_events(text,jsonb)",
+    "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.lock_work_order(text,text)",
+    "os_core.notify_wait(text,text,bigint,bigint)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
     "os_core.require_tenant(text)",

@@ -1,0 +1,36 @@
+"""Cancel, notify once, and find what is pending by requester (SPEC.md sections 7 and 9).
+
+Revision ID: 0011
+Revises: 0010
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from selene_core.migrations import sql
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # Without it, one requester's few orders would be looked for among everybody's many.
+    op.create_index(
+        op.f("ix_work_orders_current_pending_requester"),
+        "work_orders_current",
+        ["tenant_id", "requester_user_id", "last_updated_at", "last_event_id"],
+        schema="os_core",
+        postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
+    )
+    op.execute(sql("cancel_work_order", version=1))
+    op.execute(sql("notify_wait", version=1))
+
+
+def downgrade() -> None:
+    op.execute("DROP FUNCTION os_core.notify_wait(text, text, bigint, bigint)")
+    op.execute("DROP FUNCTION os_core.cancel_work_order(text, text, bigint, text, text)")
+    op.drop_index(
+        op.f("ix_work_orders_current_pending_requester"), table_name="work_orders_current", schema="os_core"
+    )
