@@ -166,7 +166,7 @@ def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool
         page = page.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
     if within:
         # By the database's clock, and of the statement: clock_timestamp() is no index condition.
-        since = func.statement_timestamp() - bindparam("within", type_=Interval)
+        since = func.statement_timestamp() - cast(bindparam("within", type_=Interval), Interval)
         page = page.where(_CURRENT.last_updated_at >= since)
     if after:
         page = page.where(tuple_(*place) > start if oldest_first else tuple_(*place) < start)

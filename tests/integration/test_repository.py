@@ -3,7 +3,6 @@
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,8 +42,9 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.tables import work_order_ledger, work_orders_current
-from selene_core.work_orders import EVENTS_PAGE, REBUILD_GROUP_SIZE
+from selene_core.work_order_statements import EVENTS_PAGE, REBUILD_GROUP_SIZE
 from tests.factories import correlation_of, created, event
+from tests.plans import index_names, plan_of, statements
 from tests.servers import Database, Server
 
 ORDERS = 20_000
@@ -84,21 +84,6 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
             )
             admin.execute("ANALYZE")
         yield database
-
-
-@contextmanager
-def statements(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
-    """Collect what is sent to the database, with its parameters."""
-    sent: list[tuple[str, Any]] = []
-
-    def listen(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
-
-    sa.event.listen(engine, "before_cursor_execute", listen)
-    try:
-        yield sent
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", listen)
 
 
 def damage(admin_engine: sa.Engine, statement: str) -> None:
@@ -631,14 +616,6 @@ def test_reads__one_statement_each(engine: sa.Engine) -> None:
 # --- plans
 
 
-def index_names(plan: Any) -> set[str]:
-    """Name the indexes of a plan; a sequential scan is named too, after its table."""
-    found = {plan["Index Name"]} if "Index Name" in plan else set()
-    if plan["Node Type"] == "Seq Scan":
-        found.add(f"Seq Scan on {plan['Relation Name']}")
-    return found.union(*(index_names(child) for child in plan.get("Plans", [])))
-
-
 READS: list[tuple[Callable[[WorkOrderRepository], object], str]] = [
     (lambda repository: repository.get("order-7"), "ux_work_orders_current_tenant_work_order"),
     (
@@ -666,23 +643,8 @@ def test_reads__go_through_the_index(
 ) -> None:
     engine = full_database.engine(role)
     with tenant_scope(engine, "acme") as conn:
-        with statements(engine) as sent:
-            read(WorkOrderRepository(conn))
-        ((statement, parameters),) = sent
-        values: list[str] = []
-
-        def number(match: re.Match[str]) -> str:
-            values.append(f"'{parameters[match[1]]}'")
-            return f"${len(values)}"
-
-        prepared = re.sub(r"%\((\w+)\)s", number, statement)
-        conn.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
-        conn.exec_driver_sql(f"PREPARE read AS {prepared}")
-        explained = conn.exec_driver_sql(
-            f"EXPLAIN (FORMAT JSON) EXECUTE read ({', '.join(values)})"
-        ).scalar_one()
-        conn.exec_driver_sql("DEALLOCATE read")
-    assert index_names(explained[0]["Plan"]) == {index}
+        plan = plan_of(conn, lambda: read(WorkOrderRepository(conn)), mode)
+    assert index_names(plan) == {index}
 
 
 def test_reads__as_the_readonly_role(engine: sa.Engine, database: Database) -> None:

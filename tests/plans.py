@@ -1,0 +1,56 @@
+"""What is sent to the database, and how it would be carried out."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+
+@contextmanager
+def statements(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
+    """Collect what is sent to the database, with its parameters."""
+    sent: list[tuple[str, Any]] = []
+
+    def listen(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", listen)
+
+
+def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
+    """Return the plan of the one statement that a call sends, as force_custom_plan or force_generic_plan."""
+    with statements(conn.engine) as sent:
+        read()
+    ((statement, parameters),) = sent
+    values: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        values.append(f"'{parameters[match[1]]}'")
+        return f"${len(values)}"
+
+    prepared = re.sub(r"%\((\w+)\)s", number, statement)
+    conn.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
+    conn.exec_driver_sql(f"PREPARE read AS {prepared}")
+    explained = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE read ({', '.join(values)})").scalar_one()
+    conn.exec_driver_sql("DEALLOCATE read")
+    return explained[0]["Plan"]
+
+
+def index_names(plan: Any) -> set[str]:
+    """Name the indexes of a plan; a sequential scan is named too, after its table."""
+    found = {plan["Index Name"]} if "Index Name" in plan else set()
+    if plan["Node Type"] == "Seq Scan":
+        found.add(f"Seq Scan on {plan['Relation Name']}")
+    return found.union(*(index_names(child) for child in plan.get("Plans", [])))
+
+
+def index_conditions(plan: Any) -> str:
+    """Return by what the indexes of a plan are searched."""
+    below = [index_conditions(child) for child in plan.get("Plans", [])]
+    return " ".join([plan.get("Index Cond", ""), *below])
