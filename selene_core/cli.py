@@ -6,6 +6,7 @@ import gzip
 import sys
 import zlib
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
@@ -21,7 +22,7 @@ from selene_core.database import psycopg_url, tenant_scope
 from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
 from selene_core.local import LocalServerUnavailable, local_database
-from selene_core.rendering import state_lines, timeline_lines, to_json
+from selene_core.rendering import pending_lines, state_lines, timeline_lines, to_json
 from selene_core.work_orders import WorkOrderRepository, rebuild_tenant
 
 if TYPE_CHECKING:
@@ -132,6 +133,40 @@ def show(tenant: str, work_order: str, url: str, as_json: bool) -> None:
         click.echo()
         for line in timeline_lines(orders.events(work_order)):
             click.echo(line)
+
+
+@cli.command()
+@click.argument("tenant")
+@click.option("--requester", metavar="USER", help="Only those that this user requested.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), help="Only those updated in so many hours."
+)
+@click.option("--limit", type=click.IntRange(1, 999), default=20, show_default=True)
+@click.option("--oldest-first", is_flag=True, help="Those that have waited longest.")
+@_url
+@_as_json
+def pending(
+    tenant: str,
+    requester: str | None,
+    hours: float | None,
+    limit: int,
+    oldest_first: bool,
+    url: str,
+    as_json: bool,
+) -> None:
+    """List the work orders in DRAFT, CLARIFY and CONFIRM, most recently updated first."""
+    within = None if hours is None else timedelta(hours=hours)
+    with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
+        found = WorkOrderRepository(conn).list_pending(requester, within, limit + 1, oldest_first)
+    if as_json:
+        click.echo(to_json({"pending": found[:limit], "more": len(found) > limit}))
+        return
+    for line in pending_lines(found[:limit]):
+        click.echo(line)
+    if len(found) > limit:
+        click.echo(f"… and more: --limit is {limit}", err=True)
+    elif not found:
+        click.echo("Nothing is pending.")
 
 
 @cli.command()

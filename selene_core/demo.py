@@ -1,17 +1,18 @@
-"""A scenario that a person can read: what the ledger keeps, refuses, isolates and restores."""
+"""A scenario that a person can read: what the ledger keeps, asks once, refuses, isolates and restores."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.contracts import WorkOrderLedgerEventInput, new_work_order_id
 from selene_core.database import tenant_scope, translate_errors
+from selene_core.enums import PromptAction
 from selene_core.errors import SeleneError
-from selene_core.rendering import state_lines, timeline_lines
+from selene_core.rendering import pending_lines, state_lines, timeline_lines
 from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
 
 if TYPE_CHECKING:
@@ -19,116 +20,217 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from selene_core.contracts import AppendResult
+
 TENANT: Final = "acme"
 STRANGER: Final = "globex"
-_COLUMNS: Final = ("event_type", "work_order_status", "payload", "step_id", "idempotency_key")
-_STORY: Final[tuple[tuple[Any, ...], ...]] = (
-    (
-        "WORK_ORDER_CREATED",
-        "DRAFT",
-        {"fields": {"kind": "travel"}, "requester_user_id": "alice"},
-        None,
-        "create",
-    ),
-    ("FIELD_PROMPTED", "CLARIFY", {"field_key": "date", "prompt_dedupe_key": "date#1"}, None, "ask-date"),
-    ("FIELD_SET", "CLARIFY", {"field_key": "date", "value": "2027-03-14"}, None, "date"),
-    ("FIELD_SET", "CONFIRM", {"field_key": "city", "value": "Zürich"}, None, "city"),
-    ("STATUS_CHANGED", "EXECUTING", {"previous_status": "CONFIRM"}, None, "go"),
-    ("STEP_STARTED", "EXECUTING", {"resource": "booking-api", "attempt_index": 1}, "book", "book-1"),
-    ("STEP_FINISHED", "EXECUTING", {"booking": "LX-4711"}, "book", "booked"),
-    ("STATUS_CHANGED", "DONE", {"note": "booked and confirmed"}, None, "done"),
+_DAMAGE: Final = text(
+    "UPDATE os_core.work_orders_current SET work_order_status = 'DRAFT', fields_json = '{}'"
+    " WHERE work_order_status = 'DONE'"
 )
+
+
+class _Stage:
+    """The two engines, the reader, and whether all has held so far."""
+
+    def __init__(self, app: Engine, admin: Engine, say: Callable[[str], None]) -> None:
+        self.app, self.admin, self.say = app, admin, say
+        self.held = True
+        self._acts = 0
+
+    def act(self, title: str) -> None:
+        """Begin the next part of the scenario."""
+        self._acts += 1
+        self.say(f"{'' if self._acts == 1 else chr(10)}{self._acts}. {title}\n")
+
+    def tell(self, line: str) -> None:
+        """Show a line of what happened."""
+        self.say(f"   {line}".rstrip())
+
+    def expect(self, holds: bool) -> None:
+        """Note whether something is as it must be."""
+        self.held &= holds
+
+    def refused(self, what: str, attempt: Callable[[], object]) -> None:
+        """Try what must not happen, and show how it is refused."""
+        try:
+            attempt()
+        except SeleneError as exc:
+            self.tell(f"{what}:\n      {type(exc).__name__}: {exc}")
+        except DBAPIError as exc:
+            self.tell(f"{what}:\n      {str(exc.orig).strip()}")
+        else:
+            self.tell(f"{what}: NOT REFUSED")
+            self.held = False
+
+    def execute(self, engine: Engine, statement: Any) -> None:
+        """Execute a statement in a transaction of its own."""
+        with engine.begin() as conn, translate_errors():
+            conn.execute(statement)
+
+
+class _Order:
+    """A work order of Alice's and the conversation about it."""
+
+    def __init__(self, stage: _Stage) -> None:
+        self.stage = stage
+        self.id: str = new_work_order_id()
+        self.thread: UUID = uuid4()
+        self.turn = 0
+
+    def event(
+        self, event_type: str, status: str, payload: dict[str, Any], **given: Any
+    ) -> WorkOrderLedgerEventInput:
+        """Compose the next event."""
+        self.turn += 1
+        return WorkOrderLedgerEventInput.from_mapping(
+            {
+                "work_order_id": self.id,
+                "correlation_id": self.thread,
+                "turn_id": self.turn,
+                "event_type": event_type,
+                "work_order_status": status,
+                "reason_code": 1,
+                "payload": payload,
+                **given,
+            }
+        )
+
+    def append(self, event_type: str, status: str, payload: dict[str, Any], **given: Any) -> AppendResult:
+        """Append the next event."""
+        return append_events(self.stage.app, TENANT, [self.event(event_type, status, payload, **given)])[0]
+
+    def show(self) -> None:
+        """Show the order's state and time line."""
+        with tenant_scope(self.stage.app, TENANT) as conn:
+            orders = WorkOrderRepository(conn)
+            order = orders.get(self.id)
+            self.stage.expect(order is not None)
+            if order is not None:
+                for line in (*state_lines(order), "", *timeline_lines(orders.events(self.id))):
+                    self.stage.tell(line)
 
 
 def run(app: Engine, admin: Engine, say: Callable[[str], None]) -> bool:
     """Play the scenario as the application and, for the damage, as a superuser; tell if it held."""
-    work_order_id = new_work_order_id()
-    thread = uuid4()
-    events = [
-        WorkOrderLedgerEventInput(
-            work_order_id=work_order_id,
-            correlation_id=thread,
-            turn_id=turn,
-            reason_code=1,
-            **dict(zip(_COLUMNS, step, strict=True)),
-        )
-        for turn, step in enumerate(_STORY, start=1)
-    ]
-    held = True
+    stage = _Stage(app, admin, say)
+    order = _Order(stage)
+    _ask_once(stage, order)
+    _wait_quietly(stage, order)
+    last = _do_the_work(stage, order)
+    _refuse(stage, order, last)
+    _restore(stage, order)
+    return stage.held
 
-    say("1. Alice asks for a trip. Each event is appended; the projection follows.\n")
-    results = [append_events(app, TENANT, [event])[0] for event in events]
-    with tenant_scope(app, TENANT) as conn:
-        orders = WorkOrderRepository(conn)
-        for line in (*_required(orders, work_order_id), "", *timeline_lines(orders.events(work_order_id))):
-            say(f"   {line}")
 
-    say("\n2. The last reply is lost and the service sends it again: the key answers with the original.\n")
-    again = append_events(app, TENANT, [events[-1]])[0]
-    held &= again.replayed and again.work_order_event_id == results[-1].work_order_event_id
-    say(f"   event {again.work_order_event_id}, seq {again.work_order_seq}, replayed: {again.replayed}")
+def _ask_once(stage: _Stage, order: _Order) -> None:
+    stage.act("Alice asks for a trip. The assistant asks for what it must know, once.")
+    order.append("WORK_ORDER_CREATED", "DRAFT", {"fields": {"kind": "travel"}, "requester_user_id": "alice"})
 
-    say("\n3. What must not happen is refused by the database, whoever tries.\n")
-    rewrite = text("UPDATE os_core.work_order_ledger SET reason_code = 99")
-    held &= _refused(say, "a superuser rewrites the ledger", lambda: _execute(admin, rewrite))
-    held &= _refused(say, "the application rewrites the projection", lambda: _execute(app, _DAMAGE))
-    late = events[2].model_copy(update={"idempotency_key": "late"})
-    held &= _refused(say, "an event after the end", lambda: append_events(app, TENANT, [late]))
-    other = events[2].model_copy(
-        update={"idempotency_key": "date", "payload": {"field_key": "date", "value": "never"}}
+    def ask(expected: PromptAction) -> None:
+        order.turn += 1
+        with tenant_scope(stage.app, TENANT) as conn:
+            asked = WorkOrderRepository(conn).ask(
+                order.id, required_fields=["kind", "date", "city"], turn_id=order.turn, reason_code=1
+            )
+        stage.tell(f"assistant  {asked.decision} {asked.field_key or '-'}  ({asked.reason})")
+        stage.expect(asked.decision is expected)
+
+    def answer(field_key: str, value: str) -> None:
+        order.append("FIELD_SET", "CLARIFY", {"field_key": field_key, "value": value})
+        stage.tell(f"alice      {field_key}: {value}")
+
+    ask(PromptAction.ASK)
+    ask(PromptAction.ASK_DIFFERENT_FIELD)
+    ask(PromptAction.STOP)
+    prompt = {"field_key": "date", "prompt_dedupe_key": "date#2"}
+    stage.refused(
+        "another process asks for the date all the same",
+        lambda: order.append("FIELD_PROMPTED", "CLARIFY", prompt),
     )
-    held &= _refused(say, "a used key for something else", lambda: append_events(app, TENANT, [other]))
-    with tenant_scope(app, STRANGER) as conn:
-        seen = WorkOrderRepository(conn).get(work_order_id)
-    held &= seen is None
-    say(f"   tenant {STRANGER} looks for the order: {seen}")
+    answer("date", "2027-03-14")
+    answer("city", "Zürich")
+    ask(PromptAction.SKIP)
+    order.append("FIELD_CONFLICT_DETECTED", "CLARIFY", {"field_key": "city", "candidates": ["Zürich", "Zug"]})
+    stage.tell("calendar   city: Zug?")
+    ask(PromptAction.ASK)
+    ask(PromptAction.STOP)
+    order.append("FIELD_CONFLICT_RESOLVED", "CONFIRM", {"field_key": "city", "value": "Zürich"})
+    stage.tell("alice      city: Zürich")
 
-    say("\n4. A superuser damages the projection. verify names it, rebuild mends it.\n")
-    _execute(admin, _DAMAGE)
-    with tenant_scope(app, TENANT) as conn:
+
+def _wait_quietly(stage: _Stage, order: _Order) -> None:
+    stage.act("The trip needs an approval. The user is told of the wait once, and nothing happens meanwhile.")
+    request = {"request_id": "budget-7", "target_user_id": "bob"}
+    order.append("EXTERNAL_APPROVAL_REQUESTED", "CONFIRM", {**request, "expires_at": "2999-01-01T00:00:00Z"})
+    for expected in (True, False):
+        with tenant_scope(stage.app, TENANT) as conn:
+            speaks = WorkOrderRepository(conn).notify_wait(order.id)
+        stage.tell(f"notify_wait: {'this process tells Alice' if speaks else 'she was told'}")
+        stage.expect(speaks is expected)
+    with tenant_scope(stage.app, TENANT) as conn:
+        for line in pending_lines(WorkOrderRepository(conn).list_pending(requester_user_id="alice")):
+            stage.tell(line)
+    go = {"previous_status": "CONFIRM"}
+    stage.refused("the work begins", lambda: order.append("STATUS_CHANGED", "EXECUTING", go))
+    order.append("EXTERNAL_APPROVAL_RESOLVED", "CONFIRM", {"request_id": "budget-7", "outcome": "APPROVED"})
+    stage.tell("bob        approved")
+    order.append("STATUS_CHANGED", "EXECUTING", go)
+
+
+def _do_the_work(stage: _Stage, order: _Order) -> WorkOrderLedgerEventInput:
+    stage.act("The work is done, and the last reply is lost: sent again, its key answers with the original.")
+    step = {"step_id": "book"}
+    order.append("STEP_STARTED", "EXECUTING", {"resource": "booking-api", "attempt_index": 1}, **step)
+    order.append("STEP_FINISHED", "EXECUTING", {"booking": "LX-4711"}, **step)
+    done = order.event("STATUS_CHANGED", "DONE", {"note": "booked and confirmed"}, idempotency_key="done")
+    (first,), (again,) = (append_events(stage.app, TENANT, [done]) for _ in range(2))
+    stage.expect(again.replayed and again.work_order_event_id == first.work_order_event_id)
+    stage.tell(f"event {again.work_order_event_id}, seq {again.work_order_seq}, replayed: {again.replayed}")
+    stage.tell("")
+    order.show()
+    return done
+
+
+def _refuse(stage: _Stage, order: _Order, last: WorkOrderLedgerEventInput) -> None:
+    stage.act("What must not happen is refused by the database, whoever tries.")
+    rewrite = text("UPDATE os_core.work_order_ledger SET reason_code = 99")
+    stage.refused("a superuser rewrites the ledger", lambda: stage.execute(stage.admin, rewrite))
+    stage.refused("the application rewrites the projection", lambda: stage.execute(stage.app, _DAMAGE))
+    stage.refused(
+        "an event after the end",
+        lambda: order.append("FIELD_SET", "DONE", {"field_key": "city", "value": "Zug"}),
+    )
+    other = last.model_copy(update={"payload": {"note": "something else"}})
+    stage.refused("a used key for something else", lambda: append_events(stage.app, TENANT, [other]))
+    with tenant_scope(stage.app, STRANGER) as conn:
+        seen = WorkOrderRepository(conn).get(order.id)
+    stage.expect(seen is None)
+    stage.tell(f"tenant {STRANGER} looks for the order: {seen}")
+
+
+def _restore(stage: _Stage, order: _Order) -> None:
+    stage.act("A superuser damages the projection. verify names it, rebuild mends it.")
+    stage.execute(stage.admin, _DAMAGE)
+    with tenant_scope(stage.app, TENANT) as conn:
         drifted = WorkOrderRepository(conn).verify()
-    held &= [order.work_order_id for order in drifted] == [work_order_id]
-    for order in drifted:
-        say(f"   verify: {order.problem}")
-    report = rebuild_tenant(app, TENANT)
-    with tenant_scope(app, TENANT) as conn:
+    stage.expect([each.work_order_id for each in drifted] == [order.id])
+    for each in drifted:
+        stage.tell(f"verify: {each.problem}")
+    report = rebuild_tenant(stage.app, TENANT)
+    with tenant_scope(stage.app, TENANT) as conn:
         clean = WorkOrderRepository(conn).verify() == []
-        before = WorkOrderRepository(conn).as_of(work_order_id, seq=4)
-    held &= clean and report.changed == 1
-    say(f"   rebuild: {report.events} events folded, {report.changed} row changed; verify is clean: {clean}")
-    say("\n5. As it was after the fourth event:\n")
+        before = WorkOrderRepository(conn).as_of(order.id, seq=4)
+    stage.expect(clean and report.changed == 1)
+    stage.tell(
+        f"rebuild: {report.events} events folded, {report.changed} row changed; verify is clean: {clean}"
+    )
+
+    stage.act("As it was after the fourth event:")
+    stage.expect(before is not None)
     if before is not None:
         for line in state_lines(before):
-            say(f"   {line}")
-    return held and before is not None
-
-
-_DAMAGE: Final = text(
-    "UPDATE os_core.work_orders_current SET work_order_status = 'DRAFT', fields_json = '{}'"
-)
-
-
-def _required(orders: WorkOrderRepository, work_order_id: str) -> tuple[str, ...]:
-    order = orders.get(work_order_id)
-    return () if order is None else tuple(state_lines(order))
-
-
-def _execute(engine: Engine, statement: Any) -> None:
-    with engine.begin() as conn, translate_errors():
-        conn.execute(statement)
-
-
-def _refused(say: Callable[[str], None], what: str, attempt: Callable[[], object]) -> bool:
-    try:
-        attempt()
-    except SeleneError as exc:
-        say(f"   {what}:\n      {type(exc).__name__}: {exc}")
-    except DBAPIError as exc:
-        say(f"   {what}:\n      {exc.orig}".rstrip())
-    else:
-        say(f"   {what}: NOT REFUSED")
-        return False
-    return True
+            stage.tell(line)
 
 
 def run_on(url: str, admin_url: str, say: Callable[[str], None]) -> bool:

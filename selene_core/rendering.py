@@ -46,11 +46,38 @@ def state_lines(order: WorkOrder) -> Iterator[str]:
         yield f"  step        {order.step_id}"
     if order.lease_owner_id:
         yield f"  lease       {order.lease_owner_id}"
-    if order.external_approval_pending:
-        asked = f"{order.external_approval_request_id} from {order.external_approval_target_user_id}"
-        yield f"  approval    {asked}"
+    yield from _approval_lines(order)
     for key, value in sorted(order.fields_json.items()):
         yield _cut(f"  {key} = {_inline(value)}")
+    yield from _prompt_lines(order)
+
+
+def _approval_lines(order: WorkOrder) -> Iterator[str]:
+    if order.external_approval_pending:
+        request = f"{order.external_approval_request_id} from {order.external_approval_target_user_id}"
+        yield _cut(f"  waits for   approval {request}")
+        until = order.external_approval_expires_at
+        told = "told" if order.external_approval_notices else "not told yet"
+        yield f"              {told}, {f'expires {_time(until)}' if until else 'does not expire'}"
+
+
+def _prompt_lines(order: WorkOrder) -> Iterator[str]:
+    """Say what was asked and is not answered, and what is in conflict."""
+    for key, conflict in sorted(order.conflicts_json.items()):
+        yield f"  {key}: in conflict, {'asked once' if conflict['asked'] else 'not asked yet'}"
+    for key, asked in sorted(order.asked_fields_json.items()):
+        if key not in order.fields_json and key not in order.conflicts_json:
+            times = "once" if asked["attempts"] == 1 else f"{asked['attempts']} times"
+            yield f"  {key}: asked {times}, last {asked['asked_at'][:19].replace('T', ' ')}Z"
+
+
+def pending_lines(orders: Iterable[WorkOrder]) -> Iterator[str]:
+    """Return pending work orders: since when, where it stands, for whom; and what it waits for."""
+    for order in orders:
+        requester = order.requester_user_id or "-"
+        head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}"
+        yield _cut(f"{head}  {order.work_order_id}  {requester}")
+        yield from _approval_lines(order)
 
 
 def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:

@@ -142,6 +142,9 @@ def check_no_function_takes_a_second_tenant(logins: Logins) -> None:
         ("verify_work_orders('rival')", []),
         ("work_order_as_of('rival', 'theirs', 1)", []),
         ("require_tenant('rival')", []),
+        ("lock_work_order('rival', 'theirs')", []),
+        ("cancel_work_order('rival', 'theirs', 1, 'key')", []),
+        ("notify_wait('rival', 'theirs')", []),
     ]
     for call, parameters in calls:
         with refused("SL002") as refusal, tenant(logins.app, "acme"):

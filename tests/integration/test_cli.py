@@ -79,6 +79,46 @@ def test_show__unknown_order_is_one_line_and_status_1(run: Run, order: str, tena
     assert "WorkOrderNotFound" in result.stderr
 
 
+def test_show__what_was_asked_and_what_it_waits_for(run: Run, engine: Engine) -> None:
+    request = {"request_id": "r1", "target_user_id": "bob", "expires_at": "2999-01-01T00:00:00Z"}
+    append_events(
+        engine,
+        "acme",
+        [
+            created("wo"),
+            event("FIELD_PROMPTED", "wo"),
+            event("FIELD_CONFLICT_DETECTED", "wo", payload={"field_key": "city"}),
+            event("EXTERNAL_APPROVAL_REQUESTED", "wo", payload=request),
+        ],
+    )
+    lines = run("show", "acme", "wo").stdout.splitlines()
+    assert "  waits for   approval r1 from bob" in lines
+    assert "              not told yet, expires 2999-01-01 00:00:00Z" in lines
+    assert "  city: in conflict, not asked yet" in lines
+    assert [line for line in lines if line.startswith("  place: asked once, last 20")]
+
+
+def test_pending__lists_the_most_recent_first(run: Run, engine: Engine) -> None:
+    assert run("pending", "acme").stdout == "Nothing is pending.\n"
+    for name, requester in (("wo_1", "alice"), ("wo_2", "bob"), ("wo_3", "alice")):
+        append_events(engine, "acme", [created(name, payload={"requester_user_id": requester})])
+
+    def listed(*options: str) -> list[str]:
+        result = run("pending", "acme", *options)
+        assert result.returncode == 0, result.stderr
+        return [line.split()[3] for line in result.stdout.splitlines()]
+
+    assert listed() == ["wo_3", "wo_2", "wo_1"]
+    assert listed("--oldest-first", "--hours", "0.5") == ["wo_1", "wo_2", "wo_3"]
+    assert listed("--requester", "alice") == ["wo_3", "wo_1"]
+    limited = run("pending", "acme", "--limit", "2")
+    assert limited.stderr == "… and more: --limit is 2\n"
+    as_json = json.loads(run("pending", "acme", "--limit", "2", "--json").stdout)
+    assert [order["work_order_id"] for order in as_json["pending"]] == ["wo_3", "wo_2"]
+    assert as_json["more"] is True
+    assert run("pending", "globex").stdout == "Nothing is pending.\n"
+
+
 def test_verify_and_rebuild__name_and_mend(run: Run, order: str, admin_engine: Engine) -> None:
     assert run("verify", "acme").returncode == 0
     with admin_engine.begin() as conn:
@@ -125,6 +165,9 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
         (["verify", "acme"], "postgresql://nobody@127.0.0.1:1/none"),
         (["verify"], None),
         (["unknown"], None),
+        (["pending", "acme", "--limit", "0"], None),
+        (["pending", "acme", "--hours", "nan"], None),
+        (["pending", "acme", "--requester", " "], None),
         (["verify", "acme"], "not a url"),
         (["upgrade"], "postgresql://nobody@127.0.0.1:1/none"),
         (["import", "/no/such/file.jsonl"], None),

@@ -4,7 +4,7 @@ import json
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from psycopg.types.json import Jsonb, set_json_loads
 
+from selene_core import WorkOrder, decide_prompt
+from selene_core.continuity import may_be_asked
 from tests.calls import Appended, Event, Row, Tenant, refused
 from tests.factories import new_id, wire
 from tests.model import Model, Refused, State, equal, exact, fold
@@ -112,6 +114,11 @@ def events(draw: st.DrawFn) -> Event:
     }
 
 
+def thread(drawn: str | UUID) -> UUID:
+    """Return the correlation that a drawn name stands for."""
+    return drawn if isinstance(drawn, UUID) else uuid5(NAMESPACE_OID, drawn)
+
+
 class Histories(RuleBasedStateMachine):
     """One tenant a history; everything that happens to it happens to the model too."""
 
@@ -122,13 +129,13 @@ class Histories(RuleBasedStateMachine):
         self.model = Model()
         self.answered: list[tuple[list[Event], list[Appended]]] = []
 
-    def call(self, *drawn: Event) -> None:
-        """Append, and compare the answer with the model's."""
+    def call(self, *drawn: Event) -> bool:
+        """Append, compare the answer with the model's, and tell whether it was accepted."""
         batch = [
             {
                 **event,
                 "work_order_id": f"{self.prefix}-{event['work_order_id']}",
-                "correlation_id": str(uuid5(NAMESPACE_OID, event["correlation_id"])),
+                "correlation_id": str(thread(event["correlation_id"])),
             }
             for event in drawn
         ]
@@ -137,13 +144,14 @@ class Histories(RuleBasedStateMachine):
             with refused(plan.sqlstate) as refusal:
                 self.tenant.append(*batch)
             assert refusal.facts.get("event_index") == plan.index
-            return
+            return False
         rows = self.tenant.append(*batch)
         assert [(row.work_order_seq, row.replayed) for row in rows] == [
             (answer.seq, answer.replay) for answer in plan
         ]
         self.model.record(batch, rows)
         self.answered.append((batch, rows))
+        return True
 
     @initialize(statuses=st.lists(st.sampled_from(PENDING), min_size=1, max_size=2))
     def create(self, statuses: list[str]) -> None:
@@ -167,6 +175,30 @@ class Histories(RuleBasedStateMachine):
         """Cancel an order by two or three events in one batch."""
         pair = [wire(event_type, order, work_order_status="CANCELED", payload={}) for event_type in types[:3]]
         self.call(*({**event, "correlation_id": order} for event in pair[: 2 + (types[3] == types[0])]))
+
+    @rule(order=st.sampled_from(ORDERS), required=st.lists(fields, min_size=1, max_size=3, unique=True))
+    def ask(self, order: str, required: list[str]) -> None:
+        """Ask by the policy: what it decides the database accepts, and what it passes over it refuses."""
+        row = self.tenant.projections().get(f"{self.prefix}-{order}")
+        if row is None or row["work_order_status"] not in PENDING:
+            return
+        current = WorkOrder(**row)
+        decided = decide_prompt(current, required)
+        for key in required:
+            attempts = row["asked_fields_json"].get(key, {"attempts": 0})["attempts"]
+            prompt = wire(
+                "FIELD_PROMPTED",
+                order,
+                payload={"field_key": key, "prompt_dedupe_key": f"{key}#{attempts + 1}"},
+                work_order_status=row["work_order_status"],
+            )
+            prompt["correlation_id"] = current.correlation_id
+            accepted = self.call(prompt)
+            assert accepted is (not current.external_approval_pending and may_be_asked(current, key))
+            if accepted:
+                assert (decided.field_key, decided.prompt_dedupe_key) == (key, f"{key}#{attempts + 1}")
+                return
+        assert decided.field_key is None
 
     @rule(which=st.integers(0, 99))
     def replay(self, which: int) -> None:
