@@ -1,5 +1,11 @@
 """The PostgreSQL system of record of Selene OS: ledger, projection and tenancy of work orders."""
 
+from selene_core.aio import (
+    AsyncWorkOrderRepository,
+    async_append_events,
+    async_rebuild_tenant,
+    async_tenant_scope,
+)
 from selene_core.continuity import PromptDecision, decide_prompt
 from selene_core.contracts import (
     PENDING_STATUSES,
@@ -39,7 +45,8 @@ from selene_core.errors import (
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
-from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
+from selene_core.transactions import append_events, rebuild_tenant
+from selene_core.work_orders import WorkOrderRepository
 
 __all__ = [
     "PENDING_STATUSES",
@@ -47,6 +54,7 @@ __all__ = [
     "AppendOnlyViolation",
     "AppendResult",
     "ApprovalOutcome",
+    "AsyncWorkOrderRepository",
     "AttemptConflict",
     "BoundExceeded",
     "CancelInvalidState",
@@ -77,6 +85,9 @@ __all__ = [
     "WorkOrderRepository",
     "WorkOrderStatus",
     "append_events",
+    "async_append_events",
+    "async_rebuild_tenant",
+    "async_tenant_scope",
     "decide_prompt",
     "new_work_order_id",
     "rebuild_tenant",

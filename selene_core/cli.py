@@ -23,7 +23,8 @@ from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
 from selene_core.local import LocalServerUnavailable, local_database
 from selene_core.rendering import pending_lines, state_lines, timeline_lines, to_json
-from selene_core.work_orders import WorkOrderRepository, rebuild_tenant
+from selene_core.transactions import rebuild_tenant
+from selene_core.work_orders import WorkOrderRepository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ from selene_core.database import tenant_scope, translate_errors
 from selene_core.enums import PromptAction
 from selene_core.errors import SeleneError
 from selene_core.rendering import pending_lines, state_lines, timeline_lines
-from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
+from selene_core.transactions import append_events, rebuild_tenant
+from selene_core.work_orders import WorkOrderRepository
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from selene_core.contracts import WorkOrderLedgerEventInput, check_tenant_id
 from selene_core.errors import ContractViolation, SeleneError, TenantScopeViolation
-from selene_core.work_orders import append_events
+from selene_core.transactions import append_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

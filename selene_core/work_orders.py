@@ -28,14 +28,13 @@ from selene_core.contracts import (
     WorkOrderEvent,
     WorkOrderLedgerEventInput,
     check_pending_cursor,
-    check_tenant_id,
     check_work_order_id,
 )
-from selene_core.database import scope_tenant, tenant_scope
+from selene_core.database import scope_tenant
 from selene_core.enums import PromptAction, PromptReason, WorkOrderEventType
 from selene_core.errors import ContractViolation, IdempotencyConflict
 from selene_core.json_limits import MAX_INT64
-from selene_core.repository import Repository, fetch
+from selene_core.repository import Repository
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, identifier, integer, time_span
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Engine, RowMapping
+    from sqlalchemy import RowMapping
 
 T = TypeVar("T")
 
@@ -76,7 +75,7 @@ class WorkOrderRepository(Repository):
         WorkOrderIdUnavailable and ProjectionDamaged. As after every error of the database, the transaction is
         good for a rollback only, if need be to a savepoint (conn.begin_nested()).
         """
-        wire = _wire(events)
+        wire = batch_to_wire(events)
         return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
 
     def get(self, work_order_id: str) -> WorkOrder | None:
@@ -217,7 +216,9 @@ class WorkOrderRepository(Repository):
         It locks what it rebuilds to the end of the caller's transaction: rebuild_tenant is for whole tenants.
         """
         if work_order_id is None:
-            return _rebuild(lambda after: self._run(statements.REBUILD_NEXT, after=after)[0], progress)
+            return rebuild_by_groups(
+                lambda after: self._run(statements.REBUILD_NEXT, after=after)[0], progress
+            )
         checked = check_work_order_id(work_order_id)
         report = RebuildReport(**self._run(statements.REBUILD_ONE, work_order_id=checked)[0])
         if progress is not None:
@@ -292,43 +293,10 @@ def _optional(rule: Rule[T], field: str, value: object) -> T | None:
     return None if value is None else rule.check(field, value)
 
 
-def append_events(
-    engine: Engine, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
-) -> list[AppendResult]:
-    """Append 1..1000 events, all or none, in one round trip and a transaction of its own (SPEC.md section 4).
-
-    Raises what WorkOrderRepository.append_many raises. After a lost connection, send the same events again:
-    those with an idempotency_key are not written twice.
-    """
-    tenant_id = check_tenant_id(tenant_id)
-    wire = _wire(events)
-    with engine.connect() as conn:
-        # In autocommit the statement is the transaction, and the function makes it the tenant's.
-        conn.execution_options(isolation_level="AUTOCOMMIT")
-        return [
-            AppendResult(**row) for row in fetch(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
-        ]
-
-
-def rebuild_tenant(
-    engine: Engine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
-) -> RebuildReport:
-    """Rebuild every work order of a tenant, one short transaction per group of orders (SPEC.md section 5).
-
-    `progress` gets the sums so far after each group. Interrupted, it keeps what it has done: run it again.
-    """
-    tenant_id = check_tenant_id(tenant_id)
-
-    def rebuild_group(after: str) -> RowMapping:
-        with tenant_scope(engine, tenant_id) as conn:
-            return fetch(conn, statements.REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
-
-    return _rebuild(rebuild_group, progress)
-
-
-def _rebuild(
+def rebuild_by_groups(
     rebuild_group: Callable[[str], RowMapping], progress: Callable[[RebuildReport], object] | None
 ) -> RebuildReport:
+    """Rebuild group after group, each from the id where the one before ended, and sum up."""
     report = RebuildReport(0, 0, 0)
     group = rebuild_group("")
     while (last_work_order_id := group["last_work_order_id"]) is not None:
@@ -343,8 +311,8 @@ def _rebuild(
     return report
 
 
-def _wire(events: object) -> str:
-    """Write a batch as the JSON text that the append function takes."""
+def batch_to_wire(events: object) -> str:
+    """Write 1..1000 events as the JSON text that the append function takes; raises ContractViolation."""
     batch = list(islice(events, MAX_BATCH + 1)) if isinstance(events, Iterable) else []
     if not 1 <= len(batch) <= MAX_BATCH:
         raise ContractViolation(field="events", rule=f"must be 1..{MAX_BATCH} events")

@@ -36,6 +36,10 @@ EVERY_CALL: list[Callable[[WorkOrderRepository], object]] = [
     lambda repository: repository.verify("order"),
     lambda repository: repository.verify(),
     lambda repository: repository.as_of("order", seq=1),
+    lambda repository: repository.list_pending(),
+    lambda repository: repository.ask("order", required_fields=["place"]),
+    lambda repository: repository.notify_wait("order"),
+    lambda repository: repository.cancel("order", reason_code=1, idempotency_key="cancel"),
 ]
 
 

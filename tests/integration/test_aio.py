@@ -1,0 +1,279 @@
+"""The async faces: complete, typed like their twins, and clean after a cancellation."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+import selene_core
+from selene_core import (
+    AsyncWorkOrderRepository,
+    ContractViolation,
+    PromptAction,
+    TenantScopeViolation,
+    WorkOrderLedgerEventInput,
+    WorkOrderNotFound,
+    WorkOrderRepository,
+    aio,
+    append_events,
+    async_append_events,
+    async_rebuild_tenant,
+    async_tenant_scope,
+    tenant_scope,
+)
+from selene_core.repository import Repository
+from selene_core.work_order_statements import EVENTS_PAGE
+from tests.factories import created, event
+from tests.races import wait_until, wait_until_blocked
+from tests.servers import Database
+
+T = TypeVar("T")
+TENANT = "acme"
+FACES = [
+    face for face in vars(aio).values() if isinstance(face, type) and issubclass(face, aio.AsyncRepository)
+]
+
+
+@asynccontextmanager
+async def engine_on(database: Database, **options: Any) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(database.url("app"), **options)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def run(database: Database, story: Callable[[AsyncEngine], Awaitable[T]], **options: Any) -> T:
+    """Run a coroutine with an engine of its own."""
+
+    async def main() -> T:
+        async with engine_on(database, **options) as engine:
+            return await story(engine)
+
+    return asyncio.run(main())
+
+
+# --- the faces
+
+
+def public(repository: type) -> dict[str, Any]:
+    return {name: member for name, member in inspect.getmembers(repository) if not name.startswith("_")}
+
+
+def test_faces__are_complete() -> None:
+    """Every repository has a face, every face all methods of its twin, with the same parameters."""
+    faces = {face.__name__: face for face in FACES if face is not aio.AsyncRepository}
+    repositories = {
+        name: each
+        for name, each in vars(selene_core).items()
+        if isinstance(each, type) and issubclass(each, Repository)
+    }
+    assert repositories
+    assert set(faces) == {f"Async{name}" for name in repositories}
+    for name, twin in repositories.items():
+        face = faces[f"Async{name}"]
+        assert face.__name__ in selene_core.__all__
+        assert public(face).keys() == public(twin).keys()
+        for method, member in public(twin).items():
+            theirs, ours = inspect.signature(member), inspect.signature(getattr(face, method))
+            assert ours.parameters == theirs.parameters, method
+            assert inspect.iscoroutinefunction(getattr(face, method)) or inspect.isasyncgenfunction(
+                getattr(face, method)
+            )
+
+
+def test_face__does_what_its_twin_does(database: Database, engine: sa.Engine) -> None:
+    async def story(async_engine: AsyncEngine) -> None:
+        first = created("order", payload={"requester_user_id": "alice"}, idempotency_key="create")
+        (appended,) = await async_append_events(async_engine, TENANT, [first])
+        (again,) = await async_append_events(async_engine, TENANT, [first])
+        assert (appended.replayed, again.replayed) == (False, True)
+        async with async_tenant_scope(async_engine, TENANT) as conn:
+            orders = AsyncWorkOrderRepository(conn)
+            asked = await orders.ask("order", required_fields=["place"], turn_id=2, reason_code=3)
+            assert asked.decision is PromptAction.ASK
+            await orders.append(event("FIELD_SET", "order"))
+            await orders.append(event("EXTERNAL_APPROVAL_REQUESTED", "order"))
+            assert await orders.notify_wait("order") is True
+            found = await orders.get("order")
+            assert found is not None
+            assert await orders.get_by_correlation(found.correlation_id) == found
+            assert await orders.list_pending("alice") == [found]
+            assert [row.work_order_seq async for row in orders.events("order", after=1)] == [2, 3, 4, 5]
+            assert await orders.as_of("order", seq=found.last_seq) == found
+            assert await orders.verify() == []
+            assert (await orders.rebuild()).events == 5
+            await orders.cancel("order", reason_code=1, idempotency_key="cancel")
+        report = await async_rebuild_tenant(async_engine, TENANT)
+        assert (report.work_orders, report.events, report.changed) == (1, 6, 0)
+
+    run(database, story)
+    with tenant_scope(engine, TENANT) as conn:
+        found = WorkOrderRepository(conn).get("order")
+    assert found is not None
+    assert found.work_order_status == "CANCELED"
+
+
+def test_events__are_streamed_page_by_page(database: Database, engine: sa.Engine) -> None:
+    count = 2 * EVENTS_PAGE + 3
+    append_events(engine, TENANT, [created("order")])
+    append_events(engine, TENANT, [event("STEP_STARTED", "order") for _ in range(count - 1)])
+
+    async def story(async_engine: AsyncEngine) -> list[int]:
+        async with async_tenant_scope(async_engine, TENANT) as conn:
+            orders = AsyncWorkOrderRepository(conn)
+            with pytest.raises(ContractViolation):
+                [row async for row in orders.events("no id")]
+            return [row.work_order_seq async for row in orders.events("order")]
+
+    assert run(database, story) == [*range(1, count + 1)]
+
+
+# --- the scope
+
+
+async def append_both(engine: AsyncEngine, *events: WorkOrderLedgerEventInput) -> None:
+    """Append events one by one in one transaction."""
+    async with async_tenant_scope(engine, TENANT) as conn:
+        for each in events:
+            await AsyncWorkOrderRepository(conn).append(each)
+
+
+def test_scope__raises_what_its_twin_raises_and_rolls_back(database: Database) -> None:
+    async def story(engine: AsyncEngine) -> None:
+        with pytest.raises(ContractViolation):
+            async with async_tenant_scope(engine, "no tenant"):
+                raise AssertionError
+        with pytest.raises(WorkOrderNotFound):
+            await append_both(engine, created("order"), event("STEP_STARTED", "none"))
+        async with async_tenant_scope(engine, TENANT) as conn:
+            orders = AsyncWorkOrderRepository(conn)
+            assert await orders.get("order") is None
+            with pytest.raises(TenantScopeViolation):
+                async with async_tenant_scope(conn, "rival"):
+                    raise AssertionError
+            await conn.rollback()
+            with pytest.raises(TenantScopeViolation):
+                await orders.get("order")
+        async with engine.connect() as conn:
+            with pytest.raises(TenantScopeViolation):
+                await AsyncWorkOrderRepository(conn).get("order")
+            async with async_tenant_scope(conn, TENANT) as same:
+                assert same is conn
+                await AsyncWorkOrderRepository(conn).append(created("order"))
+            async with async_tenant_scope(conn, TENANT):  # the first one committed
+                assert await AsyncWorkOrderRepository(conn).get("order") is not None
+
+    run(database, story)
+
+
+def test_scope__many_tasks_share_a_pool_and_no_tenant(database: Database) -> None:
+    tenants = [f"tenant-{n}" for n in range(8)]
+
+    async def story(engine: AsyncEngine) -> None:
+        async def work(tenant: str) -> None:
+            for n in range(5):
+                async with async_tenant_scope(engine, tenant) as conn:
+                    await AsyncWorkOrderRepository(conn).append(created(f"{tenant}-{n}"))
+            async with async_tenant_scope(engine, tenant) as conn:
+                mine = await AsyncWorkOrderRepository(conn).list_pending()
+                assert {order.work_order_id for order in mine} == {f"{tenant}-{n}" for n in range(5)}
+
+        await asyncio.gather(*map(work, tenants))
+
+    run(database, story, pool_size=3, max_overflow=0)
+
+
+# --- cancellation
+
+
+async def backend(conn: AsyncConnection) -> int:
+    pid: int = (await conn.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+    return pid
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_cancellation__in_the_middle_of_an_append_leaves_nothing_and_a_clean_pool(
+    database: Database, engine: sa.Engine, admin_engine: sa.Engine, times: int
+) -> None:
+    append_events(engine, TENANT, [created("order")])
+
+    async def story(async_engine: AsyncEngine) -> None:
+        pids: list[int] = []
+
+        async def append() -> None:
+            async with async_tenant_scope(async_engine, TENANT) as conn:
+                orders = AsyncWorkOrderRepository(conn)
+                pids.append(await backend(conn))
+                await orders.append(created("other"))
+                await orders.append(event("STEP_STARTED", "order"))
+
+        with tenant_scope(engine, TENANT) as holder, admin_engine.connect() as admin:
+            WorkOrderRepository(holder).append(event("FIELD_SET", "order"))
+            for _ in range(times):
+                pids.clear()
+                task = asyncio.create_task(append())
+                while not pids:
+                    await asyncio.sleep(0)
+                await asyncio.to_thread(wait_until_blocked, admin, pids[0])
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        # One connection is all the pool has: it works, has no tenant and no transaction.
+        async with async_engine.connect() as conn:
+            setting = await conn.exec_driver_sql("SELECT current_setting('selene.tenant_id', TRUE)")
+            assert setting.scalar_one() in (None, "")
+        async with async_tenant_scope(async_engine, TENANT) as conn:
+            orders = AsyncWorkOrderRepository(conn)
+            assert await orders.get("other") is None
+            assert [row.event_type async for row in orders.events("order")] == [
+                "WORK_ORDER_CREATED",
+                "FIELD_SET",
+            ]
+            assert await orders.verify() == []
+            (result,) = await orders.append_many([event("STEP_STARTED", "order")])
+            assert result.work_order_seq == 3
+
+    run(database, story, pool_size=1, max_overflow=0, pool_timeout=10)
+    with admin_engine.connect() as conn:
+        busy = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND state <> 'idle'"
+        )
+        wait_until(lambda: conn.execute(busy).scalar_one() == 0, "no session is left in a transaction")
+
+
+def test_cancellation__at_any_moment_an_append_is_whole_or_not_there(
+    database: Database, engine: sa.Engine
+) -> None:
+    """Canceled after so many turns of the event loop; the same events sent again are all replays or all new."""
+
+    async def story(async_engine: AsyncEngine) -> int:
+        canceled = 0
+        for turns in range(60):
+            batch = [created(f"order-{turns}", idempotency_key="create")]
+            batch += [event("STEP_STARTED", f"order-{turns}", idempotency_key=f"step-{n}") for n in range(3)]
+            task = asyncio.create_task(async_append_events(async_engine, TENANT, batch))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                canceled += 1
+            async with async_tenant_scope(async_engine, TENANT) as conn:
+                orders = AsyncWorkOrderRepository(conn)
+                assert len([row async for row in orders.events(f"order-{turns}")]) in (0, 4)
+            again = await async_append_events(async_engine, TENANT, batch)
+            assert len({result.replayed for result in again}) == 1
+            assert [result.work_order_seq for result in again] == [1, 2, 3, 4]
+        return canceled
+
+    assert run(database, story, pool_size=1, max_overflow=0, pool_timeout=10) > 0
+    with tenant_scope(engine, TENANT) as conn:
+        assert WorkOrderRepository(conn).verify() == []
