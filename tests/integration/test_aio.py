@@ -251,7 +251,7 @@ def test_cancellation__in_the_middle_of_an_append_leaves_nothing_and_a_clean_poo
 def test_cancellation__at_any_moment_an_append_is_whole_or_not_there(
     database: Database, engine: sa.Engine
 ) -> None:
-    """Canceled after so many turns of the event loop; the same events sent again are all replays or all new."""
+    """Canceled after so many turns of the event loop; sent again, its events are all replays or all new."""
 
     async def story(async_engine: AsyncEngine) -> int:
         canceled = 0
