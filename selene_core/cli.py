@@ -266,8 +266,9 @@ def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _engine(url: str) -> Iterator[Engine]:
-    # hide_parameters: an error must not print what somebody entered.
-    engine = create_engine(psycopg_url(url), hide_parameters=True)
+    # hide_parameters: an error must not print what somebody entered. prepare_threshold: behind a pooler in
+    # transaction mode a prepared statement stays with a session that the next one to run it need not get.
+    engine = create_engine(psycopg_url(url), hide_parameters=True, connect_args={"prepare_threshold": None})
     try:
         yield engine
     finally:

@@ -54,8 +54,8 @@ class LocalServer:
 
     def __init__(self, binaries: Binaries, settings: Mapping[str, str]) -> None:
         self.version = binaries.version
-        self._user = _server_user()
-        self.socket_directory = _private_folder(self._user)
+        self._user = server_user()
+        self.socket_directory = private_folder(self._user)
         self.data_directory = self.socket_directory / "data"
         self._log = self.socket_directory / "log"
         self._owner = os.getpid()
@@ -174,7 +174,7 @@ class LocalServer:
         return LocalServerUnavailable(f"{what}; the end of its log:\n{tail}")
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """Choose whom PostgreSQL runs as: None for ourselves, as long as that is not root."""
     if os.geteuid() != 0:
         return None
@@ -184,7 +184,7 @@ def _server_user() -> pwd.struct_passwd | None:
     raise LocalServerUnavailable("PostgreSQL refuses to run as root, and no user postgres or nobody is there")
 
 
-def _private_folder(user: pwd.struct_passwd | None) -> Path:
+def private_folder(user: pwd.struct_passwd | None) -> Path:
     """Make a folder that the server's user can enter, its path short enough for a socket's (107 bytes)."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp's folder is private
         if len(os.fsencode(parent)) <= 80 and reachable(Path(parent), user):

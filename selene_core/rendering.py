@@ -87,10 +87,11 @@ def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
         moved = "" if event.work_order_status == status else f" → {event.work_order_status}"
         status = event.work_order_status
         head = f"{event.work_order_seq:>5}  {_time(event.created_at)}  {event.event_type}{moved}"
-        yield _cut(" ".join(filter(None, [head, event.step_id or "", _summary(event)])))
+        yield _cut(" ".join(filter(None, [head, event.step_id or "", summary(event)])))
 
 
-def _summary(event: WorkOrderEvent) -> str:
+def summary(event: WorkOrderEvent) -> str:
+    """Return what an event's payload says, in one line."""
     payload = thaw(event.payload)
     if "field_key" in payload:
         return (
@@ -98,9 +99,8 @@ def _summary(event: WorkOrderEvent) -> str:
             if "value" in payload
             else payload["field_key"]
         )
-    if not payload or payload == {"fields": {}}:
-        return ""
-    return _inline(payload)
+    facts = {**payload.pop("fields", {}), **payload} if event.work_order_seq == 1 else payload
+    return ", ".join(f"{key} = {_inline(value)}" for key, value in facts.items())
 
 
 def _inline(value: Any) -> str:

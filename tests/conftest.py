@@ -8,6 +8,8 @@ from sqlalchemy.engine import Engine
 
 from selene_core.local import LocalServerUnavailable
 from selene_core.migrations import upgrade
+from tests import programs
+from tests.pooler import BYPASS
 from tests.servers import Database, NoServer, Server, embedded_server, open_server
 
 _SERVER = pytest.StashKey[Server | NoServer]()
@@ -38,10 +40,22 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if isinstance(server, NoServer):
         return [f"server: NONE, {server}"]
     lines = [f"server: {line}" for line in server.describe()]
+    lines += [f"left out: the tests that need {name}, which is not installed" for name in programs.missing()]
     if config.getoption("dist", "no") != "no":
         _close(config)
         lines.append("server: each worker opens its own")
     return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run here; in CI everything can."""
+    programs.leave_out(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the tests that a pooler cannot serve go past it."""
+    BYPASS.set_for(item.nodeid)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

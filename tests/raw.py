@@ -5,10 +5,12 @@ from typing import Any
 import psycopg
 from sqlalchemy.engine import URL
 
+from tests.pooler import driver_options
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def connect(url: URL, *, autocommit: bool = False) -> Connection:
     """Connect with psycopg alone."""
     dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(dsn, autocommit=autocommit)
+    return psycopg.connect(dsn, autocommit=autocommit, **driver_options(url))

@@ -1,4 +1,7 @@
-"""Open what the tests run on: SELENE_TEST_DATABASE_URL, else a container, else an embedded server."""
+"""Open what the tests run on: SELENE_TEST_DATABASE_URL, else a container, else an embedded server.
+
+With SELENE_TEST_POOLER=pgbouncer the application's logins come in through a PgBouncer: see tests.pooler.
+"""
 
 import gc
 import os
@@ -7,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from selene_core.binaries import find_binaries
 from selene_core.local import LocalServer, LocalServerUnavailable, local_server
+from tests.pooler import BYPASS, NoPooler, Pooler, driver_options, pgbouncer
 
 CONTAINER_VERSION = 18
 PASSWORD = "selene-test"
@@ -62,13 +66,14 @@ class Server:
     binaries: Path | None = None
     local: LocalServer | None = None
     passed_over: tuple[str, ...] = ()
+    pooler: Pooler | None = None
 
     def admin_url(self, database: str = "postgres") -> URL:
         """Address a database as the superuser."""
         return self.address.set(database=database)
 
     def url_for(self, user: str, database: str) -> URL:
-        """Address a database as one of the test's login roles."""
+        """Address a database as one of the test's login roles, past a pooler."""
         return self.address.set(username=user, password=PASSWORD, database=database)
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
@@ -78,7 +83,8 @@ class Server:
     def describe(self) -> list[str]:
         """Say what the tests run on, and why on nothing else."""
         programs = self.binaries or "none"
-        return [f"PostgreSQL {self.release}, {self.kind}, programs: {programs}", *self.passed_over]
+        pooled = [self.pooler.describe()] if self.pooler else []
+        return [f"PostgreSQL {self.release}, {self.kind}, programs: {programs}", *pooled, *self.passed_over]
 
     @contextmanager
     def new_database(self, purpose: str, template: str = "template1") -> Iterator["Database"]:
@@ -118,6 +124,8 @@ class Database:
         """Address this database as a role."""
         if role == "admin":
             return self.server.admin_url(self.name)
+        if self.server.pooler is not None and BYPASS.reason is None:
+            return self.server.pooler.url_for(LOGIN_ROLES[role], PASSWORD, self.name)
         return self.server.url_for(LOGIN_ROLES[role], self.name)
 
     @property
@@ -142,7 +150,9 @@ class Database:
 
     def engine(self, role: Role = "app", **options: Any) -> Engine:
         """Make an engine that is disposed of at the test's end; options are those of create_engine."""
-        engine = sa.create_engine(self.url(role), **options)
+        url = self.url(role)
+        connect_args = {**driver_options(url), **options.pop("connect_args", {})}
+        engine = sa.create_engine(url, connect_args=connect_args, **options)
         self._engines.append(engine)
         return engine
 
@@ -153,7 +163,22 @@ class Database:
 
 
 def open_server(stack: ExitStack) -> Server:
-    """Open the first server that is to be had; the stack closes it. Raises NoServer."""
+    """Open the first server that is to be had, and a pooler if one is asked for. Raises NoServer."""
+    server = _first_server(stack)
+    match os.environ.get("SELENE_TEST_POOLER", ""):
+        case "":
+            return server
+        case "pgbouncer":
+            users = dict.fromkeys(LOGIN_ROLES.values(), PASSWORD)
+            try:
+                return replace(server, pooler=stack.enter_context(pgbouncer(server.address, users)))
+            except NoPooler as exc:
+                raise NoServer(f"SELENE_TEST_POOLER: {exc}") from exc
+        case other:
+            raise NoServer(f"SELENE_TEST_POOLER is {other!r}: pgbouncer is the only one that is known")
+
+
+def _first_server(stack: ExitStack) -> Server:
     version = int(os.environ["SELENE_TEST_PG"]) if os.environ.get("SELENE_TEST_PG") else None
     if given := os.environ.get("SELENE_TEST_DATABASE_URL"):
         return _given_server(make_url(given).set(drivername="postgresql+psycopg"), version)

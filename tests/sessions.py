@@ -1,5 +1,6 @@
 """Several sessions at once, and calls that wait for each other in threads of their own."""
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Barrier
@@ -9,6 +10,7 @@ from psycopg import IsolationLevel
 from sqlalchemy.engine import URL
 
 from tests.calls import Appended, Tenant, append
+from tests.pooler import is_pooled
 from tests.races import DEADLINE_SECONDS, wait_until
 from tests.raw import Connection, connect
 
@@ -18,11 +20,17 @@ T = TypeVar("T")
 class Session:
     """A connection, and its backend's process id."""
 
-    def __init__(self, conn: Connection, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, sessions: "Sessions", name: str, conn: Connection, pool: ThreadPoolExecutor) -> None:
         self.conn = conn
-        self.pid = conn.info.backend_pid
+        self._sessions = sessions
+        self._name = name
         self._pool = pool
         self._started: list[Future[Any]] = []
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of its backend; behind a pooler None between two transactions."""
+        return self._sessions.backend_of(self.conn, self._name)
 
     def append(self, tenant_id: str, *events: Mapping[str, Any]) -> list[Appended]:
         """Append events in one call."""
@@ -54,15 +62,26 @@ class Sessions:
 
     def open(self, *, autocommit: bool = True, isolation: IsolationLevel | None = None) -> Session:
         """Open a session of the application's."""
-        conn = connect(self._url, autocommit=autocommit)
+        # A name of its own: a pooler hands it on to whichever session of the server it takes.
+        name = f"session-{secrets.token_hex(8)}"
+        conn = connect(self._url.update_query_dict({"application_name": name}), autocommit=autocommit)
         conn.isolation_level = isolation
-        session = Session(conn, self._pool)
+        session = Session(self, name, conn, self._pool)
         self._open.append(session)
         return session
 
     def tenant(self, tenant_id: str) -> Tenant:
         """Return a tenant with a session of its own."""
         return Tenant(tenant_id, self.open().conn, self.admin)
+
+    def backend_of(self, conn: Connection, name: str) -> int | None:
+        """Find the backend of a connection, by its name if a pooler stands before it."""
+        if not is_pooled(self._url):
+            return conn.info.backend_pid
+        row = self.admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'", (name,)
+        ).fetchone()
+        return None if row is None else row[0]
 
     def blockers(self, session: Session) -> set[int]:
         """Wait until a session waits for a lock, and return the backends that it waits for."""

@@ -105,7 +105,7 @@ def start(sessions: Sessions, middle: Middle, session: Session) -> Future[list[A
     return future
 
 
-def gone(sessions: Sessions, pid: int) -> None:
+def gone(sessions: Sessions, pid: int | None) -> None:
     """Wait until a backend has ended."""
     query = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
     wait_until(lambda: sessions.admin.execute(query, (pid,)).fetchone() == (True,), f"backend {pid} ends")

@@ -1,0 +1,1 @@
+"""The pictures in docs/, drawn from a migrated database: `make docs`."""
