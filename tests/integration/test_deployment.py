@@ -1,0 +1,353 @@
+"""The deployment guide, step by step: its commands and statements are run as they stand in it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from selene_core import AppendResult, WorkOrderRepository, append_events, tenant_scope
+from selene_core.migrations import upgrade
+from tests.factories import created, event
+from tests.integration.test_documents import ROOT, blocks
+from tests.migrations.runs import catalogue_of, run_all
+from tests.races import wait_until
+from tests.servers import Database, Server, embedded_server
+
+GUIDE = ROOT / "docs" / "deployment.md"
+TENANTS = ("acme", "globex")
+
+
+def block(name: str, language: str) -> str:
+    """Return the block that the guide calls so."""
+    (found,) = [text for called, text in blocks(GUIDE, language) if called == name]
+    return found
+
+
+def statements(name: str) -> list[str]:
+    """Return a block's SQL statements; none has a semicolon inside."""
+    return [part.strip() for part in block(name, "sql").split(";") if part.strip()]
+
+
+def environment(server: Server, user: str | None = None, **others: str) -> dict[str, str]:
+    """Compose what PostgreSQL's programs, and ours, need to reach a server."""
+    address = server.admin_url()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "SELENE_"))}
+    place = {
+        "PGHOST": address.host or str(address.query["host"]),
+        "PGPORT": str(address.port or address.query.get("port", 5432)),
+        "PGUSER": user or address.username or "postgres",
+        "PGPASSWORD": address.password or "",
+    }
+    programs = [str(server.binaries), str(Path(sys.executable).parent), kept["PATH"]]
+    return {**kept, **place, "PATH": os.pathsep.join(programs), **others}
+
+
+def shell(name: str, folder: Path, variables: dict[str, str]) -> str:
+    """Run a block of the guide."""
+    ran = subprocess.run(
+        ["/bin/sh", "-e", "-c", block(name, "sh")],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def program(server: Server, *arguments: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of PostgreSQL's programs."""
+    return subprocess.run(
+        [*arguments], env=environment(server, user), capture_output=True, text=True, check=False
+    )
+
+
+def fill(engine: sa.Engine) -> None:
+    """Append a little for two tenants."""
+    for tenant in TENANTS:
+        append_events(engine, tenant, [created(f"{tenant}-order"), event("FIELD_SET", f"{tenant}-order")])
+
+
+def check_goes_on(engine: sa.Engine) -> None:
+    """Check that all is there and clean, and that appends go on where they stopped."""
+    for tenant in TENANTS:
+        with tenant_scope(engine, tenant) as conn:
+            orders = WorkOrderRepository(conn)
+            before = [row.work_order_event_id for row in orders.events(f"{tenant}-order")]
+            assert len(before) == 2
+            assert orders.verify() == []
+        (appended,) = append_events(engine, tenant, [event("STATUS_CHANGED", f"{tenant}-order")])
+        assert isinstance(appended, AppendResult)
+        assert appended.work_order_seq == 3
+        assert appended.work_order_event_id > max(before)
+
+
+def app_of(database: Database, login: str = "restored_service") -> sa.Engine:
+    """Make a service's login on a server of the test's own, and return its engine."""
+    with database.server.admin() as conn:
+        conn.execute(f"DROP ROLE IF EXISTS {login}".encode())
+        conn.execute(f"CREATE ROLE {login} LOGIN IN ROLE selene_app".encode())
+    return sa.create_engine(database.server.url_for(login, database.name), poolclass=sa.NullPool)
+
+
+@pytest.fixture
+def cluster(fresh_server: Server) -> Iterator[Server]:
+    """Return a cluster on which nobody has any of the guide's roles."""
+    roles = ("orders_service", "restored_service", "migrator", "selene_backup")
+
+    def forget() -> None:
+        with fresh_server.admin() as conn:
+            for role in roles:
+                if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None:
+                    conn.execute(f"DROP OWNED BY {role} CASCADE".encode())
+                    conn.execute(f"DROP ROLE {role}".encode())
+
+    forget()
+    yield fresh_server
+    forget()
+
+
+# --- roles
+
+
+@pytest.mark.parametrize("way", ["roles-createrole", "roles-beforehand"])
+def test_roles__as_in_the_guide(server: Server, way: str) -> None:
+    """On a cluster that knows nothing of us, like a new managed service."""
+    with ExitStack() as stack:
+        cluster = embedded_server(stack, server.version if server.kind == "embedded" else None)
+        with cluster.admin() as conn:
+            conn.execute("CREATE DATABASE selene")
+        database = Database(cluster, "selene")
+        run_all(database, statements(way))
+        migrator = cluster.url_for("migrator", "selene")
+        upgrade(migrator)
+        administrator = migrator if way == "roles-createrole" else database.admin_url
+        with sa.create_engine(administrator, poolclass=sa.NullPool).begin() as conn:
+            for statement in statements("service"):
+                conn.exec_driver_sql(statement)
+        service = sa.create_engine(cluster.url_for("orders_service", "selene"), poolclass=sa.NullPool)
+        fill(service)
+        check_goes_on(service)
+        with service.connect() as conn:
+            assert conn.exec_driver_sql("SHOW statement_timeout").scalar_one() == "30s"
+            with pytest.raises(DBAPIError, match="permission denied"):
+                conn.exec_driver_sql("SET ROLE selene_owner")
+        database.close()
+
+
+# --- backup and restore
+
+
+@pytest.mark.parametrize("target", ["the same cluster", "another cluster"])
+def test_backup__is_restored_by_the_guides_commands(
+    database: Database, engine: sa.Engine, cluster: Server, tmp_path: Path, target: str
+) -> None:
+    fill(engine)
+    source = database.server
+    with source.admin() as conn:
+        for statement in statements("backup-role"):
+            conn.execute(statement.encode())
+    try:
+        backup = environment(source, "selene_backup", SELENE_DB=database.name, PGPASSWORD="change-me")
+        shell("backup", tmp_path, backup)
+    finally:
+        with source.admin() as conn:
+            conn.execute("DROP ROLE selene_backup")
+    goal = source if target == "the same cluster" else cluster
+    restored = Database(goal, f"{database.name}_restored")
+    try:
+        shell("restore", tmp_path, environment(goal, RESTORED_DB=restored.name))
+        assert catalogue_of(restored) == catalogue_of(database)
+        url = restored.admin_url.render_as_string(hide_password=False)
+        told = shell(
+            "verify", tmp_path, environment(goal, RESTORED_DB=restored.name, SELENE_DATABASE_URL=url)
+        )
+        assert told.count("Clean") == len(TENANTS)
+        check_goes_on(app_of(restored))
+    finally:
+        restored.close()
+        with goal.admin() as conn:
+            conn.execute(f"DROP DATABASE IF EXISTS {restored.name} WITH (FORCE)".encode())
+            conn.execute("DROP ROLE IF EXISTS restored_service")
+
+
+@pytest.fixture
+def filled(cluster: Server) -> Iterator[Database]:
+    """Return a database with rows, on a cluster where a test may make roles."""
+    with cluster.new_database("filled") as database:
+        upgrade(database.admin_url)
+        fill(app_of(database))
+        with cluster.admin() as conn:
+            conn.execute("CREATE ROLE migrator LOGIN CREATEDB IN ROLE selene_owner")
+            conn.execute("CREATE ROLE selene_backup LOGIN BYPASSRLS IN ROLE pg_read_all_data")
+        yield database
+
+
+def test_dump__as_the_owner_fails_and_never_leaves_rows_out_unasked(filled: Database, tmp_path: Path) -> None:
+    file = str(tmp_path / "dump")
+    dump = ["pg_dump", "--format=custom", f"--file={file}", filled.name]
+    refused = program(filled.server, *dump, user="migrator")
+    assert refused.returncode == 1
+    assert "query would be affected by row-level security policy" in refused.stderr
+    assert program(filled.server, *dump, "--enable-row-security", user="migrator").returncode == 0
+    listed = program(filled.server, "pg_restore", "--data-only", "--file=-", file).stdout
+    assert "COPY os_core.work_order_ledger" in listed
+    assert "acme" not in listed
+
+
+def test_restore__as_a_migrator(filled: Database, tmp_path: Path) -> None:
+    server, file = filled.server, str(tmp_path / "dump")
+    assert program(server, "pg_dump", "--format=custom", f"--file={file}", filled.name).returncode == 0
+    restored = Database(server, f"{filled.name}_restored")
+    assert program(server, "createdb", "--template=template0", restored.name, user="migrator").returncode == 0
+    try:
+        ran = program(
+            server, "pg_restore", "--exit-on-error", f"--dbname={restored.name}", file, user="migrator"
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert catalogue_of(restored) == catalogue_of(filled)
+        check_goes_on(app_of(restored))
+    finally:
+        restored.close()
+        with server.admin() as conn:
+            conn.execute(f"DROP DATABASE {restored.name} WITH (FORCE)".encode())
+
+
+def test_restore__data_alone_into_a_migrated_database(filled: Database, tmp_path: Path) -> None:
+    server, file = filled.server, str(tmp_path / "dump")
+    left_out = "--exclude-table=os_core.alembic_version"
+    dump = ["pg_dump", "--format=custom", "--data-only", left_out, f"--file={file}", filled.name]
+    assert program(server, *dump, user="selene_backup").returncode == 0
+    with server.new_database("data") as other:
+        upgrade(other.admin_url)
+        restore = ["pg_restore", "--exit-on-error", f"--dbname={other.name}", file]
+        refused = program(server, *restore, user="migrator")
+        assert "query would be affected by row-level security policy" in refused.stderr
+        assert program(server, *restore).returncode == 0
+        assert catalogue_of(other) == catalogue_of(filled)
+        check_goes_on(app_of(other))
+
+
+def test_restore__disable_triggers_is_what_the_monitoring_finds(filled: Database, tmp_path: Path) -> None:
+    server, file = filled.server, str(tmp_path / "dump")
+    left_out = "--exclude-table=os_core.alembic_version"
+    program(server, "pg_dump", "--format=custom", "--data-only", left_out, f"--file={file}", filled.name)
+    with server.new_database("spoilt") as spoilt:
+        upgrade(spoilt.admin_url)
+        assert alarms(spoilt) == []
+        assert (
+            program(
+                server, "pg_restore", "--data-only", "--disable-triggers", f"--dbname={spoilt.name}", file
+            ).returncode
+            == 0
+        )
+        assert {row["tgenabled"] for row in alarms(spoilt)} == {"O"}
+
+
+# --- monitoring
+
+
+def alarms(database: Database) -> list[dict[str, object]]:
+    """Return every row of the guide's queries."""
+    with database.engine("admin", poolclass=sa.NullPool).connect() as conn:
+        return [
+            dict(row)
+            for query in statements("monitor")
+            for row in conn.execute(sa.text(query.replace(":", r"\:"))).mappings()
+        ]
+
+
+def test_monitoring__is_silent_when_all_is_well(database: Database, engine: sa.Engine) -> None:
+    fill(engine)
+    assert len(statements("monitor")) == 4
+    assert alarms(database) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "column"),
+    [
+        ("ALTER TABLE os_core.work_order_ledger DISABLE TRIGGER reject_mutation_row", "tgenabled"),
+        ("ALTER TABLE os_core.work_orders_current NO FORCE ROW LEVEL SECURITY", "not_isolated"),
+        ("ALTER TABLE os_core.work_order_ledger DISABLE ROW LEVEL SECURITY", "not_isolated"),
+    ],
+)
+def test_monitoring__finds(database: Database, admin_engine: sa.Engine, damage: str, column: str) -> None:
+    with admin_engine.begin() as conn:
+        conn.exec_driver_sql(damage)
+    assert [list(row) for row in alarms(database) if column in row] != []
+
+
+def test_monitoring__finds_privileged_logins(filled: Database) -> None:
+    run_all(filled, ["ALTER ROLE restored_service BYPASSRLS"])
+    assert [row["privileged"] for row in alarms(filled)] == ["restored_service"]
+
+
+# --- logical replication
+
+
+@contextmanager
+def subscribed(source: Database, subscriber: psycopg.Connection[Any], options: str) -> Iterator[None]:
+    """Subscribe to a database of the same cluster, until the block ends."""
+    server = source.server
+    with server.admin(source.name) as publisher:
+        publisher.execute(
+            "CREATE PUBLICATION selene FOR TABLE os_core.work_order_ledger, os_core.work_orders_current"
+        )
+        # The slot is made first: CREATE SUBSCRIPTION would wait for its own transaction in one cluster.
+        publisher.execute("SELECT pg_create_logical_replication_slot('selene', 'pgoutput')")
+    known = environment(server)
+    place = " ".join(f"{name}={known[f'PG{name.upper()}']}" for name in ("host", "port", "user"))
+    subscriber.execute(
+        f"CREATE SUBSCRIPTION selene CONNECTION '{place} dbname={source.name}' PUBLICATION selene"
+        f" WITH (create_slot = false{options})".encode()
+    )
+    try:
+        yield
+    finally:
+        subscriber.execute("DROP SUBSCRIPTION selene")
+
+
+LEDGER_ROWS = "SELECT count(*) FROM os_core.work_order_ledger"
+
+
+def test_logical_replication__follows_and_takes_over(filled: Database) -> None:
+    server = filled.server
+    with server.new_database("subscriber") as other, server.admin(other.name) as subscriber:
+        upgrade(other.admin_url)
+        as_owner = ", run_as_owner = true" if server.version >= 16 else ""
+        with subscribed(filled, subscriber, as_owner):
+            wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (4,), "the rows are copied")
+            append_events(app_of(filled), "acme", [created("later")])
+            wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (5,), "an append follows")
+            later = "SELECT count(*) FROM os_core.work_orders_current WHERE work_order_id = 'later'"
+            wait_until(lambda: subscriber.execute(later).fetchone() == (1,), "its projection too")
+        service = app_of(other)
+        with pytest.raises(DBAPIError, match="the sequence of event ids is behind") as caught:
+            append_events(service, "globex", [created("first")])
+        assert isinstance(caught.value.orig, psycopg.Error)
+        hint = caught.value.orig.diag.message_hint or ""
+        subscriber.execute(hint.partition(": ")[2].encode())
+        check_goes_on(service)
+
+
+def test_logical_replication__without_run_as_owner(filled: Database) -> None:
+    """Row-level security stops the copy from 16 on, which applies as the table's owner; before, it runs."""
+    server = filled.server
+    failed = "SELECT sync_error_count > 0 FROM pg_stat_subscription_stats"
+    with server.new_database("subscriber") as other, server.admin(other.name) as subscriber:
+        upgrade(other.admin_url)
+        with subscribed(filled, subscriber, ""):
+            if server.version >= 16:
+                wait_until(lambda: subscriber.execute(failed).fetchone() == (True,), "the copy fails")
+                assert subscriber.execute(LEDGER_ROWS).fetchone() == (0,)
+            else:
+                wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (4,), "the rows are copied")

@@ -1,0 +1,74 @@
+"""What the documents say is so: their statements and commands are run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.catalogue_rules import PUBLIC_FUNCTIONS
+from tests.migrations.runs import psql
+from tests.servers import Database
+
+ROOT = Path(__file__).resolve().parents[2]
+INTERFACE = ROOT / "docs" / "sql-interface.md"
+
+
+def blocks(document: Path, language: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks of a language, each with what else stands in its first line."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language} ?(.*?)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_sql_interface__every_example_runs(database: Database) -> None:
+    examples = blocks(INTERFACE, "sql")
+    assert len(examples) > 8
+    for outcome, statements in examples:
+        ran = psql(database, f"\\set VERBOSITY verbose\n{statements}", database.app_url)
+        if outcome:
+            assert f"ERROR:  {outcome}: " in ran.stderr, statements
+        else:
+            assert ran.returncode == 0, (statements, ran.stderr)
+
+
+def test_sql_interface__a_retry_is_a_replay(database: Database) -> None:
+    first = blocks(INTERFACE, "sql")[0][1]
+    told = [psql(database, f"\\pset tuples_only\n{first}", database.app_url).stdout for _ in range(2)]
+    assert [answer.split() for answer in told] == [["1", "|", "f"], ["1", "|", "t"]]
+
+
+@pytest.mark.parametrize("signature", PUBLIC_FUNCTIONS)
+def test_sql_interface__describes_every_public_function(signature: str) -> None:
+    """With a section of its own, its parameters, and an example that calls it."""
+    name, types = signature.removesuffix(")").split("(")
+    text = INTERFACE.read_text(encoding="utf-8")
+    assert f"\n## {name}\n" in text, f"docs/sql-interface.md has no section {name}"
+    section = text.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+    written = re.search(rf"^{re.escape(name)}\((.*?)\)\s*→", section, flags=re.DOTALL | re.MULTILINE)
+    assert written, f"{name}: no signature"
+    short = {"timestamp with time zone": "timestamptz"}
+    described = [part.split(" DEFAULT ")[0].split()[1] for part in written[1].split(",")]
+    assert described == [short.get(each, each) for each in types.split(",")]
+    assert any(f"{name}(" in statements for _, statements in blocks(INTERFACE, "sql"))
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/sql-interface.md", "docs/deployment.md"],
+)
+def test_links__lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            file, _, anchor = target.partition("#")
+            other = (path.parent / file).resolve() if file else path
+            assert other.exists(), target
+            if anchor:
+                assert anchor in anchors(other), target
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the names by which a document's headings can be linked to."""
+    text = document.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a name="([^"]+)"', text))
