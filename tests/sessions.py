@@ -20,17 +20,16 @@ T = TypeVar("T")
 class Session:
     """A connection, and its backend's process id."""
 
-    def __init__(self, sessions: "Sessions", name: str, conn: Connection, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, conn: Connection, pool: ThreadPoolExecutor, pid: Callable[[], int | None]) -> None:
         self.conn = conn
-        self._sessions = sessions
-        self._name = name
+        self._find_pid = pid
         self._pool = pool
         self._started: list[Future[Any]] = []
 
     @property
     def pid(self) -> int | None:
         """The process id of its backend; behind a pooler None between two transactions."""
-        return self._sessions.backend_of(self.conn, self._name)
+        return self._find_pid()
 
     def append(self, tenant_id: str, *events: Mapping[str, Any]) -> list[Appended]:
         """Append events in one call."""
@@ -62,11 +61,12 @@ class Sessions:
 
     def open(self, *, autocommit: bool = True, isolation: IsolationLevel | None = None) -> Session:
         """Open a session of the application's."""
-        # A name of its own: a pooler hands it on to whichever session of the server it takes.
         name = f"session-{secrets.token_hex(8)}"
         conn = connect(self._url.update_query_dict({"application_name": name}), autocommit=autocommit)
         conn.isolation_level = isolation
-        session = Session(self, name, conn, self._pool)
+        pid = conn.info.backend_pid  # not known any more when the connection is broken; a pooler makes one up
+        pooled = is_pooled(self._url)
+        session = Session(conn, self._pool, lambda: self.backend_named(name) if pooled else pid)
         self._open.append(session)
         return session
 
@@ -74,12 +74,11 @@ class Sessions:
         """Return a tenant with a session of its own."""
         return Tenant(tenant_id, self.open().conn, self.admin)
 
-    def backend_of(self, conn: Connection, name: str) -> int | None:
-        """Find the backend of a connection, by its name if a pooler stands before it."""
-        if not is_pooled(self._url):
-            return conn.info.backend_pid
+    def backend_named(self, application_name: str) -> int | None:
+        """Find who works for a client: a pooler hands the name on to whichever session it takes."""
         row = self.admin.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'", (name,)
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'",
+            (application_name,),
         ).fetchone()
         return None if row is None else row[0]
 

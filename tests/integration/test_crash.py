@@ -188,8 +188,7 @@ CLIENT = """
     import psycopg
 
     dsn, tenant_id, events, how = sys.argv[1:]
-    with psycopg.connect(dsn, autocommit=how == "autocommit") as conn:
-        print(conn.info.backend_pid, flush=True)
+    with psycopg.connect(dsn, autocommit=how == "autocommit", application_name=tenant_id) as conn:
         conn.execute("SELECT os_core.append_work_order_events(%s, %s)", (tenant_id, events))
         print("appended", flush=True)
         sys.stdin.read()
@@ -198,7 +197,7 @@ CLIENT = """
 
 @pytest.fixture
 def clients(shared_database: Database) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start processes that append: they say who their backend is, and when they have appended."""
+    """Start processes that append: they are named after their tenant, and say when they have appended."""
     started: list[subprocess.Popen[str]] = []
 
     def client(tenant_id: str, events: list[Event], how: str) -> subprocess.Popen[str]:
@@ -230,7 +229,7 @@ def test_killed_client__in_autocommit_loses_only_the_answer(
     sessions: Sessions, middle: Middle, clients: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = clients(middle.tenant.id, middle.events, "autocommit")
-    pid = int(told(process))
+    pid = wait_until(lambda: sessions.backend_named(middle.tenant.id), "the client appends")
     blocking = "SELECT %s = ANY (pg_blocking_pids(%s))"
     wait_until(
         lambda: sessions.admin.execute(blocking, (middle.holder.pid, pid)).fetchone() == (True,),
@@ -255,8 +254,9 @@ def test_killed_client__before_its_commit_leaves_nothing(
         field_set(order, 2, idempotency_key="k2"),
     ]
     process = clients(acme.id, events, "in a transaction")
-    pid = int(told(process))
     assert told(process) == "appended"
+    pid = sessions.backend_named(acme.id)
+    assert pid is not None
     process.kill()
     process.wait(SECONDS)
     gone(sessions, pid)

@@ -1,0 +1,112 @@
+"""What runs elsewhere: the public CI's workflow, and docker-compose.yml."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from selene_core.binaries import VERSIONS
+from tests.programs import find_compose
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+COMPOSE = ROOT / "docker-compose.yml"
+
+
+def load(path: Path) -> Any:
+    """Parse a YAML file."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def pythons() -> set[str]:
+    """Return the versions of Python that the package claims."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {found[1] for each in project["classifiers"] if (found := re.search(r":: (3\.\d+)$", each))}
+
+
+def runs(job: dict[str, Any]) -> str:
+    """Return the commands of a job."""
+    return "\n".join(step.get("run", "") for step in job["steps"])
+
+
+def test_workflow__tests_every_supported_version() -> None:
+    job = load(WORKFLOW)["jobs"]["test"]
+    pairs = job["strategy"]["matrix"]["include"]
+    assert {pair["postgres"] for pair in pairs} == {str(version) for version in VERSIONS}
+    assert {pair["python"] for pair in pairs} == pythons()
+    # The ends meet: the oldest with the newest, both ways.
+    oldest, newest = str(min(VERSIONS)), str(max(VERSIONS))
+    first, *_, last = sorted(pythons(), key=lambda version: int(version.split(".")[1]))
+    for postgres in (oldest, newest):
+        assert {first, last} <= {pair["python"] for pair in pairs if pair["postgres"] == postgres}
+
+
+def test_workflow__gives_the_service_container_to_the_tests() -> None:
+    job = load(WORKFLOW)["jobs"]["test"]
+    service = job["services"]["postgres"]
+    assert service["image"] == "postgres:${{ matrix.postgres }}"
+    assert "pg_isready" in service["options"]
+    (step,) = [step for step in job["steps"] if "make test" in step.get("run", "")]
+    assert step["run"] == "make test PG=${{ matrix.postgres }}"
+    password = service["env"]["POSTGRES_PASSWORD"]
+    assert (
+        step["env"]["SELENE_TEST_DATABASE_URL"] == f"postgresql://postgres:{password}@127.0.0.1:5432/postgres"
+    )
+
+
+def test_workflow__runs_checks_pictures_and_the_pooler() -> None:
+    jobs = load(WORKFLOW)["jobs"]
+    assert {"make lint types", "make docs", "git diff --exit-code docs"} <= {
+        *runs(jobs["check"]).splitlines()
+    }
+    assert "POOLER=pgbouncer" in runs(jobs["pooler"])
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for job in jobs.values():
+        for called in re.findall(r"^make ([a-z ]+?)(?= [A-Z]|$)", runs(job), flags=re.MULTILINE):
+            for target in called.split():
+                assert f"\n{target}: " in targets, target
+
+
+def test_workflow__is_bounded_and_may_only_read() -> None:
+    workflow = load(WORKFLOW)
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 40, name
+        # A version, never a branch, of whatever else is run.
+        assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step), name
+
+
+def test_compose__migrates_a_healthy_server_once() -> None:
+    compose = load(COMPOSE)
+    assert set(compose) == {"services", "volumes"}
+    server, migration = compose["services"]["postgres"], compose["services"]["migrate"]
+    assert server["image"] == f"postgres:{max(VERSIONS)}"
+    # From 18 on the image keeps its data in a folder below this one; .../data would be no volume of its own.
+    assert server["volumes"] == ["postgres:/var/lib/postgresql"]
+    assert compose["volumes"] == {"postgres": None}
+    assert "--host=127.0.0.1" in server["healthcheck"]["test"]
+    assert all(port.startswith("127.0.0.1:") for port in server["ports"])
+    assert migration["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert migration["restart"] == "no"
+    assert migration["image"].removeprefix("python:").removesuffix("-slim") in pythons()
+
+
+@pytest.mark.needs("docker compose")
+def test_compose__is_taken_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a password that YAML, a shell and a URL would each like to read something into."""
+    monkeypatch.setenv("SELENE_DB_PASSWORD", "p@ss: w/%'\"#")
+    monkeypatch.setenv("SELENE_DB_PORT", "15432")
+    command = find_compose()
+    assert command is not None, "docker compose is not installed"
+    ran = subprocess.run(
+        [*command, "--file", str(COMPOSE), "config"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    services = yaml.safe_load(ran.stdout)["services"]
+    assert services["postgres"]["environment"]["POSTGRES_PASSWORD"] == "p@ss: w/%'\"#"
+    assert services["migrate"]["environment"]["PGPASSWORD"] == "p@ss: w/%'\"#"
+    assert "15432" in str(services["postgres"]["ports"])
