@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,12 @@ def check_goes_on(engine: sa.Engine) -> None:
         assert appended.work_order_event_id > max(before)
 
 
-def app_of(database: Database, login: str = "restored_service") -> sa.Engine:
+def app_of(database: Database) -> sa.Engine:
     """Make a service's login on a server of the test's own, and return its engine."""
     with database.server.admin() as conn:
-        conn.execute(f"DROP ROLE IF EXISTS {login}".encode())
-        conn.execute(f"CREATE ROLE {login} LOGIN IN ROLE selene_app".encode())
-    return sa.create_engine(database.server.url_for(login, database.name), poolclass=sa.NullPool)
+        conn.execute("DROP ROLE IF EXISTS restored_service")
+        conn.execute("CREATE ROLE restored_service LOGIN IN ROLE selene_app")
+    return sa.create_engine(database.server.url_for("restored_service", database.name), poolclass=sa.NullPool)
 
 
 @pytest.fixture
@@ -147,39 +147,6 @@ def test_roles__as_in_the_guide(server: Server, way: str) -> None:
 # --- backup and restore
 
 
-@pytest.mark.parametrize("target", ["the same cluster", "another cluster"])
-def test_backup__is_restored_by_the_guides_commands(
-    database: Database, engine: sa.Engine, cluster: Server, tmp_path: Path, target: str
-) -> None:
-    fill(engine)
-    source = database.server
-    with source.admin() as conn:
-        for statement in statements("backup-role"):
-            conn.execute(statement.encode())
-    try:
-        backup = environment(source, "selene_backup", SELENE_DB=database.name, PGPASSWORD="change-me")
-        shell("backup", tmp_path, backup)
-    finally:
-        with source.admin() as conn:
-            conn.execute("DROP ROLE selene_backup")
-    goal = source if target == "the same cluster" else cluster
-    restored = Database(goal, f"{database.name}_restored")
-    try:
-        shell("restore", tmp_path, environment(goal, RESTORED_DB=restored.name))
-        assert catalogue_of(restored) == catalogue_of(database)
-        url = restored.admin_url.render_as_string(hide_password=False)
-        told = shell(
-            "verify", tmp_path, environment(goal, RESTORED_DB=restored.name, SELENE_DATABASE_URL=url)
-        )
-        assert told.count("Clean") == len(TENANTS)
-        check_goes_on(app_of(restored))
-    finally:
-        restored.close()
-        with goal.admin() as conn:
-            conn.execute(f"DROP DATABASE IF EXISTS {restored.name} WITH (FORCE)".encode())
-            conn.execute("DROP ROLE IF EXISTS restored_service")
-
-
 @pytest.fixture
 def filled(cluster: Server) -> Iterator[Database]:
     """Return a database with rows, on a cluster where a test may make roles."""
@@ -188,8 +155,35 @@ def filled(cluster: Server) -> Iterator[Database]:
         fill(app_of(database))
         with cluster.admin() as conn:
             conn.execute("CREATE ROLE migrator LOGIN CREATEDB IN ROLE selene_owner")
-            conn.execute("CREATE ROLE selene_backup LOGIN BYPASSRLS IN ROLE pg_read_all_data")
+            for statement in statements("backup-role"):
+                conn.execute(statement.encode())
         yield database
+
+
+@pytest.mark.parametrize("target", ["the same cluster", "another cluster"])
+def test_backup__is_restored_by_the_guides_commands(filled: Database, tmp_path: Path, target: str) -> None:
+    source = filled.server
+    shell("backup", tmp_path, environment(source, "selene_backup", SELENE_DB=filled.name))
+    with ExitStack() as stack:
+        goal = source if target == "the same cluster" else embedded_server(stack, source.version)
+        restored = stack.enter_context(closing(Database(goal, f"{filled.name}_restored")))
+        names = {"RESTORED_DB": restored.name, "SELENE_DATABASE_URL": rendered(restored.admin_url)}
+        shell("restore", tmp_path, environment(goal, **names))
+        stack.callback(drop, restored)
+        assert catalogue_of(restored) == catalogue_of(filled)
+        assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == len(TENANTS)
+        check_goes_on(app_of(restored))
+
+
+def rendered(url: sa.URL) -> str:
+    """Write a URL as an operator would."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def drop(database: Database) -> None:
+    """Drop what a program of PostgreSQL has made."""
+    with database.server.admin() as conn:
+        conn.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)".encode())
 
 
 def test_dump__as_the_owner_fails_and_never_leaves_rows_out_unasked(filled: Database, tmp_path: Path) -> None:
@@ -218,8 +212,7 @@ def test_restore__as_a_migrator(filled: Database, tmp_path: Path) -> None:
         check_goes_on(app_of(restored))
     finally:
         restored.close()
-        with server.admin() as conn:
-            conn.execute(f"DROP DATABASE {restored.name} WITH (FORCE)".encode())
+        drop(restored)
 
 
 def test_restore__data_alone_into_a_migrated_database(filled: Database, tmp_path: Path) -> None:
