@@ -1,5 +1,6 @@
 """The PostgreSQL system of record of Selene OS: ledger, projection and tenancy of work orders."""
 
+from selene_core.attempts import RetryDecision, StepAttempt, StepAttemptRepository
 from selene_core.contracts import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
@@ -15,6 +16,7 @@ from selene_core.contracts import (
     new_work_order_id,
 )
 from selene_core.database import tenant_scope
+from selene_core.enums import AttemptOutcome, AttemptStatus, LeaseState, RetryAction
 from selene_core.errors import (
     AppendOnlyViolation,
     AttemptConflict,
@@ -36,6 +38,7 @@ from selene_core.errors import (
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
+from selene_core.leases import Lease, LeaseRepository
 from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
 
 __all__ = [
@@ -45,6 +48,8 @@ __all__ = [
     "AppendResult",
     "ApprovalOutcome",
     "AttemptConflict",
+    "AttemptOutcome",
+    "AttemptStatus",
     "BoundExceeded",
     "CancelInvalidState",
     "ConcurrencyConflict",
@@ -54,12 +59,19 @@ __all__ = [
     "ExternalApprovalPending",
     "IdempotencyConflict",
     "InvalidTransition",
+    "Lease",
     "LeaseHeld",
     "LeaseLost",
+    "LeaseRepository",
+    "LeaseState",
     "ProjectionDamaged",
     "PromptSuppressed",
     "RebuildReport",
+    "RetryAction",
+    "RetryDecision",
     "SeleneError",
+    "StepAttempt",
+    "StepAttemptRepository",
     "TenantScopeViolation",
     "WorkOrder",
     "WorkOrderEvent",

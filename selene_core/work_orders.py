@@ -40,7 +40,7 @@ from selene_core.database import scope_tenant, tenant_scope
 from selene_core.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.errors import ContractViolation
 from selene_core.json_limits import MAX_INT64
-from selene_core.repository import SCOPED_TENANT, TENANT, Repository, call, fetch, in_scope
+from selene_core.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, fetch, in_scope
 from selene_core.rules import EVENT_RULES, integer
 from selene_core.tables import work_order_ledger, work_orders_current
 
@@ -213,7 +213,8 @@ def _wire(events: object) -> str:
                 field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
             )
     wire = [event.to_wire() for event in batch]
-    return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Unshown: an event may carry a lease token.
+    return Unshown(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
 
 
 def _only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
