@@ -38,7 +38,8 @@ BEGIN
   _event.lease_owner_id := _lease.lease_owner_id;
   _event.lease_token_hash := _lease.lease_token_hash;
   _event.lease_expires_at := _lease.lease_expires_at;
-  PERFORM os_core.append_work_order_event(_event, NULL, NULL);
+  -- With the token: the lease must still be held at the event's own time, so that the ledger tells the same.
+  PERFORM os_core.append_work_order_event(_event, NULL, p_token);
   UPDATE os_core.work_order_leases AS lease
   SET
     renewed_at = _lease.renewed_at,

@@ -769,8 +769,8 @@ def test_words__equal_the_database(acme: Tenant) -> None:
     rows = acme.admin.execute(
         "SELECT status FROM unnest(%s::text[]) AS status, LATERAL (SELECT CASE WHEN status <> 'RUNNING'"
         " THEN '2026-01-01Z'::timestamptz END AS ended) AS e WHERE os_core.is_step_attempt_row("
-        "'s', 1, status, 1, 0, 1, NULL, '2026-01-01Z', ended, CASE WHEN ended IS NOT NULL THEN 1 END, 'k', NULL, '2026-01-01Z',"
-        " '2026-01-01Z')",
+        "'s', 1, status, 1, 0, 1, NULL, '2026-01-01Z', ended, CASE WHEN ended IS NOT NULL THEN 1 END, 'k',"
+        " NULL, '2026-01-01Z', '2026-01-01Z')",
         ([*AttemptStatus, "running", "", "TIMED_OUT"],),
     )
     assert [row[0] for row in rows] == list(AttemptStatus)
