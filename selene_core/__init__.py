@@ -6,6 +6,7 @@ from selene_core.aio import (
     async_rebuild_tenant,
     async_tenant_scope,
 )
+from selene_core.attempts import RetryDecision, StepAttempt, StepAttemptRepository
 from selene_core.continuity import PromptDecision, decide_prompt
 from selene_core.contracts import (
     PENDING_STATUSES,
@@ -23,7 +24,14 @@ from selene_core.contracts import (
     new_work_order_id,
 )
 from selene_core.database import tenant_scope
-from selene_core.enums import PromptAction, PromptReason
+from selene_core.enums import (
+    AttemptOutcome,
+    AttemptStatus,
+    LeaseState,
+    PromptAction,
+    PromptReason,
+    RetryAction,
+)
 from selene_core.errors import (
     AppendOnlyViolation,
     AttemptConflict,
@@ -45,6 +53,7 @@ from selene_core.errors import (
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
+from selene_core.leases import Lease, LeaseRepository
 from selene_core.transactions import append_events, rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -56,6 +65,8 @@ __all__ = [
     "ApprovalOutcome",
     "AsyncWorkOrderRepository",
     "AttemptConflict",
+    "AttemptOutcome",
+    "AttemptStatus",
     "BoundExceeded",
     "CancelInvalidState",
     "ConcurrencyConflict",
@@ -65,8 +76,11 @@ __all__ = [
     "ExternalApprovalPending",
     "IdempotencyConflict",
     "InvalidTransition",
+    "Lease",
     "LeaseHeld",
     "LeaseLost",
+    "LeaseRepository",
+    "LeaseState",
     "PendingCursor",
     "ProjectionDamaged",
     "PromptAction",
@@ -74,7 +88,11 @@ __all__ = [
     "PromptReason",
     "PromptSuppressed",
     "RebuildReport",
+    "RetryAction",
+    "RetryDecision",
     "SeleneError",
+    "StepAttempt",
+    "StepAttemptRepository",
     "TenantScopeViolation",
     "WorkOrder",
     "WorkOrderEvent",

@@ -67,6 +67,39 @@ class PromptReason(StrEnum):
     POLICY_FIELD_ALREADY_KNOWN = "POLICY_FIELD_ALREADY_KNOWN"
 
 
+class LeaseState(StrEnum):
+    """Name how a lease stands; an ACTIVE one may be over its time, untaken (SPEC.md section 2)."""
+
+    ACTIVE = "ACTIVE"
+    EXPIRED = "EXPIRED"
+    RELEASED = "RELEASED"
+
+
+class AttemptStatus(StrEnum):
+    """Name how an attempt of a step stands (SPEC.md section 2)."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+
+
+class AttemptOutcome(StrEnum):
+    """Name how a worker says that its attempt ended (SPEC.md section 8)."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class RetryAction(StrEnum):
+    """Name what follows a finished attempt (SPEC.md section 8)."""
+
+    DONE = "DONE"
+    RETRY_AT = "RETRY_AT"
+    FAIL = "FAIL"
+    WAIT = "WAIT"
+
+
 PENDING_STATUSES: Final = frozenset({WorkOrderStatus.DRAFT, WorkOrderStatus.CLARIFY, WorkOrderStatus.CONFIRM})
 TERMINAL_STATUSES: Final = frozenset(
     {WorkOrderStatus.DONE, WorkOrderStatus.REFUSED, WorkOrderStatus.FAILED, WorkOrderStatus.CANCELED}

@@ -202,6 +202,10 @@ class AttemptConflict(SeleneError):
 
     work_order_id: str | None = None
     step_id: str | None = None
+    step_attempt_id: int | None = None
+    attempt_index: int | None = None
+    reason: str | None = None
+    next_retry_at: datetime | None = None
 
 
 @dataclass(eq=False, kw_only=True)

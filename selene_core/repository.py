@@ -18,6 +18,16 @@ SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
 """The tenant as an argument of a function: raises TenantScopeViolation unless it is the transaction's."""
 
 
+class Unshown(str):
+    """Hold a secret parameter: neither a log of statements nor an error that lists parameters shows it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what stands for the value."""
+        return "'…'"
+
+
 class Repository:
     """Work for the tenant of the tenant_scope that yielded the connection.
 

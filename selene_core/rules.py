@@ -25,6 +25,9 @@ MAX_FIELD_KEY: Final = 64
 MAX_NOTE: Final = 4096
 MIN_LEASE_TOKEN: Final = 16
 MAX_LEASE_TOKEN: Final = 128
+MAX_LEASE_TTL_MS: Final = 3_600_000
+MAX_MAX_RETRIES: Final = 1024
+MAX_STEP_MS: Final = 31_536_000_000  # 365 days
 MAX_REASON_CODE: Final = 2**32 - 1
 MIN_TIMESTAMP: Final = datetime(1, 1, 2, tzinfo=UTC)
 MAX_TIMESTAMP: Final = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKeyConstraint,
     Index,
+    Integer,
     MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -157,5 +158,113 @@ work_orders_current: Final = Table(
         "last_updated_at",
         "last_event_id",
         postgresql_where=text(IS_PENDING),
+    ),
+)
+
+work_order_leases: Final = Table(
+    "work_order_leases",
+    METADATA,
+    Column("lease_id", Uuid, nullable=False),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("lease_owner_id", _ID, nullable=False),
+    Column("lease_token_hash", _ID, nullable=False),
+    Column("lease_state", _ID, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("acquired_at", _INSTANT, nullable=False),
+    Column("renewed_at", _INSTANT),
+    Column("lease_expires_at", _INSTANT, nullable=False),
+    Column("released_at", _INSTANT),
+    Column("idempotency_key", _ID),
+    PrimaryKeyConstraint("lease_id", name="pk_work_order_leases"),
+    UniqueConstraint("tenant_id", "work_order_id", "lease_token_hash", name="ux_work_order_leases_token"),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id"],
+        ["os_core.work_orders_current.tenant_id", "os_core.work_orders_current.work_order_id"],
+        name="fk_work_order_leases_work_order",
+    ),
+    CheckConstraint(
+        "os_core.is_lease_row(lease_owner_id, lease_token_hash, lease_state, fence, acquired_at, renewed_at,"
+        " lease_expires_at, released_at, idempotency_key)",
+        name="contract",
+    ),
+    Index(
+        "ux_work_order_leases_active",
+        "tenant_id",
+        "work_order_id",
+        unique=True,
+        postgresql_where=text("lease_state = 'ACTIVE'"),
+    ),
+    Index(
+        "ux_work_order_leases_idempotency",
+        "tenant_id",
+        "work_order_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+work_order_step_attempts: Final = Table(
+    "work_order_step_attempts",
+    METADATA,
+    Column(
+        "step_attempt_id",
+        BigInteger,
+        server_default=text("nextval('os_core.work_order_step_attempts_step_attempt_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("step_id", _ID, nullable=False),
+    Column("attempt_index", Integer, nullable=False),
+    Column("attempt_status", _ID, nullable=False),
+    Column("timeout_ms", BigInteger, nullable=False),
+    Column("max_retries", Integer, nullable=False),
+    Column("retry_backoff_ms", BigInteger, nullable=False),
+    Column("next_retry_at", _INSTANT),
+    Column("started_at", _INSTANT, nullable=False),
+    Column("finished_at", _INSTANT),
+    Column("reason_code", BigInteger),
+    Column("idempotency_key", _ID, nullable=False),
+    Column("finish_idempotency_key", _ID),
+    Column("created_at", _INSTANT, nullable=False),
+    Column("updated_at", _INSTANT, nullable=False),
+    PrimaryKeyConstraint("step_attempt_id", name="pk_work_order_step_attempts"),
+    UniqueConstraint(
+        "tenant_id", "work_order_id", "step_id", "attempt_index", name="ux_work_order_step_attempts_index"
+    ),
+    UniqueConstraint(
+        "tenant_id",
+        "work_order_id",
+        "step_id",
+        "idempotency_key",
+        name="ux_work_order_step_attempts_idempotency",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id"],
+        ["os_core.work_orders_current.tenant_id", "os_core.work_orders_current.work_order_id"],
+        name="fk_work_order_step_attempts_work_order",
+    ),
+    CheckConstraint(
+        "os_core.is_step_attempt_row(step_id, attempt_index, attempt_status, timeout_ms, max_retries,"
+        " retry_backoff_ms, next_retry_at, started_at, finished_at, reason_code, idempotency_key,"
+        " finish_idempotency_key, created_at, updated_at)",
+        name="contract",
+    ),
+    Index(
+        "ux_work_order_step_attempts_running",
+        "tenant_id",
+        "work_order_id",
+        "step_id",
+        unique=True,
+        postgresql_where=text("attempt_status = 'RUNNING'"),
+    ),
+    Index(
+        "ix_work_order_step_attempts_due",
+        "tenant_id",
+        "next_retry_at",
+        "step_attempt_id",
+        postgresql_where=text("next_retry_at IS NOT NULL"),
     ),
 )

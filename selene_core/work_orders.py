@@ -34,7 +34,7 @@ from selene_core.database import scope_tenant
 from selene_core.enums import PromptAction, PromptReason, WorkOrderEventType
 from selene_core.errors import ContractViolation, IdempotencyConflict
 from selene_core.json_limits import MAX_INT64
-from selene_core.repository import Repository
+from selene_core.repository import Repository, Unshown
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, identifier, integer, time_span
 
 if TYPE_CHECKING:
@@ -322,4 +322,5 @@ def batch_to_wire(events: object) -> str:
                 field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
             )
     wire = [event.to_wire() for event in batch]
-    return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Unshown: an event may carry a lease token.
+    return Unshown(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))

@@ -9,13 +9,19 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 PUBLIC_FUNCTIONS = (
+    "os_core.acquire_lease(text,text,text,text,bigint,text)",
     "os_core.append_work_order_events(text,jsonb)",
     "os_core.cancel_work_order(text,text,bigint,text,text)",
+    "os_core.due_step_retries(text,integer)",
+    "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",
     "os_core.lock_work_order(text,text)",
     "os_core.notify_wait(text,text,bigint,bigint)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
+    "os_core.release_lease(text,text,text)",
+    "os_core.renew_lease(text,text,text,bigint)",
     "os_core.require_tenant(text)",
+    "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
     "os_core.verify_work_orders(text,text)",
     "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
 )

@@ -54,7 +54,7 @@ class Sessions:
     """The sessions of one test. What still runs at its end is terminated, so that no thread stays."""
 
     def __init__(self, app_url: URL, admin_url: URL) -> None:
-        self._url = app_url
+        self._url, self._admin_url = app_url, admin_url
         self.admin = connect(admin_url, autocommit=True)
         self._pool = ThreadPoolExecutor(max_workers=64)
         self._open: list[Session] = []
@@ -67,6 +67,14 @@ class Sessions:
         pid = conn.info.backend_pid  # not known any more when the connection is broken; a pooler makes one up
         pooled = is_pooled(self._url)
         session = Session(conn, self._pool, lambda: self.backend_named(name) if pooled else pid)
+        self._open.append(session)
+        return session
+
+    def open_as_superuser(self) -> Session:
+        """Open a session, with a transaction, of one who may lock rows and tables."""
+        conn = connect(self._admin_url)
+        pid = conn.info.backend_pid
+        session = Session(conn, self._pool, lambda: pid)
         self._open.append(session)
         return session
 

@@ -12,7 +12,9 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, ProgrammingError
 from selene_core import (
     ContractViolation,
     LeaseHeld,
+    LeaseRepository,
     SeleneError,
+    StepAttemptRepository,
     TenantScopeViolation,
     WorkOrderRepository,
     append_events,
@@ -40,6 +42,16 @@ EVERY_CALL: list[Callable[[WorkOrderRepository], object]] = [
     lambda repository: repository.ask("order", required_fields=["place"]),
     lambda repository: repository.notify_wait("order"),
     lambda repository: repository.cancel("order", reason_code=1, idempotency_key="cancel"),
+    lambda repository: LeaseRepository(repository._conn).acquire("order", "worker-1", ttl_ms=1_000),
+    lambda repository: LeaseRepository(repository._conn).renew("order", "t" * 20, ttl_ms=1_000),
+    lambda repository: LeaseRepository(repository._conn).release("order", "t" * 20),
+    lambda repository: LeaseRepository(repository._conn).current("order"),
+    lambda repository: StepAttemptRepository(repository._conn).start(
+        "order", "book", timeout_ms=1, max_retries=1, retry_backoff_ms=1, idempotency_key="k"
+    ),
+    lambda repository: StepAttemptRepository(repository._conn).finish(1, outcome="FAILED", reason_code=1),
+    lambda repository: StepAttemptRepository(repository._conn).history("order"),
+    lambda repository: StepAttemptRepository(repository._conn).due_retries(1),
 ]
 
 

@@ -1,0 +1,141 @@
+-- os_core.start_step_attempt: starts the next attempt of a step (SPEC.md section 8). A RUNNING attempt past its timeout counts as failed
+-- at that very moment and its retry as due from it on: it has used up its time, and a backoff counted from whoever asks first would
+-- move on with every refusal, so that a dead worker would block the step. Such a row is closed here, before the new one is made.
+-- A failure that is not retryable is for a person or another engine to decide: this call is how they say "once more".
+CREATE OR REPLACE FUNCTION os_core.start_step_attempt(
+  p_tenant_id text,
+  p_work_order_id text,
+  p_step_id text,
+  p_timeout_ms bigint,
+  p_max_retries bigint,
+  p_retry_backoff_ms bigint,
+  p_idempotency_key text,
+  p_lease_token text DEFAULT NULL
+)
+RETURNS os_core.work_order_step_attempts
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _state os_core.work_orders_current;
+  _now timestamptz;
+  _violation text;
+  _refusal text;
+  _deadline timestamptz;
+  _last os_core.work_order_step_attempts;
+  _attempt os_core.work_order_step_attempts;
+  _event os_core.work_order_ledger;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  _violation := CASE
+    WHEN os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE
+      THEN 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    WHEN os_core.is_identifier(p_step_id, 96) IS NOT TRUE
+      THEN 'step_id: must be 1..96 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    WHEN (p_timeout_ms BETWEEN 1 AND 31536000000) IS NOT TRUE
+      THEN 'timeout_ms: must be an integer from 1 to 31536000000'
+    WHEN (p_max_retries BETWEEN 0 AND 1024) IS NOT TRUE
+      THEN 'max_retries: must be an integer from 0 to 1024'
+    WHEN (p_retry_backoff_ms BETWEEN 1 AND 31536000000) IS NOT TRUE
+      THEN 'retry_backoff_ms: must be an integer from 1 to 31536000000'
+    WHEN p_lease_token IS NOT NULL AND NOT os_core.is_lease_token(p_lease_token)
+      THEN 'lease_token: must be 16..128 printable ASCII characters without blanks'
+    WHEN os_core.is_label(p_idempotency_key, 128) IS NOT TRUE
+      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
+  END;
+  IF _violation IS NOT NULL THEN
+    PERFORM os_core.refuse_contract(NULL, _violation);
+  END IF;
+  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
+
+  -- A retry comes before everything that can refuse: it gets the row as it now is.
+  SELECT attempt.* INTO _attempt
+  FROM os_core.work_order_step_attempts AS attempt
+  WHERE attempt.tenant_id = p_tenant_id
+    AND attempt.work_order_id = p_work_order_id
+    AND attempt.step_id = p_step_id
+    AND attempt.idempotency_key = p_idempotency_key;
+  IF FOUND THEN
+    IF _attempt.timeout_ms <> p_timeout_ms
+      OR _attempt.max_retries <> p_max_retries
+      OR _attempt.retry_backoff_ms <> p_retry_backoff_ms
+    THEN
+      PERFORM os_core.refuse_key(p_work_order_id, p_idempotency_key);
+    END IF;
+    RETURN _attempt;
+  END IF;
+
+  -- The lease is judged here, so that whoever lost it learns that first, and again for every event that is written.
+  PERFORM os_core.refuse_terminal(_state, 'STEP_STARTED');
+  _event := os_core.event_carried(_state, 'STEP_STARTED', '{}');
+  _event.created_at := _now;
+  _refusal := os_core.lease_refusal(_state, _event, p_lease_token);
+  IF _refusal IS NOT NULL THEN
+    PERFORM os_core.refuse_event(_refusal, NULL, _event, _state, NULL);
+  END IF;
+
+  SELECT attempt.* INTO _last
+  FROM os_core.work_order_step_attempts AS attempt
+  WHERE attempt.tenant_id = p_tenant_id AND attempt.work_order_id = p_work_order_id AND attempt.step_id = p_step_id
+  ORDER BY attempt.attempt_index DESC
+  LIMIT 1;
+  _deadline := _last.started_at + _last.timeout_ms * INTERVAL '1 millisecond';
+  CASE
+    WHEN _last.step_attempt_id IS NULL THEN
+      NULL;
+    WHEN _last.attempt_status = 'RUNNING' AND _deadline > _now THEN
+      PERFORM os_core.refuse_attempt('RUNNING', _last);
+    WHEN _last.attempt_status = 'SUCCEEDED' THEN
+      PERFORM os_core.refuse_attempt('SUCCEEDED', _last);
+    WHEN _last.attempt_index > p_max_retries THEN
+      PERFORM os_core.refuse_attempt('BUDGET_SPENT', _last);
+    WHEN _last.next_retry_at > _now THEN
+      PERFORM os_core.refuse_attempt('NOT_DUE', _last);
+    WHEN _last.attempt_status = 'RUNNING' THEN
+      _last.attempt_status := 'FAILED';
+      _last.finished_at := _deadline;
+      _last.reason_code := _state.last_reason_code;
+      IF _last.attempt_index <= _last.max_retries THEN
+        _last.next_retry_at := _deadline;
+      END IF;
+      PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _last, TRUE, p_lease_token);
+      UPDATE os_core.work_order_step_attempts AS attempt
+      SET
+        attempt_status = _last.attempt_status,
+        next_retry_at = _last.next_retry_at,
+        finished_at = _last.finished_at,
+        reason_code = _last.reason_code,
+        updated_at = _now
+      WHERE attempt.tenant_id = p_tenant_id
+        AND attempt.work_order_id = p_work_order_id
+        AND attempt.step_id = p_step_id
+        AND attempt.attempt_index = _last.attempt_index;
+    ELSE
+      NULL;
+  END CASE;
+
+  _attempt.step_attempt_id := pg_catalog.nextval('os_core.work_order_step_attempts_step_attempt_id_seq');
+  _attempt.tenant_id := p_tenant_id;
+  _attempt.work_order_id := p_work_order_id;
+  _attempt.step_id := p_step_id;
+  _attempt.attempt_index := COALESCE(_last.attempt_index, 0) + 1;
+  _attempt.attempt_status := 'RUNNING';
+  _attempt.timeout_ms := p_timeout_ms;
+  _attempt.max_retries := p_max_retries;
+  _attempt.retry_backoff_ms := p_retry_backoff_ms;
+  _attempt.started_at := _now;
+  _attempt.idempotency_key := p_idempotency_key;
+  _attempt.created_at := _now;
+  _attempt.updated_at := _now;
+  PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
+  INSERT INTO os_core.work_order_step_attempts SELECT _attempt.*;
+  RETURN _attempt;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.start_step_attempt(text, text, text, bigint, bigint, bigint, text, text) TO selene_app;

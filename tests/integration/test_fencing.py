@@ -1,0 +1,353 @@
+"""Many workers, one lease: one holder at any moment, and no zombie changes anything (SPEC.md section 8)."""
+
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from threading import Barrier
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import IsolationLevel
+
+from selene_core import (
+    LeaseLost,
+    LeaseRepository,
+    SeleneError,
+    StepAttemptRepository,
+    WorkOrderRepository,
+    tenant_scope,
+)
+from tests.calls import Row, Tenant, append
+from tests.factories import event, wire
+from tests.races import DEADLINE_SECONDS
+from tests.raw import Connection
+from tests.servers import Database
+from tests.sessions import Session, Sessions
+from tests.workers import (
+    LIMITS,
+    acquire,
+    everything,
+    finish,
+    leases,
+    new_token,
+    release,
+    renew,
+    start,
+    wait_past,
+)
+
+WORKERS = 32
+ROUNDS = 5
+ACTORS = 20
+ACTIONS = 50
+
+
+def hash_of(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def sqlstate_of(call: Callable[[], object]) -> str:
+    """Run a call and return its SQLSTATE."""
+    try:
+        call()
+    except psycopg.Error as exc:
+        return str(exc.sqlstate)
+    return "00000"
+
+
+def check_leases_do_not_overlap(tenant: Tenant, order: str) -> None:
+    """One holder at any moment: each lease began when the one before had ended, behind a higher fence."""
+    rows = leases(tenant, order)
+    assert [row["fence"] for row in rows] == sorted({row["fence"] for row in rows})
+    for before, after in pairwise(rows):
+        assert (before["released_at"] or before["lease_expires_at"]) <= after["acquired_at"]
+        assert before["lease_state"] != "ACTIVE"
+
+
+def check_ledger_names_holders_only(events: list[Row]) -> Counter[str]:
+    """Walk the ledger: whatever came in with a token came from who then held the lease."""
+    seen: Counter[str] = Counter()
+    holder, expires = None, datetime.min.replace(tzinfo=UTC)
+    for entry in events:
+        seen[entry["event_type"]] += 1
+        held = holder is not None and expires > entry["created_at"]
+        match entry["event_type"]:
+            case "LEASE_ACQUIRED":
+                assert not held
+                holder, expires = entry["lease_token_hash"], entry["lease_expires_at"]
+            case "LEASE_RENEWED":
+                assert held
+                assert holder == entry["lease_token_hash"]
+                expires = entry["lease_expires_at"]
+            case "LEASE_RELEASED":
+                assert holder == entry["lease_token_hash"]
+                holder = None
+            case "STEP_STARTED" | "FIELD_SET" if sent_with := entry["payload"].get("value", {}).get("token"):
+                assert held
+                assert holder == sent_with
+            case "STEP_STARTED":
+                assert not held
+    return seen
+
+
+def test_race__one_holder_at_any_moment(acme: Tenant, sessions: Sessions) -> None:
+    order = acme.order("EXECUTING")
+    racers = [sessions.open() for _ in range(WORKERS)]
+    start_line = Barrier(WORKERS)
+
+    def run(worker: int, token: str) -> Callable[[Connection], str]:
+        def job(conn: Connection) -> str:
+            start_line.wait(DEADLINE_SECONDS)
+            return sqlstate_of(lambda: acquire(conn, acme.id, order, token, owner=f"worker-{worker}"))
+
+        return job
+
+    fences = []
+    for _ in range(ROUNDS):
+        tokens = [new_token() for _ in racers]
+        racing = [racer.start(run(n, tokens[n])) for n, racer in enumerate(racers)]
+        states = [future.result() for future in racing]
+        assert Counter(states) == {"00000": 1, "SL010": WORKERS - 1}
+        winner = states.index("00000")
+        (lease,) = [row for row in leases(acme, order) if row["lease_state"] == "ACTIVE"]
+        assert lease["lease_owner_id"] == f"worker-{winner}"
+        fences.append(lease["fence"])
+        shortened = renew(acme.app, acme.id, order, tokens[winner], 1)
+        wait_past(acme, shortened["lease_expires_at"])
+    assert fences == sorted(set(fences))
+    assert len(leases(acme, order)) == ROUNDS
+    check_leases_do_not_overlap(acme, order)
+    assert acme.verify(order) == {}
+
+
+class Actor:
+    """A worker who does whatever comes to its mind with the tokens that it ever had."""
+
+    def __init__(self, tenant_id: str, order: str, number: int) -> None:
+        self.tenant_id, self.order, self.number = tenant_id, order, number
+        self.random = random.Random(number)
+        self.tokens = [new_token()]
+        self.done: Counter[str] = Counter()
+
+    def run(self, conn: Connection) -> None:
+        """Act."""
+        for _ in range(ACTIONS):
+            name = self.random.choice(["acquire", "acquire", "renew", "release", "append", "append", "bare"])
+            state = sqlstate_of(lambda name=name: self.act(conn, name))  # type: ignore[misc]  # of a default
+            assert state in ("00000", "SL010", "SL011"), state
+            self.done[f"{name} {state}"] += 1
+
+    def act(self, conn: Connection, name: str) -> None:
+        """Do one thing."""
+        token = self.random.choice(self.tokens[-3:])
+        ttl_ms = self.random.choice([1, 5, 20, 50])
+        match name:
+            case "acquire":
+                self.tokens.append(new_token())
+                owner = f"worker-{self.number}"
+                acquire(conn, self.tenant_id, self.order, self.tokens[-1], owner=owner, ttl_ms=ttl_ms)
+            case "renew":
+                renew(conn, self.tenant_id, self.order, token, ttl_ms)
+            case "release":
+                release(conn, self.tenant_id, self.order, token)
+            case "append":
+                kind = self.random.choice(["STEP_STARTED", "FIELD_SET"])
+                payload = {"field_key": "by", "value": {"token": hash_of(token)}}
+                sent = wire(kind, self.order, payload=payload, lease_token=token)
+                batch = [sent] * self.random.choice([1, 1, 3])
+                append(conn, self.tenant_id, *batch)
+            case _:
+                append(conn, self.tenant_id, wire("STEP_STARTED", self.order))
+
+
+def test_history__no_event_enters_with_a_token_that_is_not_the_holders(
+    acme: Tenant, sessions: Sessions
+) -> None:
+    order = acme.order("EXECUTING")
+    actors = [Actor(acme.id, order, number) for number in range(ACTORS)]
+    sessions.at_once([actor.run for actor in actors])
+    done = sum((actor.done for actor in actors), Counter[str]())
+    assert done.total() == ACTORS * ACTIONS == 1_000
+    # The history is about something: each action was accepted at times and refused at times.
+    for name in ("acquire 00000", "acquire SL010", "renew 00000", "renew SL011", "release 00000"):
+        assert done[name], done
+    for name in ("release SL011", "append 00000", "append SL011", "bare 00000", "bare SL010"):
+        assert done[name], done
+    seen = check_ledger_names_holders_only(acme.ledger(order))
+    assert seen["LEASE_ACQUIRED"] == done["acquire 00000"] == len(leases(acme, order))
+    assert seen["LEASE_RENEWED"] == done["renew 00000"]
+    check_leases_do_not_overlap(acme, order)
+    assert acme.unsound() == []
+    assert acme.verify(order) == {}
+    before = leases(acme, order)
+    assert acme.rebuild().changed == 0
+    assert leases(acme, order) == before
+
+
+# --- zombies
+
+
+class Zombie:
+    """A worker whose lease was taken over while its transaction stood open."""
+
+    def __init__(self, tenant: Tenant, session: Session) -> None:
+        self.tenant, self.session = tenant, session
+        self.order, self.token = tenant.order("EXECUTING"), new_token()
+        lease = acquire(tenant.app, tenant.id, self.order, self.token, owner="zombie", ttl_ms=500)
+        self.attempt = start(tenant.app, tenant.id, self.order, token=self.token)
+        self.set_tenant = f"SET LOCAL selene.tenant_id = '{tenant.id}'".encode()
+        session.conn.execute(self.set_tenant)
+        session.conn.execute("SELECT lease_owner_id FROM os_core.work_orders_current")
+        wait_past(tenant, lease["lease_expires_at"])
+        self.heir_token = new_token()
+        self.heir = acquire(tenant.app, tenant.id, self.order, self.heir_token, owner="heir")
+        assert self.heir["fence"] > lease["fence"]
+
+    def calls(self) -> dict[str, Callable[[Connection], object]]:
+        """Return all that it could do with its token."""
+        tenant_id, order, token = self.tenant.id, self.order, self.token
+        step_attempt_id = self.attempt["step_attempt_id"]
+        step = wire("STEP_FINISHED", order, lease_token=token)
+        return {
+            "append": lambda conn: append(conn, tenant_id, step),
+            "append many": lambda conn: append(conn, tenant_id, wire("FIELD_SET", order), step),
+            "renew": lambda conn: renew(conn, tenant_id, order, token),
+            "release": lambda conn: release(conn, tenant_id, order, token),
+            "acquire": lambda conn: acquire(conn, tenant_id, order, token, owner="zombie", ttl_ms=500),
+            "start": lambda conn: start(conn, tenant_id, order, "other", step="pay", token=token),
+            "finish": lambda conn: finish(conn, tenant_id, step_attempt_id, token=token),
+            "fail": lambda conn: finish(conn, tenant_id, step_attempt_id, "FAILED", token=token),
+        }
+
+
+@pytest.mark.parametrize(
+    ("isolation", "sqlstate"),
+    [
+        (IsolationLevel.READ_COMMITTED, "SL011"),
+        (IsolationLevel.REPEATABLE_READ, "40001"),
+        (IsolationLevel.SERIALIZABLE, "40001"),
+    ],
+)
+def test_zombie__in_its_old_transaction(
+    acme: Tenant, sessions: Sessions, isolation: IsolationLevel, sqlstate: str
+) -> None:
+    zombie = Zombie(acme, sessions.open(autocommit=False, isolation=isolation))
+    before = everything(acme, zombie.order)
+    conn = zombie.session.conn
+    for name, call in zombie.calls().items():
+        conn.execute("SAVEPOINT before")
+        state = sqlstate_of(lambda call=call: call(conn))  # type: ignore[misc]  # of a default
+        assert (name, state) == (name, sqlstate)
+        conn.execute("ROLLBACK TO SAVEPOINT before")
+    conn.commit()
+    assert everything(acme, zombie.order) == before
+    assert (
+        finish(acme.app, acme.id, zombie.attempt["step_attempt_id"], token=zombie.heir_token)["action"]
+        == "DONE"
+    )
+
+
+def test_zombie__that_waits_for_the_lock_while_it_is_taken_over(acme: Tenant, sessions: Sessions) -> None:
+    """It sends its event in time; by when it has the lock, another holds the lease."""
+    order, token = acme.order("EXECUTING"), new_token()
+    lease = acquire(acme.app, acme.id, order, token, ttl_ms=500)
+    heir, zombie = sessions.open(autocommit=False), sessions.open()
+    append(heir.conn, acme.id, wire("FIELD_SET", order))  # holds the lock
+    waiting = zombie.start_append(acme.id, wire("STEP_FINISHED", order, lease_token=token))
+    assert sessions.blockers(zombie) == {heir.pid}
+    wait_past(acme, lease["lease_expires_at"])
+    acquire(heir.conn, acme.id, order, new_token(), owner="heir")
+    heir.conn.commit()
+    error = waiting.exception()
+    assert isinstance(error, psycopg.Error)
+    assert error.sqlstate == "SL011"
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_zombie__with_a_wrong_clock(
+    acme: Tenant,
+    sessions: Sessions,
+    shared_database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: int,
+) -> None:
+    zombie = Zombie(acme, sessions.open())
+    before = everything(acme, zombie.order)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 60 * minutes)
+    says = datetime.now(UTC) + timedelta(minutes=minutes)
+    step = event("STEP_FINISHED", zombie.order, lease_token=zombie.token, occurred_at=says)
+    token, step_attempt_id = zombie.token, zombie.attempt["step_attempt_id"]
+    calls: list[Callable[[sa.Connection], object]] = [
+        lambda conn: WorkOrderRepository(conn).append(step),
+        lambda conn: LeaseRepository(conn).renew(zombie.order, token, ttl_ms=60_000),
+        lambda conn: LeaseRepository(conn).release(zombie.order, token),
+        lambda conn: StepAttemptRepository(conn).start(
+            zombie.order, "pay", **LIMITS, idempotency_key="p", lease_token=token
+        ),
+        lambda conn: StepAttemptRepository(conn).finish(
+            step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=token
+        ),
+    ]
+    engine = shared_database.engine("app")
+    for call in calls:
+        with pytest.raises(LeaseLost), tenant_scope(engine, acme.id) as conn:
+            call(conn)
+    assert everything(acme, zombie.order) == before
+
+
+def test_heir__with_a_wrong_clock_works_as_any(
+    acme: Tenant, shared_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = acme.order()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 600)
+    with tenant_scope(shared_database.engine("app"), acme.id) as conn:
+        held = LeaseRepository(conn)
+        lease = held.acquire(order, "worker-1", ttl_ms=60_000)
+        assert lease.lease_expires_at - lease.acquired_at == timedelta(minutes=1)
+        assert held.current(order) is not None
+
+
+# --- attempts under many hands
+
+
+def test_attempts__many_workers_one_step(acme: Tenant, sessions: Sessions) -> None:
+    """Start, fail, start again, by many: the numbers have no gap and no two attempts run at once."""
+    order = acme.order("EXECUTING")
+
+    def work(number: int) -> Callable[[Any], Counter[str]]:
+        def run(conn: Connection) -> Counter[str]:
+            done: Counter[str] = Counter()
+            for n in range(25):
+                key = f"{number}-{n}"
+                limits = {"max_retries": 1024, "retry_backoff_ms": 1}
+                try:
+                    attempt = start(conn, acme.id, order, key, **limits)
+                    finish(conn, acme.id, attempt["step_attempt_id"], "FAILED", retryable=True, key=key)
+                    done["ran"] += 1
+                except psycopg.Error as exc:
+                    done[str(exc.sqlstate)] += 1
+            return done
+
+        return run
+
+    done = sum(sessions.at_once([work(number) for number in range(12)]), Counter[str]())
+    assert set(done) <= {"ran", "SL012"}
+    rows = everything(acme, order)[3]
+    assert [row["attempt_index"] for row in rows] == list(range(1, done["ran"] + 1))
+    for before, after in pairwise(rows):
+        assert before["finished_at"] <= before["next_retry_at"] <= after["started_at"]
+        assert before["next_retry_at"] - before["finished_at"] == timedelta(milliseconds=1)
+    assert acme.verify(order) == {}
+
+
+def test_errors__carry_what_a_worker_acts_on() -> None:
+    assert issubclass(LeaseLost, SeleneError)
+    assert not LeaseLost.retryable
