@@ -1,4 +1,4 @@
-"""The PostgreSQL system of record of Selene OS: ledger, projection and tenancy of work orders."""
+"""The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
 from selene_core.contracts import (
     PENDING_STATUSES,
@@ -14,7 +14,15 @@ from selene_core.contracts import (
     WorkOrderStatus,
     new_work_order_id,
 )
+from selene_core.conversation import ConversationRepository, ConversationTurn, TurnResult
 from selene_core.database import tenant_scope
+from selene_core.enums import (
+    ConversationRole,
+    ConversationSource,
+    IdentityStatus,
+    PrivacyScope,
+    SessionState,
+)
 from selene_core.errors import (
     AppendOnlyViolation,
     AttemptConflict,
@@ -22,20 +30,28 @@ from selene_core.errors import (
     CancelInvalidState,
     ConcurrencyConflict,
     ContractViolation,
+    ConversationTurnNotFound,
     CorrelationConflict,
+    DeviceIdUnavailable,
+    DeviceNotFound,
     ExternalApprovalPending,
     IdempotencyConflict,
+    IdentityNotFound,
     InvalidTransition,
     LeaseHeld,
     LeaseLost,
     ProjectionDamaged,
     PromptSuppressed,
     SeleneError,
+    SessionNotFound,
+    SessionStateInvalid,
     TenantScopeViolation,
+    TombstoneConflict,
     WorkOrderIdUnavailable,
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
+from selene_core.identities import Device, Identity, IdentityRepository, Session
 from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
 
 __all__ = [
@@ -49,18 +65,37 @@ __all__ = [
     "CancelInvalidState",
     "ConcurrencyConflict",
     "ContractViolation",
+    "ConversationRepository",
+    "ConversationRole",
+    "ConversationSource",
+    "ConversationTurn",
+    "ConversationTurnNotFound",
     "CorrelationConflict",
+    "Device",
+    "DeviceIdUnavailable",
+    "DeviceNotFound",
     "DriftedOrder",
     "ExternalApprovalPending",
     "IdempotencyConflict",
+    "Identity",
+    "IdentityNotFound",
+    "IdentityRepository",
+    "IdentityStatus",
     "InvalidTransition",
     "LeaseHeld",
     "LeaseLost",
+    "PrivacyScope",
     "ProjectionDamaged",
     "PromptSuppressed",
     "RebuildReport",
     "SeleneError",
+    "Session",
+    "SessionNotFound",
+    "SessionState",
+    "SessionStateInvalid",
     "TenantScopeViolation",
+    "TombstoneConflict",
+    "TurnResult",
     "WorkOrder",
     "WorkOrderEvent",
     "WorkOrderEventType",

@@ -23,7 +23,10 @@ FACTS: dict[str, tuple[Any, Any]] = {  # attribute: (in DETAIL, in Python), wher
     "lease_expires_at": ("2026-07-01T10:00:00.5+00:00", datetime(2026, 7, 1, 10, 0, 0, 500_000, tzinfo=UTC)),
     "correlation_id": ("12345678-1234-1234-1234-123456789abc", UUID("12345678-1234-1234-1234-123456789abc")),
 }
-NUMBERS = {"event_index", "work_order_event_id", "expected_seq", "last_seq", "limit"}
+NUMBERS = {
+    *("event_index", "work_order_event_id", "expected_seq", "last_seq", "limit"),
+    *("turn_id", "conversation_turn_id"),
+}
 
 
 def facts(error: type[SeleneError]) -> dict[str, tuple[Any, Any]]:
