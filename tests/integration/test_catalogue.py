@@ -200,7 +200,8 @@ BREACHES = [
     ),
     (
         "functions: selene_app",
-        "REVOKE EXECUTE ON FUNCTION conversation.read_turns(text, uuid, bigint, integer) FROM selene_readonly",
+        "REVOKE EXECUTE ON FUNCTION conversation.read_turns(text, uuid, bigint, integer)"
+        " FROM selene_readonly",
         "selene_readonly may not execute conversation.read_turns(text,uuid,bigint,integer)",
     ),
     (
