@@ -16,6 +16,7 @@ VOLATILE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_sort = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -23,6 +24,7 @@ DECLARE
   _target conversation.conversation_ledger;
   _prior conversation.conversation_ledger;
   _turn_id bigint := p_turn_id;
+  _id bigint;
   _lost boolean := FALSE;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
@@ -103,13 +105,17 @@ BEGIN
       END IF;
       _turn_id := _turn_id + 1;
     END IF;
+    _id := pg_catalog.nextval('conversation.conversation_ledger_conversation_turn_id_seq');
+    IF _id <= p_conversation_turn_id THEN
+      PERFORM conversation.refuse_turn_sequence();
+    END IF;
     RETURN QUERY
     INSERT INTO conversation.conversation_ledger AS turn (
-      tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope, idempotency_key,
-      tombstone_of_conversation_turn_id, tombstone_reason_code
+      conversation_turn_id, tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope,
+      idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code
     )
     VALUES (
-      p_tenant_id, p_correlation_id, _turn_id, _target.session_id, _target.user_id, _target.device_id, _target.role, 'TOMBSTONE', '',
+      _id, p_tenant_id, p_correlation_id, _turn_id, _target.session_id, _target.user_id, _target.device_id, _target.role, 'TOMBSTONE', '',
       _target.privacy_scope, p_idempotency_key, p_conversation_turn_id, p_reason_code
     )
     ON CONFLICT DO NOTHING
