@@ -558,8 +558,6 @@ WAYS_TO_THE_TEXT = [
     "EXPLAIN ANALYZE SELECT text FROM {ledger}",
     "DECLARE mine CURSOR FOR SELECT text FROM {ledger}",
     "DO $$ BEGIN PERFORM text FROM {ledger}; END $$",
-    "SELECT table_to_xml('{ledger}', TRUE, FALSE, '')",
-    "SELECT query_to_xml('SELECT text FROM {ledger}', TRUE, FALSE, '')",
     "SELECT most_common_vals FROM pg_statistic",
     "SELECT conversation.is_turn_row(1, 1, '', '', text, '', now(), '', 1, 1) FROM {ledger}",
     "SELECT conversation.text_hash('guess')",
