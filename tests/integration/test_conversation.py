@@ -1,10 +1,16 @@
 """The conversation ledger: what was said comes back as it was, and not at all once it is hidden."""
 
 import hashlib
+import os
 import re
+import signal
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from functools import partial
+from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +18,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from psycopg import IsolationLevel
+from sqlalchemy.engine import make_url
 
 from selene_core import (
     ContractViolation,
@@ -32,9 +39,11 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.conversation import TURNS_PAGE
+from selene_core.local import LocalServerUnavailable, local_database
 from selene_core.tables import conversation_ledger
 from tests.calls import Tenant, refused
-from tests.raw import Connection
+from tests.races import wait_until
+from tests.raw import Connection, connect
 from tests.servers import Database, Role, Server
 from tests.sessions import Sessions
 
@@ -558,7 +567,7 @@ WAYS_TO_THE_TEXT = [
     "EXPLAIN ANALYZE SELECT text FROM {ledger}",
     "DECLARE mine CURSOR FOR SELECT text FROM {ledger}",
     "DO $$ BEGIN PERFORM text FROM {ledger}; END $$",
-    "SELECT most_common_vals FROM pg_statistic",
+    "SELECT stavalues1 FROM pg_statistic",
     "SELECT conversation.is_turn_row(1, 1, '', '', text, '', now(), '', 1, 1) FROM {ledger}",
     "SELECT conversation.text_hash('guess')",
 ]
@@ -941,3 +950,80 @@ def test_enums__are_the_words_of_the_checks(acme: Tenant) -> None:
             assert found == (word in list(words) and word != "TOMBSTONE",), word
     mark = "SELECT conversation.is_turn_row(2, 2, 'USER', 'TOMBSTONE', '', 'PUBLIC_CHAT', now(), NULL, 1, 1)"
     assert acme.admin.execute(mark).fetchone() == (True,)
+
+
+# --- a backend that is killed
+
+
+def test_killed_server__keeps_what_it_acknowledged(server: Server) -> None:
+    """kill -9 of a backend takes all the others with it, in whatever function they are."""
+    with ExitStack() as stack:
+        try:
+            durable = stack.enter_context(local_database(version=server.version, durable=True))
+        except LocalServerUnavailable:
+            durable = stack.enter_context(local_database(durable=True))
+        url, admin_url = make_url(durable.url), make_url(durable.admin_url)
+        with (
+            closing(connect(url, autocommit=True)) as app,
+            closing(connect(admin_url, autocommit=True)) as admin,
+        ):
+            ready(Tenant("acme", app, admin))
+        start, sent, told = Barrier(5), Counter[int](), Counter[int]()
+
+        def write(number: int) -> None:
+            """Say, hide and touch until the server is gone; count the rounds begun and those answered."""
+            with closing(connect(url, autocommit=True)) as conn, suppress(psycopg.OperationalError):
+                start.wait(30)
+                while True:
+                    sent[number] += 1
+                    round_of_writes(conn, number, sent[number])
+                    told[number] += 1
+
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(write, number) for number in range(4)]
+            with closing(connect(admin_url, autocommit=True)) as admin:
+                victim = "SELECT pid FROM pg_stat_activity WHERE usename = 'selene_local' LIMIT 1"
+                start.wait(30)
+                wait_until(lambda: len(told) == 4 and min(told.values()) > 5, "everybody writes")
+                row = admin.execute(victim).fetchone()
+                assert row is not None
+                os.kill(row[0], signal.SIGKILL)
+            for future in running:
+                future.result(60)
+
+        def back() -> list[Connection]:
+            with suppress(psycopg.OperationalError):
+                return [stack.enter_context(closing(connect(url, autocommit=True)))]
+            return []
+
+        (app,) = wait_until(back, "the server is back")
+        assert sum(sent.values()) > sum(told.values())
+        for number in range(4):
+            for n in range(1, sent[number] + 1):
+                said, hidden = round_of_writes(app, number, n)
+                # What was answered is there; of the last round a part may be, each call wholly or not at all.
+                assert (said[-1] and hidden[-1]) or n > told[number]
+                assert said[-1] or not hidden[-1]
+                assert [row[-1] for row in round_of_writes(app, number, n)] == [True, True]
+        texts = "SELECT turn_id, text FROM conversation.read_turns('acme', %s, 0, 1000)"
+        for number in range(4):
+            rows = app.execute(texts, (UUID(int=number + 1),)).fetchall()
+            assert rows == [(place, None if place % 2 else "") for place in range(1, 2 * sent[number] + 1)]
+
+
+def round_of_writes(conn: Connection, number: int, n: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Say something, hide it, and touch the session that all share."""
+    thread = UUID(int=number + 1)
+    said = call(
+        conn,
+        "acme",
+        correlation_id=thread,
+        turn_id=2 * n - 1,
+        text=f"{number} {n}",
+        session_id="alice-session",
+    )
+    query = "SELECT * FROM conversation.tombstone_turn('acme', %s, %s, 1, %s)"
+    hidden = conn.execute(query, (thread, said[0], 2 * n)).fetchone()
+    assert hidden is not None
+    conn.execute("SELECT os_core.touch_session('acme', 'alice-session')")
+    return said, hidden
