@@ -24,6 +24,8 @@ class Scale:
     rebuilds: int = 3
     rebuild_orders: int = 30_000
     few_orders: int = 3_000
+    conversations: int = 1_000
+    turns: int = 100_000
     use_helpdesk: bool = True
 
 
@@ -44,5 +46,7 @@ TINY: Final = Scale(
     rebuilds=1,
     rebuild_orders=12,
     few_orders=4,
+    conversations=2,
+    turns=20,
     use_helpdesk=False,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import appends, batches, imports, reads, replay
+from benchmarks import appends, batches, conversations, imports, reads, replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,4 +26,5 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "growth": imports.growth,
     "rebuild": replay.rebuild,
     "get": reads.get,
+    "turns": conversations.turns,
 }

@@ -1,4 +1,4 @@
-"""The PostgreSQL system of record of Selene OS: ledger, projection and tenancy of work orders."""
+"""The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
 from selene_core.aio import (
     AsyncWorkOrderRepository,
@@ -23,14 +23,20 @@ from selene_core.contracts import (
     WorkOrderStatus,
     new_work_order_id,
 )
+from selene_core.conversation import ConversationRepository, ConversationTurn, TurnResult
 from selene_core.database import tenant_scope
 from selene_core.enums import (
     AttemptOutcome,
     AttemptStatus,
+    ConversationRole,
+    ConversationSource,
+    IdentityStatus,
     LeaseState,
+    PrivacyScope,
     PromptAction,
     PromptReason,
     RetryAction,
+    SessionState,
 )
 from selene_core.errors import (
     AppendOnlyViolation,
@@ -39,20 +45,28 @@ from selene_core.errors import (
     CancelInvalidState,
     ConcurrencyConflict,
     ContractViolation,
+    ConversationTurnNotFound,
     CorrelationConflict,
+    DeviceIdUnavailable,
+    DeviceNotFound,
     ExternalApprovalPending,
     IdempotencyConflict,
+    IdentityNotFound,
     InvalidTransition,
     LeaseHeld,
     LeaseLost,
     ProjectionDamaged,
     PromptSuppressed,
     SeleneError,
+    SessionNotFound,
+    SessionStateInvalid,
     TenantScopeViolation,
+    TombstoneConflict,
     WorkOrderIdUnavailable,
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
+from selene_core.identities import Device, Identity, IdentityRepository, Session
 from selene_core.leases import Lease, LeaseRepository
 from selene_core.transactions import append_events, rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
@@ -71,10 +85,22 @@ __all__ = [
     "CancelInvalidState",
     "ConcurrencyConflict",
     "ContractViolation",
+    "ConversationRepository",
+    "ConversationRole",
+    "ConversationSource",
+    "ConversationTurn",
+    "ConversationTurnNotFound",
     "CorrelationConflict",
+    "Device",
+    "DeviceIdUnavailable",
+    "DeviceNotFound",
     "DriftedOrder",
     "ExternalApprovalPending",
     "IdempotencyConflict",
+    "Identity",
+    "IdentityNotFound",
+    "IdentityRepository",
+    "IdentityStatus",
     "InvalidTransition",
     "Lease",
     "LeaseHeld",
@@ -82,6 +108,7 @@ __all__ = [
     "LeaseRepository",
     "LeaseState",
     "PendingCursor",
+    "PrivacyScope",
     "ProjectionDamaged",
     "PromptAction",
     "PromptDecision",
@@ -91,9 +118,15 @@ __all__ = [
     "RetryAction",
     "RetryDecision",
     "SeleneError",
+    "Session",
+    "SessionNotFound",
+    "SessionState",
+    "SessionStateInvalid",
     "StepAttempt",
     "StepAttemptRepository",
     "TenantScopeViolation",
+    "TombstoneConflict",
+    "TurnResult",
     "WorkOrder",
     "WorkOrderEvent",
     "WorkOrderEventType",

@@ -18,11 +18,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core import demo as scenario
 from selene_core import migrations
+from selene_core.conversation import ConversationRepository
 from selene_core.database import psycopg_url, tenant_scope
 from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
 from selene_core.local import LocalServerUnavailable, local_database
-from selene_core.rendering import pending_lines, state_lines, timeline_lines, to_json
+from selene_core.rendering import conversation_lines, pending_lines, state_lines, timeline_lines, to_json
 from selene_core.transactions import rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -117,22 +118,28 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("tenant")
 @click.argument("work_order")
+@click.option("--conversation", is_flag=True, help="With what was said, turn by turn beside the events.")
 @_url
 @_as_json
-def show(tenant: str, work_order: str, url: str, as_json: bool) -> None:
+def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bool) -> None:
     """Show the state and the time line of WORK_ORDER."""
     with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
         state = orders.get(work_order)
         if state is None:
             raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+        events, turns_of = orders.events(work_order), ConversationRepository(conn).turns
         if as_json:
-            click.echo(to_json({"state": state, "events": list(orders.events(work_order))}))
+            shown: dict[str, object] = {"state": state, "events": (kept := list(events))}
+            if conversation:
+                threads = dict.fromkeys(event.correlation_id for event in kept)
+                shown["conversation"] = [turn for thread in threads for turn in turns_of(thread)]
+            click.echo(to_json(shown))
             return
         for line in state_lines(state):
             click.echo(line)
         click.echo()
-        for line in timeline_lines(orders.events(work_order)):
+        for line in conversation_lines(events, turns_of) if conversation else timeline_lines(events):
             click.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""The words of the event contract (SPEC.md section 3)."""
+"""The words of the event contract and of the tables beside it (SPEC.md sections 2 and 3)."""
 
 from enum import StrEnum
 from typing import Final
@@ -98,6 +98,46 @@ class RetryAction(StrEnum):
     RETRY_AT = "RETRY_AT"
     FAIL = "FAIL"
     WAIT = "WAIT"
+
+
+class IdentityStatus(StrEnum):
+    """Name whether a user is active (SPEC.md section 2)."""
+
+    ACTIVE = "ACTIVE"
+    DISABLED = "DISABLED"
+
+
+class SessionState(StrEnum):
+    """Name where a session stands (SPEC.md section 2)."""
+
+    OPEN = "OPEN"
+    ACTIVE = "ACTIVE"
+    SOFT_CLOSED = "SOFT_CLOSED"
+    SUSPENDED = "SUSPENDED"
+    CLOSED = "CLOSED"
+
+
+class ConversationRole(StrEnum):
+    """Name who speaks (SPEC.md section 2)."""
+
+    USER = "USER"
+    SELENE = "SELENE"
+
+
+class ConversationSource(StrEnum):
+    """Name where a turn's text comes from (SPEC.md section 2)."""
+
+    VOICE_TRANSCRIPT = "VOICE_TRANSCRIPT"
+    TYPED_TEXT = "TYPED_TEXT"
+    SELENE_OUTPUT = "SELENE_OUTPUT"
+    TOMBSTONE = "TOMBSTONE"
+
+
+class PrivacyScope(StrEnum):
+    """Name for whom a turn is meant (SPEC.md section 2)."""
+
+    PUBLIC_CHAT = "PUBLIC_CHAT"
+    PRIVATE_DELIVERY = "PRIVATE_DELIVERY"
 
 
 PENDING_STATUSES: Final = frozenset({WorkOrderStatus.DRAFT, WorkOrderStatus.CLARIFY, WorkOrderStatus.CONFIRM})

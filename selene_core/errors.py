@@ -17,7 +17,14 @@
     ├── CorrelationConflict      SL014  OS_WORK_ORDER_CORRELATION_CONFLICT
     ├── WorkOrderIdUnavailable   SL015  OS_WORK_ORDER_ID_UNAVAILABLE
     ├── WorkOrderNotFound        SL016  OS_WORK_ORDER_NOT_FOUND
-    └── ProjectionDamaged        SL017  OS_WORK_ORDER_PROJECTION_DAMAGED
+    ├── ProjectionDamaged        SL017  OS_WORK_ORDER_PROJECTION_DAMAGED
+    ├── IdentityNotFound         SL020  OS_IDENTITY_NOT_FOUND
+    ├── DeviceNotFound           SL021  OS_DEVICE_NOT_FOUND
+    ├── SessionNotFound          SL022  OS_SESSION_NOT_FOUND
+    ├── SessionStateInvalid      SL023  OS_SESSION_STATE_INVALID
+    ├── DeviceIdUnavailable      SL024  OS_DEVICE_ID_UNAVAILABLE
+    ├── ConversationTurnNotFound SL025  OS_CONVERSATION_TURN_NOT_FOUND
+    └── TombstoneConflict        SL026  OS_CONVERSATION_TOMBSTONE_CONFLICT
 
 The database raises them with a sentence as MESSAGE and their attributes as one JSON object in DETAIL.
 """
@@ -114,6 +121,10 @@ class IdempotencyConflict(SeleneError):
     idempotency_key: str | None = None
     work_order_event_id: int | None = None
     event_index: int | None = None
+    session_id: str | None = None
+    correlation_id: UUID | None = None
+    turn_id: int | None = None
+    conversation_turn_id: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -261,6 +272,83 @@ class ProjectionDamaged(SeleneError):
     sqlstate = "SL017"
 
     work_order_id: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class IdentityNotFound(SeleneError):
+    """There is no such user."""
+
+    code = "OS_IDENTITY_NOT_FOUND"
+    sqlstate = "SL020"
+
+    user_id: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class DeviceNotFound(SeleneError):
+    """The user has no such device."""
+
+    code = "OS_DEVICE_NOT_FOUND"
+    sqlstate = "SL021"
+
+    user_id: str | None = None
+    device_id: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class SessionNotFound(SeleneError):
+    """There is no such session, or it is another user's."""
+
+    code = "OS_SESSION_NOT_FOUND"
+    sqlstate = "SL022"
+
+    user_id: str | None = None
+    session_id: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class SessionStateInvalid(SeleneError):
+    """The session cannot move to that state."""
+
+    code = "OS_SESSION_STATE_INVALID"
+    sqlstate = "SL023"
+
+    session_id: str | None = None
+    session_state: str | None = None
+    requested_state: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class DeviceIdUnavailable(SeleneError):
+    """The device_id is that of another user's device."""
+
+    code = "OS_DEVICE_ID_UNAVAILABLE"
+    sqlstate = "SL024"
+
+    user_id: str | None = None
+    device_id: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class ConversationTurnNotFound(SeleneError):
+    """The conversation has no such turn."""
+
+    code = "OS_CONVERSATION_TURN_NOT_FOUND"
+    sqlstate = "SL025"
+
+    correlation_id: UUID | None = None
+    conversation_turn_id: int | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class TombstoneConflict(SeleneError):
+    """The turn is hidden by another tombstone, or is one."""
+
+    code = "OS_CONVERSATION_TOMBSTONE_CONFLICT"
+    sqlstate = "SL026"
+
+    correlation_id: UUID | None = None
+    conversation_turn_id: int | None = None
 
 
 BY_SQLSTATE: Final[Mapping[str, type[SeleneError]]] = {

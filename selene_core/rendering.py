@@ -11,9 +11,10 @@ from uuid import UUID
 from selene_core.json_limits import thaw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from selene_core.contracts import WorkOrder, WorkOrderEvent
+    from selene_core.conversation import ConversationTurn
 
 _WIDTH = 80
 
@@ -88,6 +89,36 @@ def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
         status = event.work_order_status
         head = f"{event.work_order_seq:>5}  {_time(event.created_at)}  {event.event_type}{moved}"
         yield _cut(" ".join(filter(None, [head, event.step_id or "", summary(event)])))
+
+
+def conversation_lines(
+    events: Iterable[WorkOrderEvent], turns_of: Callable[[UUID], Iterable[ConversationTurn]]
+) -> Iterator[str]:
+    """Return the conversations of a work order, a turn a line, each followed by the events that it led to."""
+    kept = list(events)
+    threads: dict[UUID, list[tuple[int, str]]] = {}
+    for event, line in zip(kept, timeline_lines(kept), strict=True):
+        threads.setdefault(event.correlation_id, []).append((event.turn_id, line))
+    for correlation_id, lines in threads.items():
+        yield f"thread {correlation_id}"
+        waiting = iter(sorted(lines, key=lambda placed: placed[0]))
+        following = next(waiting, None)
+        for turn in turns_of(correlation_id):
+            while following is not None and following[0] < turn.turn_id:
+                yield _cut(f"  {following[1]}")
+                following = next(waiting, None)
+            yield _cut(f"{turn.turn_id:>5}  {turn.role}: {_said(turn)}")
+        while following is not None:
+            yield _cut(f"  {following[1]}")
+            following = next(waiting, None)
+
+
+def _said(turn: ConversationTurn) -> str:
+    if turn.tombstone_of_conversation_turn_id is not None:
+        return f"(hides {turn.tombstone_of_conversation_turn_id}, reason {turn.tombstone_reason_code})"
+    if turn.text is None:
+        return f"({turn.conversation_turn_id} is hidden, reason {turn.tombstone_reason_code})"
+    return " ".join(turn.text.split())
 
 
 def summary(event: WorkOrderEvent) -> str:

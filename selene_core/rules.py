@@ -8,7 +8,16 @@ from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from selene_core.enums import TERMINAL_STATUSES, ApprovalOutcome, WorkOrderEventType, WorkOrderStatus
+from selene_core.enums import (
+    TERMINAL_STATUSES,
+    ApprovalOutcome,
+    ConversationRole,
+    ConversationSource,
+    IdentityStatus,
+    PrivacyScope,
+    WorkOrderEventType,
+    WorkOrderStatus,
+)
 from selene_core.errors import ContractViolation
 from selene_core.json_limits import MAX_INT64, label
 
@@ -28,6 +37,10 @@ MAX_LEASE_TOKEN: Final = 128
 MAX_LEASE_TTL_MS: Final = 3_600_000
 MAX_MAX_RETRIES: Final = 1024
 MAX_STEP_MS: Final = 31_536_000_000  # 365 days
+MAX_LANGUAGE_TAG: Final = 35
+MAX_DEVICE_TYPE: Final = 64
+MAX_AUDIO_PROFILE_REF: Final = 256
+MAX_TURN_TEXT_BYTES: Final = 65_536
 MAX_REASON_CODE: Final = 2**32 - 1
 MIN_TIMESTAMP: Final = datetime(1, 1, 2, tzinfo=UTC)
 MAX_TIMESTAMP: Final = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -41,6 +54,7 @@ FIELD_KEY_PATTERN: Final = r"[A-Za-z0-9_.:-]+"
 PRINTABLE_PATTERN: Final = r"[!-~]+"
 TEXT_PATTERN: Final = r"[^\x00\ud800-\udfff]*"
 TRIMMED_PATTERN: Final = rf"[^{_CONTROL}{_BLANK}]([^{_CONTROL}]*[^{_CONTROL}{_BLANK}])?"
+LANGUAGE_PATTERN: Final = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
 UUID_PATTERN: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 TIMESTAMP_PATTERN: Final = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
@@ -260,3 +274,53 @@ STATUS_RULES: Final[Mapping[WorkOrderEventType, Rule[WorkOrderStatus]]] = {
     ),
 }
 """The event types that narrow the status (SPEC.md section 3)."""
+
+# --- what stands beside the work orders (SPEC.md section 2)
+
+
+def _parse_turn_text(value: object) -> str:
+    # encode() refuses lone surrogates, by a ValueError.
+    if not isinstance(value, str) or "\0" in value or len(value.encode()) > MAX_TURN_TEXT_BYTES:
+        raise ValueError
+    return str.__str__(value)
+
+
+IDENTITY_RULES: Final[Mapping[str, Rule[Any]]] = {
+    "user_id": _ID,
+    "speaker_id": _ID,
+    "primary_language": text(
+        f"must be a language tag of at most {MAX_LANGUAGE_TAG} characters, such as de or pt-BR",
+        LANGUAGE_PATTERN,
+        longest=MAX_LANGUAGE_TAG,
+    ),
+    "status": choice(IdentityStatus),
+    "device_id": _ID,
+    "device_type": trimmed(MAX_DEVICE_TYPE),
+    "audio_profile_ref": trimmed(MAX_AUDIO_PROFILE_REF),
+    "session_id": _ID,
+}
+"""The rules of identities, devices and sessions."""
+
+TURN_RULES: Final[Mapping[str, Rule[Any]]] = {
+    "correlation_id": EVENT_RULES["correlation_id"],
+    "turn_id": EVENT_RULES["turn_id"],
+    "user_id": _ID,
+    "role": choice(ConversationRole),
+    "source": choice(
+        ConversationSource,
+        without=frozenset({ConversationSource.TOMBSTONE}),
+        because="; TOMBSTONE is written by tombstone() only",
+    ),
+    "text": Rule(
+        f"must be text of at most {MAX_TURN_TEXT_BYTES} bytes in UTF-8, without NUL or lone surrogates",
+        {"type": "string"},
+        _parse_turn_text,
+    ),
+    "privacy_scope": choice(PrivacyScope),
+    "session_id": _ID,
+    "device_id": _ID,
+    "idempotency_key": EVENT_RULES["idempotency_key"],
+    "conversation_turn_id": integer(1, MAX_INT64),
+    "reason_code": EVENT_RULES["reason_code"],
+}
+"""The rules of turns and tombstones."""

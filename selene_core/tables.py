@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     ForeignKeyConstraint,
     Index,
@@ -267,4 +268,150 @@ work_order_step_attempts: Final = Table(
         "step_attempt_id",
         postgresql_where=text("next_retry_at IS NOT NULL"),
     ),
+)
+
+identities: Final = Table(
+    "identities",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("speaker_id", _ID),
+    Column("primary_language", _ID),
+    Column("status", _ID, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "user_id", name="pk_identities"),
+    CheckConstraint(
+        "os_core.is_identity_row(tenant_id, user_id, speaker_id, primary_language, status, created_at)",
+        name="contract",
+    ),
+)
+
+devices: Final = Table(
+    "devices",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("device_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("device_type", _ID, nullable=False),
+    Column("last_seen_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    Column("audio_profile_ref", _ID),
+    PrimaryKeyConstraint("tenant_id", "device_id", name="pk_devices"),
+    UniqueConstraint("tenant_id", "user_id", "device_id", name="ux_devices_tenant_user_device"),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_devices_user",
+    ),
+    CheckConstraint(
+        "os_core.is_device_row(device_id, device_type, last_seen_at, audio_profile_ref)", name="contract"
+    ),
+)
+
+sessions: Final = Table(
+    "sessions",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("session_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("device_id", _ID, nullable=False),
+    Column("session_state", _ID, nullable=False),
+    Column("opened_at", _INSTANT, nullable=False),
+    Column("last_activity_at", _INSTANT, nullable=False),
+    Column("closed_at", _INSTANT),
+    PrimaryKeyConstraint("tenant_id", "session_id", name="pk_sessions"),
+    UniqueConstraint("tenant_id", "user_id", "session_id", name="ux_sessions_tenant_user_session"),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_sessions_user",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "device_id"],
+        ["os_core.devices.tenant_id", "os_core.devices.user_id", "os_core.devices.device_id"],
+        name="fk_sessions_device",
+    ),
+    CheckConstraint(
+        "os_core.is_session_row(session_id, session_state, opened_at, last_activity_at, closed_at)",
+        name="contract",
+    ),
+)
+
+conversation_ledger: Final = Table(
+    "conversation_ledger",
+    METADATA,
+    Column(
+        "conversation_turn_id",
+        BigInteger,
+        server_default=text("nextval('conversation.conversation_ledger_conversation_turn_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("session_id", _ID),
+    Column("user_id", _ID, nullable=False),
+    Column("device_id", _ID),
+    Column("role", _ID, nullable=False),
+    Column("source", _ID, nullable=False),
+    Column("text", _ID, nullable=False),
+    Column("text_hash", _ID, Computed("conversation.text_hash(text)", persisted=True), nullable=False),
+    Column("privacy_scope", _ID, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    Column("idempotency_key", _ID),
+    Column("tombstone_of_conversation_turn_id", BigInteger),
+    Column("tombstone_reason_code", BigInteger),
+    PrimaryKeyConstraint("conversation_turn_id", name="pk_conversation_ledger"),
+    UniqueConstraint("tenant_id", "correlation_id", "turn_id", name="ux_conversation_ledger_tenant_turn"),
+    UniqueConstraint(
+        "tenant_id",
+        "correlation_id",
+        "conversation_turn_id",
+        name="ux_conversation_ledger_tenant_conversation_turn",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_conversation_ledger_user",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "device_id"],
+        ["os_core.devices.tenant_id", "os_core.devices.user_id", "os_core.devices.device_id"],
+        name="fk_conversation_ledger_device",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "session_id"],
+        ["os_core.sessions.tenant_id", "os_core.sessions.user_id", "os_core.sessions.session_id"],
+        name="fk_conversation_ledger_session",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "correlation_id", "tombstone_of_conversation_turn_id"],
+        [
+            "conversation.conversation_ledger.tenant_id",
+            "conversation.conversation_ledger.correlation_id",
+            "conversation.conversation_ledger.conversation_turn_id",
+        ],
+        name="fk_conversation_ledger_tombstone",
+    ),
+    CheckConstraint(
+        "conversation.is_turn_row(conversation_turn_id, turn_id, role, source, text, privacy_scope,"
+        " created_at, idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code)",
+        name="contract",
+    ),
+    Index(
+        "ux_conversation_ledger_idempotency",
+        "tenant_id",
+        "correlation_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index(
+        "ux_conversation_ledger_tombstone",
+        "tenant_id",
+        "correlation_id",
+        "tombstone_of_conversation_turn_id",
+        unique=True,
+        postgresql_where=text("tombstone_of_conversation_turn_id IS NOT NULL"),
+    ),
+    schema="conversation",
 )

@@ -9,23 +9,40 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 PUBLIC_FUNCTIONS = (
+    "conversation.append_turn(text,uuid,bigint,text,text,text,text,text,text,text,text)",
+    "conversation.read_turns(text,uuid,bigint,integer)",
+    "conversation.tombstone_turn(text,uuid,bigint,bigint,bigint,text)",
     "os_core.acquire_lease(text,text,text,text,bigint,text)",
     "os_core.append_work_order_events(text,jsonb)",
     "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.due_step_retries(text,integer)",
     "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",
     "os_core.lock_work_order(text,text)",
+    "os_core.move_session(text,text,text)",
     "os_core.notify_wait(text,text,bigint,bigint)",
+    "os_core.open_session(text,text,text,text)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
+    "os_core.register_device(text,text,text,text,text)",
+    "os_core.register_identity(text,text,text,text,text)",
     "os_core.release_lease(text,text,text)",
     "os_core.renew_lease(text,text,text,bigint)",
     "os_core.require_tenant(text)",
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
+    "os_core.touch_session(text,text)",
     "os_core.verify_work_orders(text,text)",
     "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
 )
-"""What selene_app may execute: nothing else, and nobody else anything."""
+"""What selene_app may execute: nothing else, and nobody else anything but what follows."""
+
+READING_FUNCTIONS = (
+    "conversation.read_turns(text,uuid,bigint,integer)",
+    "os_core.require_tenant(text)",
+)
+"""What selene_readonly may execute as well: the way to the text of turns, which no role may select."""
+
+HIDDEN_COLUMNS = ("conversation.conversation_ledger.text",)
+"""What no role may read from the table itself."""
 
 UNPINNED_FUNCTIONS = {
     # A SET clause costs more than these do. They qualify what they name, or are only called from functions
@@ -222,7 +239,25 @@ RULES = {
           WHERE pg_get_userbyid(defaclrole) = 'selene_owner' AND defaclnamespace = 0 AND defaclobjtype = 'f'
         )
     """,
-    "functions: selene_app executes the public ones, selene_readonly none": f"""
+    "privileges: the roles read every column but the hidden ones": f"""
+        SELECT role || CASE WHEN hidden THEN ' may' ELSE ' may not' END || ' read ' || column_name
+        FROM (
+          SELECT c.oid, a.attnum, c.name || '.' || a.attname AS column_name,
+            c.name || '.' || a.attname IN ({_listed(HIDDEN_COLUMNS)}) AS hidden
+          FROM {_TABLES} AS c
+          JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        ) AS of_table
+        CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
+        WHERE has_column_privilege(role, of_table.oid, of_table.attnum, 'SELECT') = hidden
+        UNION ALL
+        SELECT wanted || ' is no column'
+        FROM unnest(ARRAY[{_listed(HIDDEN_COLUMNS)}]) AS wanted
+        WHERE NOT EXISTS (
+          SELECT FROM {_TABLES} AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+          WHERE c.name || '.' || a.attname = wanted
+        )
+    """,
+    "functions: selene_app executes the public ones, selene_readonly the reading ones": f"""
         SELECT 'selene_app may execute ' || signature FROM {_FUNCTIONS} AS f
         WHERE has_function_privilege('selene_app', f.oid, 'EXECUTE')
           AND signature NOT IN ({_listed(PUBLIC_FUNCTIONS)})
@@ -235,6 +270,13 @@ RULES = {
         UNION ALL
         SELECT 'selene_readonly may execute ' || signature FROM {_FUNCTIONS} AS f
         WHERE has_function_privilege('selene_readonly', f.oid, 'EXECUTE')
+          AND signature NOT IN ({_listed(READING_FUNCTIONS)})
+        UNION ALL
+        SELECT 'selene_readonly may not execute ' || wanted.signature
+        FROM unnest(ARRAY[{_listed(READING_FUNCTIONS)}]) AS wanted (signature)
+        WHERE NOT coalesce(
+          has_function_privilege('selene_readonly', to_regprocedure(wanted.signature), 'EXECUTE'), FALSE
+        )
     """,
     "functions: the public ones run as the owner, the others as who calls them": f"""
         SELECT signature || CASE WHEN f.prosecdef THEN ' is' ELSE ' is not' END || ' SECURITY DEFINER'

@@ -127,27 +127,43 @@ BREACHES = [
     ),
     ("owner:", "CREATE TYPE conversation.mood AS ENUM ('good')", "type conversation.mood belongs to"),
     ("owner:", "ALTER SCHEMA conversation OWNER TO CURRENT_USER", "schema conversation belongs to"),
-    ("privileges: the roles", f"GRANT INSERT ON {LEDGER} TO selene_app", "selene_app has INSERT on"),
     (
-        "privileges: the roles",
+        "privileges: the roles read tables",
+        f"GRANT INSERT ON {LEDGER} TO selene_app",
+        "selene_app has INSERT on",
+    ),
+    (
+        "privileges: the roles read tables",
         f"GRANT UPDATE (payload) ON {LEDGER} TO selene_app",
         "selene_app has UPDATE on",
     ),
     (
-        "privileges: the roles",
+        "privileges: the roles read tables",
         f"GRANT TRUNCATE ON {CURRENT} TO selene_readonly",
         "selene_readonly has TRUNCATE",
     ),
-    ("privileges: the roles", f"GRANT TRIGGER ON {CURRENT} TO PUBLIC", "selene_app has TRIGGER on"),
-    ("privileges: the roles", f"GRANT REFERENCES ON {CURRENT} TO selene_app", "selene_app has REFERENCES on"),
     (
-        "privileges: the roles",
+        "privileges: the roles read tables",
+        f"GRANT TRIGGER ON {CURRENT} TO PUBLIC",
+        "selene_app has TRIGGER on",
+    ),
+    (
+        "privileges: the roles read tables",
+        f"GRANT REFERENCES ON {CURRENT} TO selene_app",
+        "selene_app has REFERENCES on",
+    ),
+    (
+        "privileges: the roles read tables",
         "GRANT CREATE ON SCHEMA conversation TO selene_app",
         "selene_app may create in",
     ),
-    ("privileges: the roles", "GRANT SELECT ON os_core.alembic_version TO selene_app", "selene_app may read"),
     (
-        "privileges: the roles",
+        "privileges: the roles read tables",
+        "GRANT SELECT ON os_core.alembic_version TO selene_app",
+        "selene_app may read",
+    ),
+    (
+        "privileges: the roles read tables",
         f"GRANT USAGE ON SEQUENCE {EVENT_IDS} TO selene_app",
         "selene_app has USAGE on",
     ),
@@ -179,8 +195,35 @@ BREACHES = [
     ),
     (
         "functions: selene_app",
-        "GRANT EXECUTE ON FUNCTION os_core.require_tenant(text) TO selene_readonly",
-        "selene_readonly may execute os_core.require_tenant(text)",
+        "GRANT EXECUTE ON FUNCTION os_core.touch_session(text, text) TO selene_readonly",
+        "selene_readonly may execute os_core.touch_session(text,text)",
+    ),
+    (
+        "functions: selene_app",
+        "REVOKE EXECUTE ON FUNCTION conversation.read_turns(text, uuid, bigint, integer)"
+        " FROM selene_readonly",
+        "selene_readonly may not execute conversation.read_turns(text,uuid,bigint,integer)",
+    ),
+    (
+        "privileges: the roles read every",
+        "GRANT SELECT (text) ON conversation.conversation_ledger TO selene_app",
+        "selene_app may read conversation.conversation_ledger.text",
+    ),
+    (
+        "privileges: the roles read every",
+        "GRANT SELECT ON conversation.conversation_ledger TO selene_readonly",
+        "selene_readonly may read conversation.conversation_ledger.text",
+    ),
+    (
+        "privileges: the roles read every",
+        "GRANT pg_read_all_data TO selene_readonly",
+        "selene_readonly may read conversation.conversation_ledger.text",
+    ),
+    ("privileges: the roles read every", NEW_TABLE, "selene_app may not read os_core.new.note_id"),
+    (
+        "privileges: the roles read every",
+        "ALTER TABLE conversation.conversation_ledger RENAME COLUMN text TO said",
+        "conversation.conversation_ledger.text is no column",
     ),
     (
         "functions: selene_app",
@@ -266,10 +309,10 @@ def test_rule__reports_a_breach(unchanged: sa.Engine, start: str, breach: str, t
 def test_rule__maintain_is_reported_from_17_on(server: Server, unchanged: sa.Engine) -> None:
     with unchanged.connect() as conn:
         if server.version < 17:
-            assert violations(conn, rule_called("privileges: the roles")) == []
+            assert violations(conn, rule_called("privileges: the roles read tables")) == []
             return
         conn.exec_driver_sql(f"GRANT MAINTAIN ON {LEDGER} TO selene_app")
-        found = violations(conn, rule_called("privileges: the roles"))
+        found = violations(conn, rule_called("privileges: the roles read tables"))
         conn.rollback()
     assert found == [f"selene_app has MAINTAIN on {LEDGER}"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from selene_core import append_events
+from selene_core import ConversationRepository, IdentityRepository, append_events, tenant_scope
 from tests.data import synthetic_events, write_lines
-from tests.factories import created, event
+from tests.factories import correlation_of, created, event
 from tests.servers import Database
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -68,6 +68,69 @@ def test_show__json_is_whole(run: Run, order: str) -> None:
     shown = json.loads(result.stdout)
     assert shown["state"]["fields_json"]["city"] == "Zürich"
     assert [event["work_order_seq"] for event in shown["events"]] == [1, 2, 3]
+
+
+@pytest.fixture
+def conversation(engine: Engine, order: str) -> None:
+    """Say what led to the order's events, and hide some of it."""
+    thread = correlation_of(order)
+    with tenant_scope(engine, "acme") as conn:
+        IdentityRepository(conn).register_identity("alice")
+        turns = ConversationRepository(conn)
+
+        def say(turn_id: int, role: str, source: str, text: str) -> int:
+            return turns.append(
+                correlation_id=thread,
+                turn_id=turn_id,
+                user_id="alice",
+                role=role,
+                source=source,
+                text=text,
+                privacy_scope="PUBLIC_CHAT",
+            ).conversation_turn_id
+
+        say(1, "USER", "TYPED_TEXT", "To Zürich,\n\x1b[31mplease! " + "x" * 200)
+        secret = say(2, "USER", "VOICE_TRANSCRIPT", "my number is 4711")
+        say(3, "SELENE", "SELENE_OUTPUT", "Done.")
+        turns.tombstone(thread, secret, reason_code=7)
+
+
+@pytest.mark.usefixtures("conversation")
+def test_show__conversation_beside_the_events(run: Run, order: str) -> None:
+    result = run("show", "acme", order, "--conversation")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in result.stdout
+    assert "4711" not in result.stdout
+    start = lines.index(f"thread {correlation_of(order)}")
+    words = [" ".join(line.split()[:4]) for line in lines[start + 1 :]]
+    assert words[0] == "1 USER: To Zürich,"
+    assert [word.rsplit(" ", 1)[1] for word in words[1:4]] == [
+        *("WORK_ORDER_CREATED", "FIELD_SET", "STATUS_CHANGED"),
+    ]
+    assert "2 USER: (" in words[4]
+    assert "is hidden, reason 7)" in lines[start + 5]
+    assert lines[start + 6].split() == ["3", "SELENE:", "Done."]
+    assert "(hides " in lines[start + 7]
+    assert len(words) == 7
+
+
+@pytest.mark.usefixtures("conversation")
+def test_show__conversation_as_json(run: Run, order: str) -> None:
+    shown = json.loads(run("show", "acme", order, "--conversation", "--json").stdout)
+    assert [turn["turn_id"] for turn in shown["conversation"]] == [1, 2, 3, 4]
+    assert [turn["text"] for turn in shown["conversation"]][1:] == [None, "Done.", ""]
+    assert {turn["correlation_id"] for turn in shown["conversation"]} == {str(correlation_of(order))}
+    assert shown["conversation"][1]["tombstone_reason_code"] == 7
+    assert "conversation" not in json.loads(run("show", "acme", order, "--json").stdout)
+
+
+def test_show__an_order_of_which_nothing_was_said(run: Run, order: str) -> None:
+    result = run("show", "acme", order, "--conversation")
+    assert result.returncode == 0
+    assert result.stdout.count("FIELD_SET") == 1
+    assert json.loads(run("show", "acme", order, "--conversation", "--json").stdout)["conversation"] == []
 
 
 @pytest.mark.parametrize("tenant", ["acme", "globex"])

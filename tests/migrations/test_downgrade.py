@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from selene_core.migrations import MigrationRefused, downgrade, upgrade
 from tests import factories
 from tests.migrations.runs import PAIRS, alembic, catalogue_of, psql, run_all, script, stands_at
-from tests.servers import Database
+from tests.servers import Database, Role
 
 LEDGER = "0003"
 BELOW_LEDGER = ["0002", "0001", "base"]
 REFUSED = "downgrade refused: os_core.work_order_ledger has rows"
+BELOW = {revision: below for below, revision in PAIRS}
 TOLD = ("-x", "allow-data-loss=yes")
 INSERT = """
     INSERT INTO os_core.work_order_ledger (
@@ -211,3 +212,50 @@ def test_script__without_rows(database: Database, catalogue_at: Callable[[str], 
     assert run.returncode == 0, run.stderr
     upgrade(database.owner_url)
     assert catalogue_of(database) == catalogue_at("head")
+
+
+# --- what stands beside the work orders
+
+IDENTITY = "INSERT INTO os_core.identities (tenant_id, user_id, status) VALUES ('acme', 'alice', 'ACTIVE')"
+TURN = """
+    INSERT INTO conversation.conversation_ledger (
+      tenant_id, correlation_id, turn_id, user_id, role, source, text, privacy_scope
+    ) VALUES ('acme', gen_random_uuid(), 1, 'alice', 'USER', 'TYPED_TEXT', 'Hello', 'PUBLIC_CHAT')
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "table"),
+    [
+        ([IDENTITY, TURN], "0014", "conversation.conversation_ledger"),
+        ([IDENTITY, TURN], "0003", "conversation.conversation_ledger"),
+        ([IDENTITY], BELOW["0014"], "os_core.identities"),
+        ([IDENTITY], "base", "os_core.identities"),
+    ],
+)
+@pytest.mark.parametrize("role", ["admin", "owner"])
+def test_downgrade__users_and_conversations_are_not_dropped(
+    database: Database,
+    catalogue_at: Callable[[str], str],
+    rows: list[str],
+    target: str,
+    table: str,
+    role: Role,
+) -> None:
+    run_all(database, rows)
+    url = database.url(role)
+    with pytest.raises(MigrationRefused, match=f"downgrade refused: {table} has rows"):
+        downgrade(url, target)
+    assert catalogue_of(database) == catalogue_at("head")
+    refused = psql(database, script(f"head:{target}", downgrade=True), url)
+    assert refused.returncode == 3
+    assert f"{table} has rows" in refused.stderr
+    downgrade(url, target, allow_data_loss=True)
+    assert stands_at(database) == target
+
+
+def test_downgrade__to_the_conversation_keeps_it(database: Database) -> None:
+    run_all(database, [IDENTITY, TURN])
+    downgrade(database.admin_url, "0015")
+    with database.engine("admin").connect() as conn:
+        assert conn.scalar(sa.text("SELECT text FROM conversation.conversation_ledger")) == "Hello"

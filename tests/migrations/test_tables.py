@@ -30,20 +30,29 @@ DESCRIPTION = sa.text("""
 
 def describe(conn: sa.Connection, schema: str) -> list[str]:
     rows = conn.execute(DESCRIPTION, {"schema": schema})
-    facts = sorted(" | ".join(row).replace(f"{schema}.", "os_core.") for row in rows)
+    facts = sorted(" | ".join(row).replace("_mirror.", ".") for row in rows)
     return [fact for fact in facts if "alembic_version" not in fact]
 
 
 def test_tables__equal_the_database(database: Database) -> None:
-    """Made from the Python tables in a schema of their own, they come out the same."""
+    """Made from the Python tables in schemas of their own, they come out the same."""
     mirror = sa.MetaData()
     for table in target_metadata.sorted_tables:
-        table.to_metadata(mirror, schema="os_core_mirror", referred_schema_fn=lambda *_: "os_core_mirror")
+        table.to_metadata(mirror, schema=f"{table.schema}_mirror", referred_schema_fn=_mirrored)
     with database.engine("admin").connect() as conn:
-        conn.exec_driver_sql("CREATE SCHEMA os_core_mirror")
+        for schema in ("os_core", "conversation"):
+            conn.exec_driver_sql(f"CREATE SCHEMA {schema}_mirror")
         mirror.create_all(conn)
-        assert describe(conn, "os_core_mirror") == describe(conn, "os_core")
+        for schema in ("os_core", "conversation"):
+            assert describe(conn, f"{schema}_mirror") == describe(conn, schema)
+            assert describe(conn, schema)
         conn.rollback()
+
+
+def _mirrored(
+    _table: sa.Table, _schema: str | None, _key: sa.ForeignKeyConstraint, referred: str | None
+) -> str:
+    return f"{referred}_mirror"
 
 
 def test_tables__alembic_check_finds_nothing_to_do(

@@ -25,13 +25,8 @@ FACTS: dict[str, tuple[Any, Any]] = {  # attribute: (in DETAIL, in Python), wher
     "correlation_id": ("12345678-1234-1234-1234-123456789abc", UUID("12345678-1234-1234-1234-123456789abc")),
 }
 NUMBERS = {
-    "event_index",
-    "work_order_event_id",
-    "expected_seq",
-    "last_seq",
-    "limit",
-    "step_attempt_id",
-    "attempt_index",
+    *("event_index", "work_order_event_id", "expected_seq", "last_seq", "limit"),
+    *("step_attempt_id", "attempt_index", "turn_id", "conversation_turn_id"),
 }
 
 

@@ -1,0 +1,12 @@
+-- os_core.is_language_tag: a language tag of at most 35 characters as BCP 47 forms it; that the language exists is not looked up.
+CREATE OR REPLACE FUNCTION os_core.is_language_tag(p_text text)
+RETURNS boolean
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN pg_catalog.octet_length(p_text) <= 35 AND p_text ~ '^[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*$';
+END;
+$$;

@@ -1,0 +1,61 @@
+-- os_core.open_session: opens a session of a user on one of the user's devices (SPEC.md section 2). The session_id is its idempotency
+-- key: opened again for the same user and device, it returns the session as it is now, whatever its state.
+CREATE OR REPLACE FUNCTION os_core.open_session(p_tenant_id text, p_session_id text, p_user_id text, p_device_id text)
+RETURNS SETOF os_core.sessions
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _violation text;
+  _session os_core.sessions;
+  _now timestamptz;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  _violation := CASE
+    WHEN os_core.is_identifier(p_session_id, 128) IS NOT TRUE
+      THEN 'session_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
+      THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    WHEN os_core.is_identifier(p_device_id, 128) IS NOT TRUE
+      THEN 'device_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+  END;
+  IF _violation IS NOT NULL THEN
+    PERFORM os_core.refuse_contract(NULL, _violation);
+  END IF;
+
+  LOOP
+    SELECT session.* INTO _session
+    FROM os_core.sessions AS session
+    WHERE session.tenant_id = p_tenant_id AND session.session_id = p_session_id
+    FOR NO KEY UPDATE;
+    EXIT WHEN FOUND;
+    PERFORM os_core.require_owned(p_tenant_id, p_user_id, p_device_id, NULL);
+    _now := pg_catalog.clock_timestamp();
+    RETURN QUERY
+    INSERT INTO os_core.sessions AS session (
+      tenant_id, session_id, user_id, device_id, session_state, opened_at, last_activity_at
+    )
+    VALUES (p_tenant_id, p_session_id, p_user_id, p_device_id, 'OPEN', _now, _now)
+    ON CONFLICT DO NOTHING
+    RETURNING session.*;
+    IF FOUND THEN
+      RETURN;
+    END IF;
+  END LOOP;
+
+  IF (_session.user_id, _session.device_id) <> (p_user_id, p_device_id) THEN
+    PERFORM os_core.refuse(
+      'SL005',
+      pg_catalog.format('session_id %s stands for a session of another user or device', p_session_id),
+      pg_catalog.jsonb_build_object('session_id', p_session_id)
+    );
+  END IF;
+  RETURN NEXT _session;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.open_session(text, text, text, text) TO selene_app;

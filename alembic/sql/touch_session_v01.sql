@@ -1,0 +1,28 @@
+-- os_core.touch_session: records activity in a session: its last_activity_at is now, by the database's clock, and never earlier than it
+-- was; an OPEN session becomes ACTIVE (SPEC.md section 2). In any other state than these two: SessionStateInvalid.
+CREATE OR REPLACE FUNCTION os_core.touch_session(p_tenant_id text, p_session_id text)
+RETURNS SETOF os_core.sessions
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _session os_core.sessions;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  _session := os_core.lock_session(p_tenant_id, p_session_id);
+  IF _session.session_state NOT IN ('OPEN', 'ACTIVE') THEN
+    PERFORM os_core.refuse_session_state(_session, 'ACTIVE');
+  END IF;
+  RETURN QUERY
+  UPDATE os_core.sessions AS session
+  SET session_state = 'ACTIVE', last_activity_at = GREATEST(pg_catalog.clock_timestamp(), session.last_activity_at)
+  WHERE session.tenant_id = p_tenant_id AND session.session_id = p_session_id
+  RETURNING session.*;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.touch_session(text, text) TO selene_app;
