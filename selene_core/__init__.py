@@ -1,6 +1,10 @@
 """The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
 from selene_core.aio import (
+    AsyncConversationRepository,
+    AsyncIdentityRepository,
+    AsyncLeaseRepository,
+    AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     async_append_events,
     async_rebuild_tenant,
@@ -77,6 +81,10 @@ __all__ = [
     "AppendOnlyViolation",
     "AppendResult",
     "ApprovalOutcome",
+    "AsyncConversationRepository",
+    "AsyncIdentityRepository",
+    "AsyncLeaseRepository",
+    "AsyncStepAttemptRepository",
     "AsyncWorkOrderRepository",
     "AttemptConflict",
     "AttemptOutcome",

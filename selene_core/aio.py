@@ -8,19 +8,22 @@ errors.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from selene_core.attempts import StepAttemptRepository
 from selene_core.contracts import check_tenant_id
+from selene_core.conversation import ConversationRepository
 from selene_core.database import tenant_scope
+from selene_core.identities import IdentityRepository
+from selene_core.leases import LeaseRepository
 from selene_core.repository import Repository
 from selene_core.transactions import append_batch, rebuild_groups
-from selene_core.work_order_statements import EVENTS_PAGE
 from selene_core.work_orders import WorkOrderRepository, batch_to_wire
 
 if TYPE_CHECKING:
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
     from selene_core.contracts import (
         AppendResult,
         RebuildReport,
-        WorkOrderEvent,
         WorkOrderLedgerEventInput,
     )
+
+_PAGE: Final = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +86,22 @@ def _face(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[Any, P
     return face
 
 
+def _stream(
+    method: Callable[Concatenate[R, P], Iterator[T]],
+) -> Callable[Concatenate[Any, P], AsyncIterator[T]]:
+    """Make the async face of a repository's method that reads page by page."""
+
+    @wraps(method)
+    async def face(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        conn: AsyncConnection = self._conn
+        rows = await conn.run_sync(lambda twin_conn: method(self._twin(twin_conn), *args, **kwargs))
+        while page := await conn.run_sync(lambda _: [*islice(rows, _PAGE)]):
+            for row in page:
+                yield row
+
+    return face
+
+
 class AsyncWorkOrderRepository(AsyncRepository):
     """Do what WorkOrderRepository does, for the connection of an async_tenant_scope."""
 
@@ -91,6 +111,7 @@ class AsyncWorkOrderRepository(AsyncRepository):
     append_many = _face(WorkOrderRepository.append_many)
     get = _face(WorkOrderRepository.get)
     get_by_correlation = _face(WorkOrderRepository.get_by_correlation)
+    events = _stream(WorkOrderRepository.events)
     list_pending = _face(WorkOrderRepository.list_pending)
     cancel = _face(WorkOrderRepository.cancel)
     ask = _face(WorkOrderRepository.ask)
@@ -99,12 +120,59 @@ class AsyncWorkOrderRepository(AsyncRepository):
     verify = _face(WorkOrderRepository.verify)
     as_of = _face(WorkOrderRepository.as_of)
 
-    async def events(self, work_order_id: str, after: int = 0) -> AsyncIterator[WorkOrderEvent]:
-        """Iterate over the events as WorkOrderRepository.events does, a page in memory at a time."""
-        rows = await self._conn.run_sync(lambda conn: WorkOrderRepository(conn).events(work_order_id, after))
-        while page := await self._conn.run_sync(lambda _: [*islice(rows, EVENTS_PAGE)]):
-            for row in page:
-                yield row
+
+class AsyncLeaseRepository(AsyncRepository):
+    """Do what LeaseRepository does, for the connection of an async_tenant_scope."""
+
+    _twin = LeaseRepository
+
+    acquire = _face(LeaseRepository.acquire)
+    renew = _face(LeaseRepository.renew)
+    release = _face(LeaseRepository.release)
+    current = _face(LeaseRepository.current)
+
+
+class AsyncStepAttemptRepository(AsyncRepository):
+    """Do what StepAttemptRepository does, for the connection of an async_tenant_scope."""
+
+    _twin = StepAttemptRepository
+
+    start = _face(StepAttemptRepository.start)
+    finish = _face(StepAttemptRepository.finish)
+    history = _face(StepAttemptRepository.history)
+    due_retries = _face(StepAttemptRepository.due_retries)
+
+
+class AsyncIdentityRepository(AsyncRepository):
+    """Do what IdentityRepository does, for the connection of an async_tenant_scope."""
+
+    _twin = IdentityRepository
+
+    register_identity = _face(IdentityRepository.register_identity)
+    register_device = _face(IdentityRepository.register_device)
+    open_session = _face(IdentityRepository.open_session)
+    touch_session = _face(IdentityRepository.touch_session)
+    soft_close_session = _face(IdentityRepository.soft_close_session)
+    suspend_session = _face(IdentityRepository.suspend_session)
+    resume_session = _face(IdentityRepository.resume_session)
+    close_session = _face(IdentityRepository.close_session)
+    get_identity = _face(IdentityRepository.get_identity)
+    get_device = _face(IdentityRepository.get_device)
+    get_session = _face(IdentityRepository.get_session)
+    devices = _stream(IdentityRepository.devices)
+    sessions = _stream(IdentityRepository.sessions)
+
+
+class AsyncConversationRepository(AsyncRepository):
+    """Do what ConversationRepository does, for the connection of an async_tenant_scope."""
+
+    _twin = ConversationRepository
+
+    append = _face(ConversationRepository.append)
+    tombstone = _face(ConversationRepository.tombstone)
+    get = _face(ConversationRepository.get)
+    page = _face(ConversationRepository.page)
+    turns = _stream(ConversationRepository.turns)
 
 
 async def async_append_events(

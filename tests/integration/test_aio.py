@@ -5,6 +5,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 import selene_core
 from selene_core import (
+    AsyncConversationRepository,
+    AsyncIdentityRepository,
+    AsyncLeaseRepository,
+    AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     ContractViolation,
     PromptAction,
@@ -132,6 +137,50 @@ def test_events__are_streamed_page_by_page(database: Database, engine: sa.Engine
             return [row.work_order_seq async for row in orders.events("order")]
 
     assert run(database, story) == [*range(1, count + 1)]
+
+
+def test_faces__of_the_other_tables(database: Database) -> None:
+    thread = uuid4()
+
+    async def story(engine: AsyncEngine) -> None:
+        async with async_tenant_scope(engine, TENANT) as conn:
+            await AsyncWorkOrderRepository(conn).append(created("order"))
+            leases, attempts = AsyncLeaseRepository(conn), AsyncStepAttemptRepository(conn)
+            lease = await leases.acquire("order", "worker", ttl_ms=60_000)
+            assert lease.token is not None
+            assert await leases.current("order") is not None
+            attempt = await attempts.start(
+                "order",
+                "book",
+                timeout_ms=1_000,
+                max_retries=1,
+                retry_backoff_ms=1_000,
+                lease_token=lease.token,
+                idempotency_key="start",
+            )
+            decision = await attempts.finish(
+                attempt.step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=lease.token
+            )
+            assert decision.action == "DONE"
+            assert len(await attempts.history("order")) == 1
+            await leases.renew("order", lease.token, ttl_ms=60_000)
+            await leases.release("order", lease.token)
+            assert await leases.current("order") is None
+
+            users, conversation = AsyncIdentityRepository(conn), AsyncConversationRepository(conn)
+            await users.register_identity("alice")
+            await users.register_device("alice", "phone", device_type="phone")
+            assert [device.device_id async for device in users.devices("alice")] == ["phone"]
+            turn = {"user_id": "alice", "role": "USER", "source": "TYPED_TEXT", "text": "Hello"}
+            scope = "PUBLIC_CHAT"
+            for turn_id in range(1, 101):
+                await conversation.append(
+                    correlation_id=thread, turn_id=turn_id, text="Hello", privacy_scope="PUBLIC_CHAT", **turn
+                )
+            said = [row.turn_id async for row in conversation.turns(thread)]
+            assert said == [*range(1, 101)]
+
+    run(database, story)
 
 
 # --- the scope
