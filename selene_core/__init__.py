@@ -14,7 +14,7 @@ from selene_core.contracts import (
     WorkOrderStatus,
     new_work_order_id,
 )
-from selene_core.database import tenant_scope
+from selene_core.database import create_async_selene_engine, create_selene_engine, tenant_scope
 from selene_core.errors import (
     AppendOnlyViolation,
     AttemptConflict,
@@ -36,6 +36,13 @@ from selene_core.errors import (
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
+from selene_core.schema_guard import (
+    SchemaDrifted,
+    SchemaError,
+    SchemaOutdated,
+    SchemaTooNew,
+    check_schema,
+)
 from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
 
 __all__ = [
@@ -59,6 +66,10 @@ __all__ = [
     "ProjectionDamaged",
     "PromptSuppressed",
     "RebuildReport",
+    "SchemaDrifted",
+    "SchemaError",
+    "SchemaOutdated",
+    "SchemaTooNew",
     "SeleneError",
     "TenantScopeViolation",
     "WorkOrder",
@@ -70,6 +81,9 @@ __all__ = [
     "WorkOrderRepository",
     "WorkOrderStatus",
     "append_events",
+    "check_schema",
+    "create_async_selene_engine",
+    "create_selene_engine",
     "new_work_order_id",
     "rebuild_tenant",
     "tenant_scope",
