@@ -39,6 +39,7 @@ from selene_core.event_schema import work_order_event_schema
 from selene_core.schema_guard import (
     SchemaDrifted,
     SchemaError,
+    SchemaLocked,
     SchemaOutdated,
     SchemaTooNew,
     check_schema,
@@ -68,6 +69,7 @@ __all__ = [
     "RebuildReport",
     "SchemaDrifted",
     "SchemaError",
+    "SchemaLocked",
     "SchemaOutdated",
     "SchemaTooNew",
     "SeleneError",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Facts: TypeAlias = "dict[str, dict[str, str]]"
 """Thing, aspect, value: facts["relation os_core.work_order_ledger"]["row security"] == "enabled"."""
 
+_LOCK_TIMEOUT: Final = "5s"
 _ROLES: Final = "('selene_owner', 'selene_app', 'selene_readonly')"
 _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_core', 'conversation'))"
 
@@ -29,11 +30,16 @@ _HAS_VERSION_TABLE: Final = """
 
 
 def read(conn: Connection) -> Facts:
-    """Read the facts of the roles and of everything in os_core and conversation; needs a transaction."""
+    """Read the facts of the roles and of everything in os_core and conversation; needs a transaction.
+
+    Where a migration holds a table's lock it waits for some seconds, then the database raises 55P03.
+    """
     facts: Facts = {}
     with conn.begin_nested() as savepoint:
         # What stands in the search path would be printed without its schema. Undone with the savepoint.
         conn.exec_driver_sql("SET LOCAL search_path = pg_catalog")
+        # A table is locked, if but for reading, where its constraints are printed.
+        conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         for query in _QUERIES:
             rows = [(thing, aspect, value) for thing, aspect, value in conn.exec_driver_sql(query)]
             # By Python: how a database sorts is its own affair. Columns come in their order.

@@ -63,6 +63,12 @@ class SchemaDrifted(SchemaError):
     code = "OS_SCHEMA_DRIFTED"
 
 
+class SchemaLocked(SchemaError):
+    """A table is locked, as by a migration that is under way: ask again."""
+
+    code = "OS_SCHEMA_LOCKED"
+
+
 def check_schema(bind: Engine | Connection) -> str:
     """Return the database's revision if this version of the library can work with it; changes nothing.
 
@@ -73,7 +79,7 @@ def check_schema(bind: Engine | Connection) -> str:
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
     something, SchemaDrifted for one that was changed by hand or a login that must not be used, ValueError
-    for a connection in AUTOCOMMIT.
+    for a connection in AUTOCOMMIT, and SchemaLocked where a migration keeps a table locked for seconds.
     """
     if isinstance(bind, Engine):
         with bind.connect() as conn:
@@ -127,6 +133,16 @@ def _check(conn: Connection) -> str:
 
 def _look(conn: Connection) -> tuple[str | None, Facts]:
     """Read the revision and its facts; again, if a migration has gone on meanwhile."""
+    try:
+        return _look_again(conn)
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.LockNotAvailable):
+            raise
+        problem = "a table is locked, as by a migration that is under way: ask again"
+        raise SchemaLocked(problem, None, golden().head, (problem,)) from exc
+
+
+def _look_again(conn: Connection) -> tuple[str | None, Facts]:
     for _ in range(_LOOKS - 1):
         before = _revision(conn)
         facts = read(conn)
