@@ -20,7 +20,7 @@ def upgrade_further(database: Database, body: str) -> None:
         scripts = Path(folder, "alembic")
         shutil.copytree(script_directory(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
         (scripts / "versions" / "next_scratch.py").write_text(
-            "from alembic import op\nimport sqlalchemy as sa\n"
+            "from alembic import op\nfrom selene_core.migrations import sql\n"
             f'revision = "{NEXT}"\ndown_revision = "{golden().head}"\nbranch_labels = depends_on = None\n'
             f"def upgrade() -> None:\n{indent(dedent(body), '    ')}\n",
             encoding="utf-8",
