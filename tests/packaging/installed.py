@@ -58,19 +58,22 @@ class Installed:
         )
 
 
-def build(folder: Path) -> Distributions:
+def build(folder: Path) -> None:
     """Build both distributions of the checkout, the wheel from the sdist."""
     _run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT))
+
+
+def find(folder: Path) -> Distributions:
+    """Find what was built."""
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     return Distributions(sdist, wheel)
 
 
-def install(wheel: Path, folder: Path) -> Installed:
+def install(wheel: Path, folder: Path) -> None:
     """Install a wheel with a compiled driver into a new environment."""
-    venv.create(folder, with_pip=True, symlinks=True)
+    venv.create(folder, with_pip=True, symlinks=True, clear=True)
     _run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}[binary]")
-    return Installed(folder)
 
 
 def _run(*command: str) -> None:
