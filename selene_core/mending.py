@@ -30,8 +30,7 @@ class Fault:
 
 _ATTRIBUTES: Final = ("LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "CREATEDB", "REPLICATION")
 _COLUMN: Final = re.compile(
-    r"(?P<type>.+?)(?P<required> NOT NULL)?(?P<generated> (?:IDENTITY|GENERATED) \S)?"
-    r"(?: DEFAULT (?P<default>.+))?",
+    r"(?P<type>.+?)(?P<required> NOT NULL)?(?P<generated> GENERATED .+)?(?: DEFAULT (?P<default>.+))?",
     re.DOTALL,
 )
 # What the grammar calls a thing in GRANT, ALTER and DROP.
@@ -156,7 +155,8 @@ def _relation(difference: Difference) -> tuple[int, str | None]:
         case "persistence":
             return 11, f"ALTER TABLE {name} SET LOGGED;"
         case "column":
-            return 4, _column(name, part, expected, found)
+            # After the functions, one of which may make its value.
+            return 6, _column(name, part, expected, found)
         case "constraint":
             return _constraint(name, part, expected, found)
         case "index":
@@ -214,7 +214,7 @@ def _column(table: str, name: str, expected: str | None, found: str | None) -> s
 
 def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[int, str]:
     # Keys first: a foreign key needs the one that it points to.
-    rank = 6 if (expected or "").startswith(("PRIMARY KEY", "UNIQUE")) else 7
+    rank = 7 if (expected or "").startswith(("PRIMARY KEY", "UNIQUE")) else 8
     drop = f"ALTER TABLE {table} DROP CONSTRAINT {name};"
     add = f"ALTER TABLE {table} ADD CONSTRAINT {name} {expected};"
     if expected is None:

@@ -246,7 +246,7 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
 
 
 def _typed(column: str) -> str:
-    return re.sub(r"( IDENTITY \S| GENERATED \S)?( DEFAULT .*)?$", "", column, flags=re.DOTALL)
+    return re.sub(r" (?:GENERATED|DEFAULT) .*$", "", column, flags=re.DOTALL)
 
 
 def _unmet_function(thing: str, facts: dict[str, str], found: Facts) -> Iterator[str]:

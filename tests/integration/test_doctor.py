@@ -268,6 +268,81 @@ def test_doctor__names_the_role_and_what_mends_it(database: Database, login: str
     assert doctor(database.app_url)["healthy"]
 
 
+def lost(what: str) -> list[str]:
+    """Compose statements that take everything of a kind from a database, whatever there is now or will be."""
+    relations = {
+        thing.removeprefix("relation "): facts
+        for thing, facts in golden().facts.items()
+        if thing.startswith("relation ") and "alembic_version" not in thing
+    }
+    parts = [
+        (name, *aspect.partition(" ")[::2], facts) for name, facts in relations.items() for aspect in facts
+    ]
+    functions = [thing.removeprefix("function ") for thing in golden().facts if thing.startswith("function ")]
+    # A generated column goes with its function, and cannot come back to its place.
+    generating = " ".join(
+        value for facts in relations.values() for value in facts.values() if " GENERATED " in value
+    )
+    match what:
+        case "functions":
+            gone = [each for each in functions if each.partition("(")[0] not in generating]
+            return [f"DROP ROUTINE IF EXISTS {each} CASCADE" for each in gone]
+        case "owners":
+            return [
+                *(f"ALTER ROUTINE {each} OWNER TO CURRENT_USER" for each in functions),
+                *(f"ALTER TABLE {name} OWNER TO CURRENT_USER" for name in relations),
+            ]
+        case "executors":
+            return [f"REVOKE ALL ON ROUTINE {each} FROM PUBLIC, selene_app" for each in functions]
+        case "readers":
+            return [f"REVOKE ALL ON {name} FROM selene_app, selene_readonly" for name in relations]
+        case "row security":
+            return [f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY" for name in relations]
+        case "policies":
+            return [f"DROP POLICY {part} ON {name}" for name, kind, part, _ in parts if kind == "policy"]
+        case "triggers":
+            return [f"DROP TRIGGER {part} ON {name}" for name, kind, part, _ in parts if kind == "trigger"]
+        case "constraints":
+            return [
+                f"ALTER TABLE {name} DROP CONSTRAINT IF EXISTS {part} CASCADE"
+                for name, kind, part, _ in parts
+                if kind == "constraint"
+            ]
+        case "indexes":
+            return [
+                f"DROP INDEX {name.partition('.')[0]}.{part}"
+                for name, kind, part, facts in parts
+                if kind == "index" and f"constraint {part}" not in facts
+            ]
+        case _:
+            return [f"DROP TABLE IF EXISTS {name} CASCADE" for name in relations]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "functions",
+        "owners",
+        "executors",
+        "readers",
+        "row security",
+        "policies",
+        "triggers",
+        "constraints",
+        "indexes",
+        "tables",
+    ],
+)
+def test_doctor__mends_what_everything_has_lost(database: Database, what: str) -> None:
+    """Of every table and function there is: none has to be thought of here."""
+    statements = lost(what)
+    assert statements
+    run_all(database, statements)
+    mend(database, doctor(database.admin_url))
+    assert doctor(database.app_url)["faults"] == []
+    assert doctor(database.app_url)["healthy"]
+
+
 def test_doctor__several_faults_at_once(database: Database) -> None:
     statements = [plant for name, (plant, _) in FAULTS.items() if name in _TOGETHER]
     assert len(statements) == len(_TOGETHER)
