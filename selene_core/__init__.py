@@ -28,7 +28,7 @@ from selene_core.contracts import (
     new_work_order_id,
 )
 from selene_core.conversation import ConversationRepository, ConversationTurn, TurnResult
-from selene_core.database import tenant_scope
+from selene_core.database import create_async_selene_engine, create_selene_engine, tenant_scope
 from selene_core.enums import (
     AttemptOutcome,
     AttemptStatus,
@@ -72,6 +72,14 @@ from selene_core.errors import (
 from selene_core.event_schema import work_order_event_schema
 from selene_core.identities import Device, Identity, IdentityRepository, Session
 from selene_core.leases import Lease, LeaseRepository
+from selene_core.schema_guard import (
+    SchemaDrifted,
+    SchemaError,
+    SchemaLocked,
+    SchemaOutdated,
+    SchemaTooNew,
+    check_schema,
+)
 from selene_core.transactions import append_events, rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -125,6 +133,11 @@ __all__ = [
     "RebuildReport",
     "RetryAction",
     "RetryDecision",
+    "SchemaDrifted",
+    "SchemaError",
+    "SchemaLocked",
+    "SchemaOutdated",
+    "SchemaTooNew",
     "SeleneError",
     "Session",
     "SessionNotFound",
@@ -147,6 +160,9 @@ __all__ = [
     "async_append_events",
     "async_rebuild_tenant",
     "async_tenant_scope",
+    "check_schema",
+    "create_async_selene_engine",
+    "create_selene_engine",
     "decide_prompt",
     "new_work_order_id",
     "rebuild_tenant",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
@@ -13,13 +13,14 @@ from typing import IO, TYPE_CHECKING, Final, NoReturn
 import click
 import psycopg
 from alembic.util.exc import CommandError
-from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core import demo as scenario
 from selene_core import migrations
+from selene_core.cli_database import DATABASE_COMMANDS
+from selene_core.cli_options import engine_on, json_option, url_option
 from selene_core.conversation import ConversationRepository
-from selene_core.database import psycopg_url, tenant_scope
+from selene_core.database import tenant_scope
 from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
 from selene_core.local import LocalServerUnavailable, local_database
@@ -35,20 +36,16 @@ if TYPE_CHECKING:
 
 _REFUSED_SHOWN: Final = 20
 _LONGEST_LINE: Final = 1 << 20  # bytes; an event has a payload of 16 KiB
-_url = click.option(
-    "--url",
-    envvar="SELENE_DATABASE_URL",
-    show_envvar=True,
-    required=True,
-    help="The database, as postgresql://user:password@host:port/name.",
-)
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value, for machines.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="selene-core")
 def cli() -> None:
     """Keep work orders in PostgreSQL: an append-only ledger and its projection."""
+
+
+for database_command in DATABASE_COMMANDS:
+    cli.add_command(database_command)
 
 
 @cli.command()
@@ -64,32 +61,16 @@ def demo() -> None:
     sys.exit(not held)
 
 
-@cli.command()
-@_url
-@_as_json
-def upgrade(url: str, as_json: bool) -> None:
-    """Upgrade the database to the newest revision."""
-    before = migrations.current(url)
-    migrations.upgrade(url)
-    after = migrations.current(url)
-    if as_json:
-        click.echo(to_json({"from": before, "to": after}))
-    elif before == after:
-        click.echo(f"Nothing to do: the database stands at revision {after}.")
-    else:
-        click.echo(f"Upgraded from {before or 'an empty database'} to revision {after}.")
-
-
 @cli.command(name="import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_url
-@_as_json
+@url_option
+@json_option
 def import_(file: Path, url: str, as_json: bool) -> None:
     """Import events from FILE (.jsonl or .jsonl.gz), each line an event with its tenant_id.
 
     Can be interrupted and run again: an event with an idempotency_key is appended once.
     """
-    with _engine(url) as engine, file.open("rb") as raw:
+    with engine_on(url) as engine, file.open("rb") as raw:
         size = file.stat().st_size
         with click.progressbar(
             length=size, label="Importing", file=sys.stderr, hidden=not _is_watched(as_json)
@@ -119,11 +100,11 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 @click.argument("tenant")
 @click.argument("work_order")
 @click.option("--conversation", is_flag=True, help="With what was said, turn by turn beside the events.")
-@_url
-@_as_json
+@url_option
+@json_option
 def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bool) -> None:
     """Show the state and the time line of WORK_ORDER."""
-    with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
+    with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
         state = orders.get(work_order)
         if state is None:
@@ -151,8 +132,8 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
 )
 @click.option("--limit", type=click.IntRange(1, 999), default=20, show_default=True)
 @click.option("--oldest-first", is_flag=True, help="Those that have waited longest.")
-@_url
-@_as_json
+@url_option
+@json_option
 def pending(
     tenant: str,
     requester: str | None,
@@ -164,7 +145,7 @@ def pending(
 ) -> None:
     """List the work orders in DRAFT, CLARIFY and CONFIRM, most recently updated first."""
     within = None if hours is None else timedelta(hours=hours)
-    with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
+    with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         found = WorkOrderRepository(conn).list_pending(requester, within, limit + 1, oldest_first)
     if as_json:
         click.echo(to_json({"pending": found[:limit], "more": len(found) > limit}))
@@ -180,11 +161,11 @@ def pending(
 @cli.command()
 @click.argument("tenant")
 @click.option("--work-order", help="Only this one.")
-@_url
-@_as_json
+@url_option
+@json_option
 def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None:
     """Compare the projection with the fold of the ledger; names every work order that differs."""
-    with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
+    with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         drifted = WorkOrderRepository(conn).verify(work_order)
     if as_json:
         click.echo(to_json({"clean": not drifted, "drifted": drifted}))
@@ -200,11 +181,11 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
 @cli.command()
 @click.argument("tenant")
 @click.option("--work-order", help="Only this one.")
-@_url
-@_as_json
+@url_option
+@json_option
 def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> None:
     """Make the projection the fold of the ledger again, while appends go on."""
-    with _engine(url) as engine:
+    with engine_on(url) as engine:
         if work_order is not None:
             with tenant_scope(engine, tenant) as conn:
                 report = WorkOrderRepository(conn).rebuild(work_order)
@@ -269,14 +250,3 @@ def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
                     line = lines.readline(_LONGEST_LINE)
         except (EOFError, zlib.error) as exc:
             raise click.ClickException(f"{file} is damaged or cut off ({exc}): import it whole") from exc
-
-
-@contextmanager
-def _engine(url: str) -> Iterator[Engine]:
-    # hide_parameters: an error must not print what somebody entered. prepare_threshold: behind a pooler in
-    # transaction mode a prepared statement stays with a session that the next one to run it need not get.
-    engine = create_engine(psycopg_url(url), hide_parameters=True, connect_args={"prepare_threshold": None})
-    try:
-        yield engine
-    finally:
-        engine.dispose()

@@ -100,7 +100,7 @@ class WorkOrderLedgerEventInput(BaseModel):
     idempotency_key: str | None = None
     occurred_at: datetime | None = None
     expected_seq: int | None = None
-    lease_token: str | None = Field(None, repr=False)
+    lease_token: str | None = Field(default=None, repr=False)  # by name, or type checkers miss it
 
     @classmethod
     def from_mapping(cls, mapping: object) -> Self:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.sql import SQL, Literal
-from sqlalchemy import URL, Connection, Engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.contracts import check_tenant_id
@@ -16,8 +16,11 @@ from selene_core.errors import SeleneError, TenantScopeViolation, from_sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from sqlalchemy.engine import Transaction
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
@@ -28,7 +31,102 @@ def psycopg_url(url: str | URL) -> URL:
     parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"the database URL must begin with postgresql://, not {parsed.drivername}://")
+    if "@" in (parsed.host or ""):
+        # What was cut off from it would be looked up as a host, and printed.
+        raise ValueError("the password in the database URL has an @ in it: write %40")
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def create_selene_engine(
+    url: str | URL,
+    *,
+    pooler: bool = False,
+    statement_timeout: timedelta | None = None,
+    idle_in_transaction_timeout: timedelta | None = None,
+    **options: Any,
+) -> Engine:
+    """Make an engine with what a service wants in production; `options` are create_engine's and win.
+
+    psycopg 3, whatever the URL says; no parameter values in error messages; connections are tried before use,
+    renewed after half an hour, refused after 10 seconds without an answer, and given up within a minute when
+    the server has vanished; whoever waits 10 seconds for one of the pool's gets an error.
+
+    `pooler=True` is for a transaction-mode pooler such as PgBouncer: no prepared statements, which it cannot
+    carry over before 1.21. The timeouts are set in each new session and not by startup parameters, which
+    PgBouncer refuses. Behind a pooler a session is not ours to set: ValueError; say
+    ALTER ROLE ... SET statement_timeout there.
+    """
+    timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
+    engine = create_engine(psycopg_url(url), **_engine_options(pooler, options))
+    _set_in_new_sessions(engine, timeouts)
+    return engine
+
+
+def create_async_selene_engine(
+    url: str | URL,
+    *,
+    pooler: bool = False,
+    statement_timeout: timedelta | None = None,
+    idle_in_transaction_timeout: timedelta | None = None,
+    **options: Any,
+) -> AsyncEngine:
+    """Make the asynchronous twin of create_selene_engine's engine; `options` are create_async_engine's."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # it needs greenlet, which nothing else does
+
+    timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
+    engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
+    _set_in_new_sessions(engine.sync_engine, timeouts)
+    return engine
+
+
+def _engine_options(pooler: bool, options: dict[str, Any]) -> dict[str, Any]:
+    connect_args = {
+        **_CONNECT_ARGS,
+        **({"prepare_threshold": None} if pooler else {}),
+        **options.get("connect_args", {}),
+    }
+    pooled = {} if "poolclass" in options else _POOL_OPTIONS
+    return {"hide_parameters": True, **pooled, **options, "connect_args": connect_args}
+
+
+# The driver's and libpq's own, none a setting of the server's but application_name, which poolers know.
+_CONNECT_ARGS: Final = {
+    "application_name": "selene-core",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+# pool_recycle: proxies and firewalls forget connections that are idle for an hour.
+_POOL_OPTIONS: Final = {"pool_pre_ping": True, "pool_recycle": 1800, "pool_timeout": 10}
+
+
+def _timeouts(pooler: bool, statement: timedelta | None, idle: timedelta | None) -> dict[str, int]:
+    named = {"statement_timeout": statement, "idle_in_transaction_session_timeout": idle}
+    timeouts = {
+        name: round(value.total_seconds() * 1000) for name, value in named.items() if value is not None
+    }
+    if pooler and timeouts:
+        raise ValueError(
+            f"{' and '.join(timeouts)} cannot be set through a pooler, whose sessions are shared:"
+            " set it on the role (ALTER ROLE ... SET ...)"
+        )
+    for name, milliseconds in timeouts.items():
+        if not 0 < milliseconds < 1 << 31:
+            raise ValueError(f"{name} must be between a millisecond and 24 days")
+    return timeouts
+
+
+def _set_in_new_sessions(engine: Engine, timeouts: dict[str, int]) -> None:
+    if not timeouts:
+        return
+
+    @event.listens_for(engine, "connect")
+    def set_timeouts(connection: DBAPIConnection, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("; ".join(f"SET {name} = {value}" for name, value in timeouts.items()))
+        cursor.close()
+        connection.commit()
 
 
 @contextmanager

@@ -7,16 +7,19 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.catalogue import read_revisions
 from selene_core.database import psycopg_url
 from selene_core.tables import METADATA
 
@@ -39,6 +42,13 @@ class MigrationLocked(CommandError):
 
 class MigrationRefused(CommandError):
     """Nothing was changed: roles or rights are missing, rows would be lost, or no database is named."""
+
+
+class Revision(NamedTuple):
+    """One step of the schema: its id, and in a line what it is for."""
+
+    revision: str
+    purpose: str
 
 
 def script_directory() -> Path:
@@ -79,10 +89,22 @@ def current(url: str | URL) -> str | None:
     """Return the revision that the database stands at, None before the first."""
     engine = create_engine(psycopg_url(url), poolclass=pool.NullPool)
     with engine.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('os_core.alembic_version')")) is None:
-            return None
-        revision: str | None = connection.scalar(text("SELECT max(version_num) FROM os_core.alembic_version"))
-        return revision
+        stamps = read_revisions(connection)
+        return max(stamps) if stamps else None
+
+
+def history() -> list[Revision]:
+    """Return the revisions that this version of the library brings, in their order."""
+    scripts = [*ScriptDirectory.from_config(config()).walk_revisions()]
+    return [Revision(each.revision, each.doc.partition("\n")[0]) for each in reversed(scripts)]
+
+
+def script(revisions: str = "head") -> str:
+    """Return the SQL of an upgrade, for psql -v ON_ERROR_STOP=1; from elsewhere than base as `0003:head`."""
+    configuration = config()
+    configuration.output_buffer = printed = StringIO()
+    command.upgrade(configuration, revisions, sql=True)
+    return printed.getvalue()
 
 
 def configured_url(configuration: Config) -> URL:

@@ -199,11 +199,6 @@ RULES = {
         SELECT role || ' may create in schema ' || nspname
         FROM pg_namespace AS n CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
         WHERE n.oid IN {_OURS} AND has_schema_privilege(role, n.oid, 'CREATE')
-        UNION ALL
-        SELECT role || ' may read ' || c.oid::regclass
-        FROM pg_class AS c CROSS JOIN unnest(ARRAY['selene_app', 'selene_readonly']) AS role
-        WHERE c.oid = to_regclass('os_core.alembic_version')
-          AND has_any_column_privilege(role, c.oid, 'SELECT')
     """,
     "privileges: nobody else has any, PUBLIC least of all, and nobody can pass them on": f"""
         SELECT CASE WHEN item.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(item.grantee) END

@@ -10,23 +10,26 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
+DECLARE
+  _state os_core.work_orders_current;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF pg_catalog.num_nonnulls(p_seq, p_event_id, p_at) <> 1 THEN
     PERFORM os_core.refuse_contract(NULL, 'as_of: takes exactly one of seq, event_id and at');
   END IF;
-  RETURN QUERY
-  SELECT (folded.state).*
-  FROM (
-    SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq) AS state
+  -- A variable and not (state).*: a session keeps the columns of that, also when a later revision has added one.
+  _state := (
+    SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq)
     FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id
       AND ledger.work_order_id = p_work_order_id
       AND (p_seq IS NULL OR ledger.work_order_seq <= p_seq)
       AND (p_event_id IS NULL OR ledger.work_order_event_id <= p_event_id)
       AND (p_at IS NULL OR ledger.created_at <= p_at)
-  ) AS folded
-  WHERE (folded.state).last_seq IS NOT NULL;
+  );
+  IF _state.last_seq IS NOT NULL THEN
+    RETURN NEXT _state;
+  END IF;
 END;
 $$;
 

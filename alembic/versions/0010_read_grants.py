@@ -11,7 +11,8 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-TABLES = ("os_core.work_order_ledger", "os_core.work_orders_current")
+# alembic_version too, which holds revision ids only: a service asks whether it can work with the database.
+TABLES = ("os_core.work_order_ledger", "os_core.work_orders_current", "os_core.alembic_version")
 
 
 def upgrade() -> None:

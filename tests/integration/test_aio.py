@@ -171,12 +171,14 @@ def test_faces__of_the_other_tables(database: Database) -> None:
             await users.register_identity("alice")
             await users.register_device("alice", "phone", device_type="phone")
             assert [device.device_id async for device in users.devices("alice")] == ["phone"]
-            turn = {"user_id": "alice", "role": "USER", "source": "TYPED_TEXT", "text": "Hello"}
-            scope = "PUBLIC_CHAT"
+            turn = {
+                "user_id": "alice",
+                "role": "USER",
+                "source": "TYPED_TEXT",
+                "privacy_scope": "PUBLIC_CHAT",
+            }
             for turn_id in range(1, 101):
-                await conversation.append(
-                    correlation_id=thread, turn_id=turn_id, text="Hello", privacy_scope="PUBLIC_CHAT", **turn
-                )
+                await conversation.append(correlation_id=thread, turn_id=turn_id, text="Hello", **turn)
             said = [row.turn_id async for row in conversation.turns(thread)]
             assert said == [*range(1, 101)]
 

@@ -11,8 +11,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from selene_core import ConversationRepository, IdentityRepository, append_events, tenant_scope
+from selene_core.cli import main
+from selene_core.drift import golden
+from selene_core.migrations import downgrade
 from tests.data import synthetic_events, write_lines
 from tests.factories import correlation_of, created, event
+from tests.migrations.runs import alembic_env, run_all
 from tests.servers import Database
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -221,6 +225,72 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
     assert second["from"] == second["to"]
 
 
+def test_current_and_history__say_where_the_database_stands(run: Run, database: Database) -> None:
+    head, before = golden().head, golden().revisions[-2]
+    url = database.admin_url.render_as_string(hide_password=False)
+    assert run("current").stdout == f"{head}: the newest.\n"
+    marked = [line for line in run("history").stdout.splitlines() if line.startswith("→")]
+    assert [line.split()[1] for line in marked] == [head]
+    downgrade(database.admin_url, before)
+    stands = run("current", "--json", url=url)
+    assert (stands.returncode, json.loads(stands.stdout)) == (1, {"revision": before, "newest": head})
+    listed = json.loads(run("history", "--json", url=url).stdout)
+    assert [each["revision"] for each in listed] == list(golden().revisions)
+    assert [each["revision"] for each in listed if each["current"]] == [before]
+    assert all(each["purpose"].endswith(".") for each in listed)
+    run_all(database, ["UPDATE os_core.alembic_version SET version_num = 'ffff'"])
+    assert run("history", url=url).stdout.endswith("→ ffff  (not known to this version)\n")
+    assert run("current", url=url).returncode == 1
+
+
+def test_history_and_sql__need_no_database(tmp_path: Path) -> None:
+    for arguments, end in (("history", "\n"), ("sql", "COMMIT;\n\n"), ("sql --json", "}\n")):
+        done = subprocess.run(
+            [sys.executable, "-m", "selene_core", *arguments.split()],
+            env=alembic_env(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(end)
+        assert " " + golden().head in done.stdout or golden().head in done.stdout.split("'")
+
+
+def test_sql__from_a_revision_on(run: Run) -> None:
+    first, *_, last = golden().revisions
+    part = run("sql", f"{first}:{last}").stdout
+    assert f"version_num='{last}'" in part
+    assert "CREATE TABLE os_core.alembic_version" not in part
+    assert run("sql", "no-such-revision").returncode == 1
+
+
+@pytest.mark.parametrize("command", ["upgrade", "current", "history", "doctor", "verify acme"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://nobody:hush-hush@127.0.0.1:1/none",
+        "postgresql://nobody:hush@hush@127.0.0.1:1/none",
+        "postgresql://nobody:hush-hush@127.0.0.1:x/none",
+        "hush-hush",
+    ],
+)
+def test_errors__never_show_the_password(
+    command: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SELENE_DATABASE_URL", url)
+    monkeypatch.setattr(sys, "argv", ["selene-core", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert said.out == ""
+    assert "hush" not in said.err
+    assert said.err.startswith("selene-core: ")
+    assert said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "url"),
     [
@@ -233,6 +303,8 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
         (["pending", "acme", "--requester", " "], None),
         (["verify", "acme"], "not a url"),
         (["upgrade"], "postgresql://nobody@127.0.0.1:1/none"),
+        (["doctor"], "postgresql://nobody@127.0.0.1:1/none"),
+        (["sql", "no-such-revision"], None),
         (["import", "/no/such/file.jsonl"], None),
     ],
 )

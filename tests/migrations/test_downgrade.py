@@ -65,6 +65,7 @@ def test_downgrade__to_base_leaves_schemas_and_roles(database: Database) -> None
     assert stands_at(database) == "base"
     things = catalogue_of(database).split("\n\n")
     assert [thing.splitlines()[0] for thing in things] == [
+        "default privileges of selene_owner",
         "relation os_core.alembic_version",
         "role selene_app",
         "role selene_owner",

@@ -1,0 +1,263 @@
+"""Examine a database: what is wrong with server, revision, roles and schema, and how to mend it (section 15).
+
+It reads system catalogues and the version table, which any member of selene_app or selene_readonly may, and
+says what it could not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+
+from selene_core.catalogue import Facts, read, read_revisions
+from selene_core.drift import Difference, describe, differences, golden
+from selene_core.mending import Fault, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    from sqlalchemy import Connection
+
+    T = TypeVar("T")
+
+# Releases that are not to be used for this: major, the first minor that is good, why.
+_FLAWED: Final = (
+    (15, 4, "MERGE passes over row-level security (CVE-2023-39418)"),
+    (15, 9, "a plan made for one role may be used for another's row-level security (CVE-2024-10976)"),
+    (16, 5, "a plan made for one role may be used for another's row-level security (CVE-2024-10976)"),
+    (17, 1, "a plan made for one role may be used for another's row-level security (CVE-2024-10976)"),
+    (15, 14, "planner statistics show rows that row-level security hides (CVE-2025-8713)"),
+    (16, 10, "planner statistics show rows that row-level security hides (CVE-2025-8713)"),
+    (17, 6, "planner statistics show rows that row-level security hides (CVE-2025-8713)"),
+)
+# One release each: ALTER ROLE ... SET role has no effect, by which a migrator may act as selene_owner.
+_WITHOUT_SET_ROLE: Final = {150009, 160005, 170001}
+_OLDEST: Final = 15
+_NEWEST: Final = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found: faults to mend in their order, notes on what may be as it is, and what was not seen."""
+
+    server_version: str
+    login: str
+    revision: str | None
+    head: str
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all is well, as far as everything was seen."""
+        return not self.faults and not self.unseen
+
+
+def examine(conn: Connection) -> Diagnosis:
+    """Examine the database in the connection's transaction; changes nothing."""
+    version: str = conn.exec_driver_sql("SHOW server_version").scalar_one()
+    number = int(conn.exec_driver_sql("SHOW server_version_num").scalar_one())
+    login: str = conn.exec_driver_sql("SELECT current_user").scalar_one()
+    unseen: list[str] = []
+
+    def seen(what: str, look: Callable[[Connection], T]) -> T | None:
+        try:
+            with conn.begin_nested():
+                return look(conn)
+        except DBAPIError as exc:
+            if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
+                raise
+            unseen.append(f"{what}: {exc.orig.diag.message_primary}")
+            return None
+
+    head = golden().head
+    facts = seen("the schema", read)
+    stamps = seen("the revision", read_revisions)
+    is_stamped_unseen = any(line.startswith("the revision") for line in unseen)
+    found = [*differences(golden().facts, facts)] if facts else []
+    serious = [difference for difference in found if not difference.is_harmless]
+    stamp = None
+    if not is_stamped_unseen and facts is not None and stamps != (head,):
+        stamp = _stamp_fault(stamps, serious, facts)
+        if stamp.command is not None:
+            # Another revision has another schema: of this one only the roles can be judged, which all share.
+            serious = [difference for difference in serious if difference.kind == "role" and stamps]
+    logins = seen("the logins", lambda conn: [*_login_faults(conn)]) or []
+    settings = seen("the settings of roles and databases", lambda conn: [*_setting_faults(conn)]) or []
+    return Diagnosis(
+        server_version=version,
+        login=login,
+        revision=", ".join(stamps) if stamps else None,
+        head=head,
+        faults=(
+            *server_faults(number),
+            *_encoding_faults(conn),
+            *faults(serious),
+            *([stamp] if stamp else []),
+            *logins,
+            *settings,
+        ),
+        notes=(
+            *_server_notes(number),
+            *(
+                describe(each).replace("must not be there", "is not ours")
+                for each in found
+                if each.is_harmless
+            ),
+        ),
+        unseen=tuple(unseen),
+    )
+
+
+def server_faults(number: int) -> Iterator[Fault]:
+    """Name what is known to be wrong with a release, by its server_version_num."""
+    major, minor = divmod(number, 10000)
+    if major < _OLDEST:
+        yield Fault(
+            f"PostgreSQL {major} is not supported", command=f"upgrade the server to {_OLDEST} or newer"
+        )
+    known = [(good, why) for flawed, good, why in _FLAWED if flawed == major and minor < good]
+    if number in _WITHOUT_SET_ROLE:
+        known.append((minor + 1, "ALTER ROLE ... SET role has no effect in this release"))
+    if known:
+        newest = max(good for good, _ in known)
+        whys = "; ".join(why for _, why in known)
+        yield Fault(
+            f"PostgreSQL {major}.{minor}: {whys}", command=f"update the server to {major}.{newest} or newer"
+        )
+
+
+def _server_notes(number: int) -> Iterator[str]:
+    if number // 10000 > _NEWEST:
+        yield f"PostgreSQL {number // 10000} is newer than what this version was tested with ({_NEWEST})"
+
+
+def _encoding_faults(conn: Connection) -> Iterator[Fault]:
+    encoding = conn.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        yield Fault(
+            f"the database is encoded in {encoding}, not in UTF8",
+            command="dump it and restore it into a database made with ENCODING 'UTF8'",
+        )
+
+
+def _stamp_fault(stamps: tuple[str, ...] | None, serious: list[Difference], facts: Facts) -> Fault:
+    """Say what is wrong with the revision; the schema tells whether only the version table is."""
+    head, revisions = golden().head, golden().revisions
+    says = f"stands at revision {' and '.join(stamps)}" if stamps else "has no revision"
+    tables = {thing for thing in facts if thing.startswith("relation ")}
+    differing = {difference.thing for difference in serious if difference.kind != "role"}
+    if tables and differing <= {"relation os_core.alembic_version"}:
+        return Fault(
+            f"the database {says}, but its schema is that of {head}: the version table was changed by hand",
+            sql="DELETE FROM os_core.alembic_version;\n"
+            f"INSERT INTO os_core.alembic_version (version_num) VALUES ('{head}');",
+        )
+    if not stamps or (len(stamps) == 1 and stamps[0] in revisions):
+        behind = len(revisions) - (revisions.index(stamps[0]) + 1 if stamps else 0)
+        return Fault(
+            f"the database {says}, {behind} behind {head}: its tables and functions were not compared",
+            command="selene-core upgrade",
+        )
+    return Fault(
+        f"the database {says}, which this version of selene-core does not know (it knows {head}): a newer"
+        " one has migrated it, and its tables and functions were not compared",
+        command="pip install --upgrade selene-core",
+    )
+
+
+def _login_faults(conn: Connection) -> Iterator[Fault]:
+    """Name members of the reading roles to whom row-level security does not apply, or who own the schema."""
+    for name, attribute in conn.exec_driver_sql(_POWERFUL_LOGINS):
+        yield Fault(
+            f"role {name}, a member of selene_app or selene_readonly, has {attribute}: it sees every tenant",
+            sql=f"ALTER ROLE {name} NO{attribute};",
+        )
+    for name, granted, grantor in conn.exec_driver_sql(_OWNING_LOGINS):
+        by = f" GRANTED BY {grantor}" if grantor else ""
+        yield Fault(
+            f"role {name}, a member of selene_app or selene_readonly, can become selene_owner",
+            sql=f"REVOKE {granted} FROM {name}{by};",
+        )
+
+
+def _setting_faults(conn: Connection) -> Iterator[Fault]:
+    for database, role, name in conn.exec_driver_sql(_SETTINGS):
+        within = f" IN DATABASE {database}" if database else ""
+        whose = f"ROLE {role}{within}" if role else f"DATABASE {database}"
+        yield Fault(
+            f"{whose} sets {name} for every session: {_SETTING_HARMS[name]}",
+            sql=f"ALTER {whose} RESET {name};",
+        )
+
+
+_SETTING_HARMS: Final = {
+    "selene.tenant_id": "whoever sets no tenant is in that one",
+    "session_replication_role": "foreign keys are not kept where it is replica",
+    "row_security": "reading fails where it is off",
+}
+_SETTINGS: Final = """
+    SELECT pg_catalog.quote_ident(d.datname), pg_catalog.quote_ident(r.rolname), parts.name
+    FROM pg_catalog.pg_db_role_setting AS s
+    LEFT JOIN pg_catalog.pg_database AS d ON d.oid = s.setdatabase
+    LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = s.setrole
+    CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS item (setting)
+    CROSS JOIN LATERAL (
+      VALUES (pg_catalog.split_part(item.setting, '=', 1), pg_catalog.substr(item.setting,
+        pg_catalog.strpos(item.setting, '=') + 1))
+    ) AS parts (name, value)
+    WHERE (d.datname IS NULL OR d.datname = pg_catalog.current_database())
+      AND (parts.name = 'selene.tenant_id' AND parts.value <> ''
+        OR parts.name = 'session_replication_role' AND parts.value = 'replica'
+        OR parts.name = 'row_security' AND parts.value IN ('off', 'false', 'no', '0'))
+    ORDER BY 1, 2, 3
+"""
+
+# From 16 on, who made a role is a member of it who may neither inherit from it nor become it.
+_MEMBERS: Final = """
+    usable AS (
+      SELECT m.member, m.roleid, m.grantor
+      FROM pg_catalog.pg_auth_members AS m
+      WHERE COALESCE((pg_catalog.to_jsonb(m) ->> 'inherit_option')::boolean, TRUE)
+        OR COALESCE((pg_catalog.to_jsonb(m) ->> 'set_option')::boolean, TRUE)
+    ),
+    readers AS (
+      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly')
+      UNION
+      SELECT m.member FROM readers JOIN usable AS m ON m.roleid = readers.role
+    ),
+    owners AS (
+      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'selene_owner'
+      UNION
+      SELECT m.member FROM owners JOIN usable AS m ON m.roleid = owners.role
+    )
+"""
+_POWERFUL_LOGINS: Final = f"""
+    WITH RECURSIVE {_MEMBERS}
+    SELECT pg_catalog.quote_ident(r.rolname), power.attribute
+    FROM readers JOIN pg_catalog.pg_roles AS r ON r.oid = readers.role
+    CROSS JOIN LATERAL (VALUES
+      (r.rolsuper, 'SUPERUSER'), (r.rolbypassrls, 'BYPASSRLS'), (r.rolreplication, 'REPLICATION')
+    ) AS power (held, attribute)
+    WHERE power.held AND r.rolname NOT IN ('selene_app', 'selene_readonly')
+    ORDER BY 1, 2
+"""
+_OWNING_LOGINS: Final = f"""
+    WITH RECURSIVE {_MEMBERS}
+    SELECT pg_catalog.quote_ident(r.rolname), pg_catalog.quote_ident(granted.rolname),
+      pg_catalog.quote_ident(grantor.rolname)
+    FROM usable AS m
+    JOIN pg_catalog.pg_roles AS r ON r.oid = m.member
+    JOIN pg_catalog.pg_roles AS granted ON granted.oid = m.roleid
+    LEFT JOIN pg_catalog.pg_roles AS grantor ON grantor.oid = m.grantor
+    WHERE m.member IN (SELECT readers.role FROM readers)
+      AND m.roleid IN (SELECT owners.role FROM owners)
+      AND m.roleid NOT IN (SELECT readers.role FROM readers)
+      AND r.rolname NOT IN ('selene_app', 'selene_readonly')
+    ORDER BY 1, 2
+"""

@@ -1,0 +1,186 @@
+"""What the schema must be (catalogue.txt), and how a database differs from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from selene_core.catalogue import render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from selene_core.catalogue import Facts
+
+GOLDEN: Final = Path(__file__).with_name("catalogue.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A fact that is not as it must be; None where there is none. Without an aspect it is the whole thing."""
+
+    thing: str
+    aspect: str
+    expected: str | None
+    found: str | None
+
+    @property
+    def kind(self) -> str:
+        """What the thing is: relation, function, role, ..."""
+        return "default privileges" if self.thing.startswith("default ") else self.thing.partition(" ")[0]
+
+    @property
+    def name(self) -> str:
+        """What the thing is called, quoted for SQL."""
+        return self.thing.removeprefix(self.kind).strip()
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether it changes neither what the library relies on nor what the database guarantees."""
+        if self.kind != "relation" or self.expected is not None or self.found is None:
+            return False
+        if self.aspect.startswith("index "):
+            return self.found.startswith("CREATE INDEX ") and not self.found.endswith(" INVALID")
+        return self.aspect in {"options", "replica identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """The facts at the newest revision, and the ids of all revisions up to it, in order."""
+
+    revisions: tuple[str, ...]
+    facts: Facts
+
+    @property
+    def head(self) -> str:
+        """The revision that this version of the library is for."""
+        return self.revisions[-1]
+
+
+@cache
+def golden() -> Golden:
+    """Return what this version of the library is for; not to be changed."""
+    head, _, body = GOLDEN.read_text(encoding="utf-8").partition("\n\n")
+    facts: Facts = {}
+    for block in body.split("\n\n"):
+        thing, *lines = block.strip("\n").split("\n  ")
+        # No name of ours has a colon in it.
+        facts[thing] = {aspect: value for aspect, _, value in (line.partition(": ") for line in lines)}
+    return Golden(tuple(head.removeprefix("revisions: ").split()), facts)
+
+
+def render_golden(revisions: tuple[str, ...], facts: Facts) -> str:
+    """Write the golden file."""
+    return f"revisions: {' '.join(revisions)}\n\n{render(facts)}"
+
+
+def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
+    """Compare facts. Of a thing that is missing each fact is; one that must not be there is named once."""
+    for thing, aspects in expected.items():
+        there = found.get(thing, {})
+        if not there and not thing.startswith("default privileges"):
+            yield Difference(thing, "", "there", None)
+        for aspect, value in aspects.items():
+            if there.get(aspect) != value:
+                yield Difference(thing, aspect, value, there.get(aspect))
+    for thing, aspects in found.items():
+        wanted = expected.get(thing)
+        if wanted is None and not thing.startswith("default privileges"):
+            # What it is, or whose: that decides how it is moved out of the way.
+            yield Difference(thing, "", None, aspects.get("kind") or aspects.get("owned by") or "there")
+            continue
+        for aspect, value in aspects.items():
+            if aspect not in (wanted or {}):
+                yield Difference(thing, aspect, None, value)
+
+
+def describe(difference: Difference) -> str:
+    """Say in a sentence what is wrong."""
+    thing, aspect, expected, found = (
+        difference.thing,
+        difference.aspect,
+        difference.expected,
+        difference.found,
+    )
+    where = f"{aspect} of {thing}" if aspect else thing
+    if aspect.startswith("grant"):
+        return _describe_grant(difference)
+    if aspect == "attributes" and difference.kind == "role":
+        return f"{thing} is {found}, and must be {expected}"
+    if aspect.startswith("member of "):
+        return f"{thing} must not be a {aspect.partition(' by ')[0]}"
+    if expected is None:
+        if aspect.startswith("trigger ") and str(found).startswith("of a foreign key"):
+            return f"{where}, which keeps a foreign key, is disabled"
+        invalid = ", and is invalid" if str(found).endswith(" INVALID") else ""
+        return f"{where} must not be there{invalid}"
+    if found is None:
+        return f"{where} is missing"
+    if found == f"{expected} INVALID":
+        return f"{where} is invalid"
+    if found == f"{expected} NOT VALID":
+        return f"{where} is not validated"
+    if aspect == "owner":
+        return f"{thing} belongs to {found}, not to {expected}"
+    if aspect == "row security":
+        return f"row-level security is not enabled on {thing}"
+    if aspect == "force row security":
+        return f"row-level security is not forced on {thing}"
+    definition, _, state = expected.rpartition(", enabled ")
+    if aspect.startswith("trigger ") and found.rpartition(", enabled ")[0] == definition:
+        fires = found.rpartition(", enabled ")[2]
+        now = "is disabled" if fires == "NEVER" else f"is enabled as {fires}"
+        return f"{where} {now}, not as {state}"
+    if aspect == "body":
+        return f"{where} is not the one that was shipped"
+    return f"{where} is {found!r}, not {expected!r}"
+
+
+class Grant(NamedTuple):
+    """Who has a privilege by which list; what it is on stands in the thing."""
+
+    column: str | None
+    objects: str | None
+    grantee: str
+    grantor: str | None
+
+    @classmethod
+    def parse(cls, aspect: str) -> Self:
+        """Take the aspect of a grant apart."""
+        match = _GRANT.fullmatch(aspect)
+        if match is None:
+            raise ValueError(f"no grant: {aspect}")
+        return cls(match["column"], match["objects"], match["grantee"], match["grantor"])
+
+
+_GRANT: Final = re.compile(
+    r"""grant(?:\ \((?P<column>.+)\))?(?:\ on\ (?P<objects>[A-Z]+))?
+    \ to\ (?P<grantee>"(?:[^"]|"")+"|\S+)(?:\ by\ (?P<grantor>.+))?""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def privileges(value: str | None) -> set[str]:
+    """Take the privileges of a grant apart; one with grant option ends in a star."""
+    return set(value.split(",")) if value else set()
+
+
+def _describe_grant(difference: Difference) -> str:
+    grant = Grant.parse(difference.aspect)
+    place = f"{grant.column} of {difference.thing}" if grant.column else difference.thing
+    place = f"{grant.objects} by {place}" if grant.objects else place
+    who = "the owner" if grant.grantee == "OWNER" else grant.grantee
+    extra = privileges(difference.found) - privileges(difference.expected)
+    lacking = privileges(difference.expected) - privileges(difference.found)
+    said = [
+        f"{who} must not have {_listed(extra)}" if extra else "",
+        f"{who} lacks {_listed(lacking)}" if lacking else "",
+    ]
+    return f"{' and '.join(filter(None, said))} on {place}"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)).replace("*", " with grant option")

@@ -1,0 +1,373 @@
+"""The SQL that makes a difference from the golden catalogue good, derived from what kind of thing differs.
+
+No fault has a statement of its own here: a new table or function needs nothing but its facts in catalogue.txt
+and its file in alembic/sql. The statements are a superuser's; each can be run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from selene_core.drift import Difference, Grant, describe, golden, privileges
+from selene_core.migrations import script_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong, in a sentence, and what mends it: SQL, or a command of the shell, or nothing known."""
+
+    what: str
+    sql: str | None = None
+    command: str | None = None
+
+
+_ATTRIBUTES: Final = ("LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "CREATEDB", "REPLICATION")
+_COLUMN: Final = re.compile(
+    r"(?P<type>.+?)(?P<required> NOT NULL)?(?P<generated> GENERATED .+)?(?: DEFAULT (?P<default>.+))?",
+    re.DOTALL,
+)
+# What the grammar calls a thing in GRANT, ALTER and DROP.
+_CALLED: Final = {
+    "schema": "SCHEMA",
+    "relation": "TABLE",
+    "sequence": "SEQUENCE",
+    "function": "ROUTINE",
+    "type": "TYPE",
+}
+
+
+def faults(found: Iterable[Difference]) -> list[Fault]:
+    """Return the faults, in an order in which their statements can be run."""
+    listed = [*found]
+    missing = {d.thing for d in listed if not d.aspect and d.found is None}
+    seen = {(d.thing, d.aspect): d for d in listed}
+    ranked: list[tuple[int, str, Fault]] = []
+    for difference in listed:
+        if difference.thing in missing and not _is_apart(difference):
+            continue
+        if _follows(difference, seen):
+            continue
+        rank, sql = _statement(difference, anew=difference.thing in missing)
+        ranked.append((rank, f"{difference.thing} {difference.aspect}", Fault(describe(difference), sql)))
+    # One statement makes a function anew, whatever of it differs.
+    merged: dict[str, tuple[int, str, Fault]] = {}
+    for rank, key, fault in sorted(ranked, key=lambda entry: entry[:2]):
+        same = merged.get(fault.sql or fault.what)
+        what = f"{same[2].what}; {fault.what}" if same else fault.what
+        merged[fault.sql or fault.what] = (rank, key, Fault(what, fault.sql))
+    return [fault for _, _, fault in merged.values()]
+
+
+def _is_apart(difference: Difference) -> bool:
+    """Tell whether a fact of a missing thing takes a statement besides the one that makes the thing."""
+    keyword = difference.aspect.partition(" ")[0]
+    match difference.kind:
+        case "relation":
+            if keyword in {"row", "force"}:
+                return difference.expected == "enabled"
+            if keyword == "grant":
+                return not _is_owners(difference)
+            return keyword not in {"kind", "columns", "column", "owner"}
+        case "sequence":
+            return keyword in {"", "owned"} or (keyword == "grant" and not _is_owners(difference))
+        case _:
+            return not keyword or (keyword == "grant" and not _is_owners(difference))
+
+
+def _is_owners(difference: Difference) -> bool:
+    return Grant.parse(difference.aspect).grantee == "OWNER"
+
+
+def _follows(difference: Difference, seen: dict[tuple[str, str], Difference]) -> bool:
+    """Tell whether a difference only comes with another one."""
+    keyword, _, name = difference.aspect.partition(" ")
+    if difference.kind == "function":
+        return (difference.thing, "signature") in seen and keyword in {"attributes", "body", "settings"}
+    if difference.kind == "sequence" and not keyword and difference.expected is None:
+        return (f"relation {str(difference.found).rpartition('.')[0]}", "") in seen
+    if difference.kind != "relation":
+        return False
+    if keyword == "columns":
+        return any(thing == difference.thing and aspect.startswith("column ") for thing, aspect in seen)
+    if keyword == "index":
+        constraint = seen.get((difference.thing, f"constraint {name}"))
+        return constraint is not None and (difference.expected is None, difference.found is None) == (
+            constraint.expected is None,
+            constraint.found is None,
+        )
+    return False
+
+
+def _statement(difference: Difference, *, anew: bool) -> tuple[int, str | None]:
+    """Return where among the statements one stands, and the statement."""
+    if difference.aspect.startswith("grant"):
+        return 13, _grant(difference)
+    match difference.kind:
+        case "role":
+            return 0, _role(difference)
+        case "relation":
+            return _relation(difference)
+        case "sequence":
+            return _sequence(difference, anew=anew)
+        case "function":
+            return _function(difference)
+        case _:
+            return _other(difference)
+
+
+def _role(difference: Difference) -> str | None:
+    name, expected = difference.name, difference.expected
+    if not difference.aspect:
+        return f"CREATE ROLE {name} NOLOGIN;"
+    if difference.aspect == "attributes":
+        wanted, there = ({*(value or "").split()} for value in (expected, difference.found))
+        options = [
+            option if option in wanted else f"NO{option}"
+            for option in _ATTRIBUTES
+            if (option in wanted) != (option in there)
+        ]
+        return f"ALTER ROLE {name} {' '.join(options)};" if options and there else None
+    granted, _, grantor = difference.aspect.removeprefix("member of ").partition(" by ")
+    return f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''};"
+
+
+def _relation(difference: Difference) -> tuple[int, str | None]:
+    name, expected, found = difference.name, difference.expected, difference.found
+    keyword, _, part = difference.aspect.partition(" ")
+    match keyword:
+        case "":
+            if expected is None:
+                return 15, _move(str(found), name)
+            return 4, _create_table(difference.thing)
+        case "owner":
+            return 12, f"ALTER TABLE {name} OWNER TO {expected};"
+        case "row":
+            return 11, f"ALTER TABLE {name} {_enable(expected)} ROW LEVEL SECURITY;"
+        case "force":
+            return 11, f"ALTER TABLE {name} {'' if expected == 'enabled' else 'NO '}FORCE ROW LEVEL SECURITY;"
+        case "persistence":
+            return 11, f"ALTER TABLE {name} SET LOGGED;"
+        case "column":
+            # After the functions, one of which may make its value.
+            return 6, _column(name, part, expected, found)
+        case "constraint":
+            return _constraint(name, part, expected, found)
+        case "index":
+            return 8, _index(name, part, expected, found)
+        case "policy":
+            drop = f"DROP POLICY IF EXISTS {part} ON {name};"
+            return 9, drop if expected is None else f"{drop}\nCREATE POLICY {part} ON {name} {expected};"
+        case "trigger":
+            return 10, _trigger(name, part, expected, found)
+        case "rule":
+            return 10, f"DROP RULE {part} ON {name};" if expected is None else None
+        case "child" if found == "a partition":
+            return 11, f"ALTER TABLE {name} DETACH PARTITION {part};"
+        case "child":
+            return 11, f"ALTER TABLE {part} NO INHERIT {name};"
+        case _:  # kind, and the order of the columns: no statement changes them
+            return 99, None
+
+
+def _enable(state: str | None) -> str:
+    return "ENABLE" if state == "enabled" else "DISABLE"
+
+
+def _move(kind: str, name: str) -> str:
+    """Move what is not ours out of our schemas: it may hold somebody's data."""
+    return f"ALTER {kind.removeprefix('PARTITIONED ')} {name} SET SCHEMA public;"
+
+
+def _create_table(thing: str) -> str:
+    facts = golden().facts[thing]
+    name = thing.removeprefix("relation ")
+    columns = ",\n  ".join(f"{column} {facts[f'column {column}']}" for column in facts["columns"].split(", "))
+    return f"CREATE TABLE {name} (\n  {columns}\n);\nALTER TABLE {name} OWNER TO {facts['owner']};"
+
+
+def _column(table: str, name: str, expected: str | None, found: str | None) -> str | None:
+    if expected is None:
+        return f"ALTER TABLE {table} DROP COLUMN {name};"
+    if found is None:
+        return f"ALTER TABLE {table} ADD COLUMN {name} {expected};"
+    wanted, there = _COLUMN.fullmatch(expected), _COLUMN.fullmatch(found)
+    if wanted is None or there is None or wanted["generated"] != there["generated"]:
+        return None
+    alter = f"ALTER COLUMN {name}"
+    changes = []
+    if wanted["type"] != there["type"]:
+        changes.append(f"{alter} TYPE {wanted['type']}")
+    if wanted["default"] != there["default"]:
+        default = wanted["default"]
+        changes.append(f"{alter} SET DEFAULT {default}" if default else f"{alter} DROP DEFAULT")
+    if wanted["required"] != there["required"]:
+        changes.append(f"{alter} {'SET' if wanted['required'] else 'DROP'} NOT NULL")
+    return f"ALTER TABLE {table} {', '.join(changes)};"
+
+
+def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[int, str]:
+    # Keys first: a foreign key needs the one that it points to.
+    rank = 7 if (expected or "").startswith(("PRIMARY KEY", "UNIQUE")) else 8
+    drop = f"ALTER TABLE {table} DROP CONSTRAINT {name};"
+    add = f"ALTER TABLE {table} ADD CONSTRAINT {name} {expected};"
+    if expected is None:
+        return 5, drop
+    if found is None:
+        return rank, add
+    if found == f"{expected} NOT VALID":
+        return rank, f"ALTER TABLE {table} VALIDATE CONSTRAINT {name};"
+    return rank, f"{drop}\n{add}"
+
+
+def _index(table: str, name: str, expected: str | None, found: str | None) -> str:
+    index = f"{table.partition('.')[0]}.{name}"
+    if expected is None:
+        return f"DROP INDEX {index};"
+    if found is None:
+        return f"{expected};"
+    if found == f"{expected} INVALID":
+        return f"REINDEX INDEX {index};"
+    return f"DROP INDEX {index};\n{expected};"
+
+
+def _trigger(table: str, name: str, expected: str | None, found: str | None) -> str:
+    if expected is None:
+        if str(found).startswith("of a foreign key"):
+            return f"ALTER TABLE {table} ENABLE TRIGGER {name};"
+        return f"DROP TRIGGER {name} ON {table};"
+    definition, _, state = expected.rpartition(", enabled ")
+    enable = f"ALTER TABLE {table} {_TRIGGER_STATES[state]} TRIGGER {name};"
+    if found is not None and found.rpartition(", enabled ")[0] == definition:
+        return enable
+    return f"DROP TRIGGER IF EXISTS {name} ON {table};\n{definition};\n{enable}"
+
+
+_TRIGGER_STATES: Final = {
+    "ALWAYS": "ENABLE ALWAYS",
+    "REPLICA": "ENABLE REPLICA",
+    "ORIGIN": "ENABLE",
+    "NEVER": "DISABLE",
+}
+
+
+def _sequence(difference: Difference, *, anew: bool) -> tuple[int, str | None]:
+    name, expected = difference.name, difference.expected
+    match difference.aspect:
+        case "" if expected is None:
+            return 16, _move("SEQUENCE", name)
+        case "":
+            facts = golden().facts[difference.thing]
+            made = f"CREATE SEQUENCE {name} {facts['definition']};"
+            return 3, f"{made}\nALTER SEQUENCE {name} OWNER TO {facts['owner']};"
+        case "definition":
+            return 3, f"ALTER SEQUENCE {name} {expected};"
+        case "owner":
+            return 12, f"ALTER SEQUENCE {name} OWNER TO {expected};"
+        case "owned by":
+            owned = f"ALTER SEQUENCE {name} OWNED BY {expected or 'NONE'};"
+            if not anew or expected is None:
+                return 12, owned
+            table, _, column = expected.rpartition(".")
+            # It goes on after what was given out before; a superuser sees the rows of all tenants.
+            return 12, f"{owned}\nSELECT setval('{name}', (SELECT max({column}) FROM {table}));"
+        case _:
+            return 99, None
+
+
+def _function(difference: Difference) -> tuple[int, str | None]:
+    name, aspect = difference.name, difference.aspect
+    if not aspect and difference.expected is None:
+        return 14, f"DROP ROUTINE {name};"
+    facts = golden().facts[difference.thing]
+    if aspect == "owner":
+        return 12, f"ALTER ROUTINE {name} OWNER TO {facts['owner']};"
+    shipped = _shipped(name.partition("(")[0], facts["body"].partition(" ")[0])
+    if shipped is None:
+        return 99, None
+    # An aggregate needs its functions.
+    rank = 6 if facts["attributes"].startswith("kind a") else 5
+    if aspect and aspect != "signature":
+        return rank, shipped
+    # Made anew it belongs to who makes it, and PUBLIC may execute it.
+    drop = f"DROP ROUTINE {name};\n" if aspect else ""
+    grants = [
+        _grant(Difference(difference.thing, each, value, None))
+        for each, value in facts.items()
+        if aspect and each.startswith("grant") and not each.endswith(" OWNER")
+    ]
+    made = f"{drop}{shipped}ALTER ROUTINE {name} OWNER TO {facts['owner']};"
+    return rank, "\n".join([made, f"REVOKE ALL ON ROUTINE {name} FROM PUBLIC;", *filter(None, grants)])
+
+
+def _other(difference: Difference) -> tuple[int, str | None]:
+    called, name = _CALLED.get(difference.kind), difference.name
+    if called is None:
+        return 99, None
+    if difference.aspect == "owner":
+        return 12, f"ALTER {called} {name} OWNER TO {difference.expected};"
+    if not difference.aspect and difference.expected is None:
+        return 17, _move(called, name)
+    if not difference.aspect and called == "SCHEMA":
+        return 1, f"CREATE SCHEMA {name} AUTHORIZATION {golden().facts[difference.thing]['owner']};"
+    return 99, None
+
+
+def _grant(difference: Difference) -> str | None:
+    grant = Grant.parse(difference.aspect)
+    if difference.kind == "default privileges":
+        maker, _, schema = difference.name.removeprefix("of ").partition(" in schema ")
+        prefix = f"ALTER DEFAULT PRIVILEGES FOR ROLE {maker} {f'IN SCHEMA {schema} ' if schema else ''}"
+        place, owner = str(grant.objects), maker
+    else:
+        prefix = ""
+        place = f"{_CALLED[difference.kind]} {difference.name}"
+        owner = golden().facts.get(difference.thing, {}).get("owner", "CURRENT_USER")
+    grantee = owner if grant.grantee == "OWNER" else grant.grantee
+
+    def listed(names: set[str]) -> str:
+        return ", ".join(f"{name} ({grant.column})" if grant.column else name for name in sorted(names))
+
+    expected, found = privileges(difference.expected), privileges(difference.found)
+    plain = {name.rstrip("*") for name in expected}
+    revoked = {name.rstrip("*") for name in found if name.rstrip("*") not in plain}
+    passable = {name.rstrip("*") for name in found - expected if name.endswith("*")} - revoked
+    granted = {name for name in plain if name not in {name.rstrip("*") for name in found}}
+    cascade = " CASCADE" if any(name.endswith("*") for name in found) else ""
+    statements = [
+        f"{prefix}REVOKE {listed(revoked)} ON {place} FROM {grantee}{cascade};" if revoked else "",
+        f"{prefix}REVOKE GRANT OPTION FOR {listed(passable)} ON {place} FROM {grantee} CASCADE;"
+        if passable
+        else "",
+        f"{prefix}GRANT {listed(granted)} ON {place} TO {grantee};" if granted else "",
+    ]
+    if grant.grantor:
+        # Only who granted it can take it back; it may have gone with that role's right to grant.
+        statements = [f"SET ROLE {grant.grantor};", *statements, "RESET ROLE;"]
+    return "\n".join(filter(None, statements)) or None
+
+
+@cache
+def _bodies() -> dict[tuple[str, str], str]:
+    """Return the shipped files by the name of the function and the hash of its body, '' for aggregates."""
+    made: dict[tuple[str, str], str] = {}
+    for file in sorted((script_directory() / "sql").glob("*.sql")):
+        text = file.read_text(encoding="utf-8")
+        called = re.search(r"^CREATE OR REPLACE (FUNCTION|PROCEDURE|AGGREGATE) ([\w.]+)", text, re.MULTILINE)
+        if called is None:
+            continue
+        body = re.search(r"\$\$(.*)\$\$", text, re.DOTALL)
+        hashed = hashlib.md5(body[1].encode(), usedforsecurity=False).hexdigest() if body else ""
+        made[called[2], hashed] = text
+    return made
+
+
+def _shipped(name: str, hashed: str) -> str | None:
+    """Return the file that makes a function with this body; of an aggregate the newest."""
+    return _bodies().get((name, hashed)) or _bodies().get((name, ""))

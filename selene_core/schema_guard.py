@@ -1,0 +1,296 @@
+"""Ask, as a service, whether this version of the library can work with the database (SPEC.md section 13)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar, Final, Self
+
+import psycopg
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from selene_core.catalogue import Facts, read, read_revisions
+from selene_core.drift import Difference, describe, differences, golden, privileges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+_APPLICATION: Final = "selene_app"
+_LOOKS: Final = 5
+_NAMED: Final = 5  # problems in a message; the attribute has all
+
+
+class SchemaError(RuntimeError):
+    """The database does not have the schema that this version of the library needs.
+
+    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
+    version is for, `problems` what differs, a sentence each.
+    """
+
+    code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
+
+    def __init__(
+        self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.revision = revision
+        self.expected = expected
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, str, tuple[str, ...]]]:
+        """Survive pickle: Exception keeps its first argument only."""
+        return type(self), (self.message, self.revision, self.expected, self.problems)
+
+
+class SchemaOutdated(SchemaError):
+    """The database is older than this version of the library: `selene-core upgrade`."""
+
+    code = "OS_SCHEMA_OUTDATED"
+
+
+class SchemaTooNew(SchemaError):
+    """The database is newer, and no longer has all that this version of the library needs."""
+
+    code = "OS_SCHEMA_TOO_NEW"
+
+
+class SchemaDrifted(SchemaError):
+    """The database stands at the right revision, but somebody has changed it: `selene-core doctor`."""
+
+    code = "OS_SCHEMA_DRIFTED"
+
+
+class SchemaLocked(SchemaError):
+    """A table is locked, as by a migration that is under way: ask again."""
+
+    code = "OS_SCHEMA_LOCKED"
+
+
+def check_schema(bind: Engine | Connection) -> str:
+    """Return the database's revision if this version of the library can work with it; changes nothing.
+
+    It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
+    again after an error that looks like another schema. A newer database passes as long as every function
+    and column that the application has at this version's revision is still there, with its types and
+    privileges, and row-level security is enabled and forced on its tables.
+
+    Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
+    something, SchemaDrifted for one that was changed by hand or a login that must not be used, ValueError
+    for a connection in AUTOCOMMIT, and SchemaLocked where a migration keeps a table locked for seconds.
+    """
+    if isinstance(bind, Engine):
+        with bind.connect() as conn:
+            driver_connection = conn.connection.driver_connection
+            if driver_connection is not None and driver_connection.autocommit:
+                conn.execution_options(isolation_level="READ COMMITTED")
+            return _check(conn)
+    driver_connection = bind.connection.driver_connection
+    if driver_connection is not None and driver_connection.autocommit:
+        raise ValueError("check_schema needs a transaction: the connection is in AUTOCOMMIT")
+    if bind.in_transaction():
+        return _check(bind)
+    with bind.begin():
+        return _check(bind)
+
+
+def _check(conn: Connection) -> str:
+    wanted = golden()
+    revision, facts = _look(conn)
+    if revision is None or revision in wanted.revisions[:-1]:
+        stands = f"stands at revision {revision}" if revision else "is not migrated"
+        raise SchemaOutdated(
+            f"the database {stands}, this version of selene-core needs {wanted.head}:"
+            " run selene-core upgrade, then start again",
+            revision,
+            wanted.head,
+        )
+    of_login = [*_login_problems(conn)]
+    if revision == wanted.head:
+        found = [d for d in differences(wanted.facts, facts) if not d.is_harmless]
+        gone = {d.thing for d in found if not d.aspect and d.found is None}
+        named = [describe(d) for d in found if not d.aspect or d.thing not in gone]
+        if problems := (*of_login, *named):
+            raise SchemaDrifted(
+                f"the database stands at revision {revision} but is not as it must be: {_some(problems)}."
+                " selene-core doctor says how to mend it",
+                revision,
+                wanted.head,
+                problems,
+            )
+    elif problems := (*of_login, *_unmet(wanted.facts, facts)):
+        raise SchemaTooNew(
+            f"the database stands at revision {revision}, this version of selene-core is for {wanted.head}"
+            f" and cannot work with it: {_some(problems)}. Install the newer version",
+            revision,
+            wanted.head,
+            problems,
+        )
+    return revision
+
+
+def _look(conn: Connection) -> tuple[str | None, Facts]:
+    """Read the revision and its facts; again, if a migration has gone on meanwhile."""
+    try:
+        return _look_again(conn)
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.LockNotAvailable):
+            raise
+        problem = "a table is locked, as by a migration that is under way: ask again"
+        raise SchemaLocked(problem, None, golden().head, (problem,)) from exc
+
+
+def _look_again(conn: Connection) -> tuple[str | None, Facts]:
+    for _ in range(_LOOKS - 1):
+        before = _revision(conn)
+        facts = read(conn)
+        if _revision(conn) == before:
+            return before, facts
+    return _revision(conn), read(conn)
+
+
+def _revision(conn: Connection) -> str | None:
+    try:
+        with conn.begin_nested():
+            stamps = read_revisions(conn)
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        problem = f"the login may not read the version table ({exc.orig.diag.message_primary})"
+        raise SchemaDrifted(
+            f"{problem}: make it a member of selene_app; selene-core doctor says what else is missing",
+            None,
+            golden().head,
+            (problem,),
+        ) from exc
+    # More than one is no revision of ours: the last of them is none that is known, or the table was edited.
+    return " and ".join(stamps) if stamps else None
+
+
+def _some(problems: tuple[str, ...]) -> str:
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return "; ".join(problems[:_NAMED]) + more
+
+
+_LOGIN: Final = f"""
+    SELECT me.rolname, me.rolsuper, me.rolbypassrls, (
+        SELECT pg_catalog.pg_has_role(me.oid, app.oid, 'USAGE')
+        FROM pg_catalog.pg_roles AS app WHERE app.rolname = '{_APPLICATION}'
+      ) IS TRUE
+    FROM pg_catalog.pg_roles AS me WHERE me.rolname = current_user
+"""
+
+
+def _login_problems(conn: Connection) -> Iterator[str]:
+    name, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
+    if is_superuser or bypasses:
+        yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
+    if not is_member:
+        yield f"role {name} is not a member of {_APPLICATION}"
+
+
+# --- what a newer database must still have
+
+
+def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
+    """Name what the application has at this version's revision and not in the database."""
+    for thing, facts in wanted.items():
+        there = found.get(thing, {})
+        match thing.partition(" ")[0]:
+            case "schema":
+                yield from _lacking(thing, facts, there)
+            case "function" if "EXECUTE" in privileges(facts.get(f"grant to {_APPLICATION}")):
+                yield from _unmet_function(thing, facts, found)
+            case "relation" if _readable(facts):
+                yield from _unmet_relation(thing, facts, there)
+
+
+def _lacking(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:
+    aspect = f"grant to {_APPLICATION}"
+    expected, has = facts.get(aspect), there.get(aspect)
+    if not {name.rstrip("*") for name in privileges(expected)} <= {
+        name.rstrip("*") for name in privileges(has)
+    }:
+        yield describe(Difference(thing, aspect, expected, has))
+
+
+def _readable(facts: dict[str, str]) -> set[str]:
+    """Return the columns that the application may read."""
+    if "SELECT" in privileges(facts.get(f"grant to {_APPLICATION}")):
+        return {aspect.removeprefix("column ") for aspect in facts if aspect.startswith("column ")}
+    granted = re.compile(rf"grant \((.+)\) to {_APPLICATION}")
+    return {
+        match[1]
+        for aspect, value in facts.items()
+        if (match := granted.fullmatch(aspect)) and "SELECT" in privileges(value)
+    }
+
+
+def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:
+    if not there:
+        yield f"{thing} is missing"
+        return
+    for guard in ("row security", "force row security"):
+        if facts[guard] == "enabled" and there.get(guard) != "enabled":
+            yield describe(Difference(thing, guard, facts[guard], there.get(guard)))
+    readable = _readable(there)
+    for column in sorted(_readable(facts)):
+        aspect = f"column {column}"
+        expected, has = facts[aspect], there.get(aspect)
+        if has is None or _typed(has) != _typed(expected) or (" NOT NULL" in expected) > (" NOT NULL" in has):
+            yield describe(Difference(thing, aspect, _typed(expected), has and _typed(has)))
+        elif column not in readable:
+            yield f"{_APPLICATION} lacks SELECT on {column} of {thing}"
+
+
+def _typed(column: str) -> str:
+    return re.sub(r" (?:GENERATED|DEFAULT) .*$", "", column, flags=re.DOTALL)
+
+
+def _unmet_function(thing: str, facts: dict[str, str], found: Facts) -> Iterator[str]:
+    """A call still works with more parameters that have defaults, and with more columns in the result."""
+    called = thing.partition("(")[0] + "("
+    arguments, result = _signature(facts["signature"])
+    candidates = [
+        there
+        for other, there in found.items()
+        if other.startswith(called) and _takes(arguments, _signature(there.get("signature", ""))[0])
+    ]
+    if not candidates:
+        yield f"{thing} is missing"
+    elif not any(_returns(result, _signature(there["signature"])[1]) for there in candidates):
+        yield f"{thing} no longer returns {result}"
+    elif not any("EXECUTE" in privileges(there.get(f"grant to {_APPLICATION}")) for there in candidates):
+        yield f"{_APPLICATION} lacks EXECUTE on {thing}"
+
+
+def _signature(signature: str) -> tuple[list[str], str]:
+    arguments, _, result = signature.partition(") -> ")
+    return _split(arguments.removeprefix("(")), result
+
+
+def _split(items: str) -> list[str]:
+    """Split at commas outside of brackets and quotes."""
+    return [item for item in re.findall(r"""(?:[^,("']|\([^)]*\)|"[^"]*"|'[^']*')+""", items) if item.strip()]
+
+
+def _takes(arguments: list[str], there: list[str]) -> bool:
+    """Tell whether a call that is written for some parameters, in their order, fits others."""
+    wanted, offered = (
+        [argument.strip().partition(" DEFAULT ") for argument in each] for each in (arguments, there)
+    )
+    if len(offered) < len(wanted) or not all(default for _, default, _ in offered[len(wanted) :]):
+        return False
+    return all(
+        mine == theirs and bool(default) <= bool(still)
+        for (mine, default, _), (theirs, still, _) in zip(wanted, offered, strict=False)
+    )
+
+
+def _returns(result: str, there: str) -> bool:
+    if not result.startswith("TABLE("):
+        return result == there
+    columns = {column.strip() for column in _split(result[len("TABLE(") : -1])}
+    return there.startswith("TABLE(") and columns <= {c.strip() for c in _split(there[len("TABLE(") : -1])}

@@ -1,0 +1,491 @@
+"""selene-core doctor: names every fault, and what it prints mends it (SPEC.md section 15)."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+
+from selene_core import append_events
+from selene_core.cli import cli
+from selene_core.doctor import server_faults
+from selene_core.drift import golden
+from selene_core.migrations import downgrade
+from tests.factories import created
+from tests.migrations.runs import admin, catalogue_of, psql, run_all
+from tests.scratch import upgrade_further
+from tests.servers import Database
+
+LEDGER = "os_core.work_order_ledger"
+CURRENT = "os_core.work_orders_current"
+EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
+APPEND = "os_core.append_work_order_events(text, jsonb)"
+EXCEEDED = (
+    "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
+    " prompt_dedupe_keys_json) IS NULL"
+)
+HEAD = golden().head
+BEFORE_HEAD = golden().revisions[-2]
+
+# What somebody did to a database, and what must be said of it.
+FAULTS = {
+    "policy dropped": (f"DROP POLICY tenant_confine ON {LEDGER}", "policy tenant_confine"),
+    "FORCE off": (f"ALTER TABLE {CURRENT} NO FORCE ROW LEVEL SECURITY", "not forced on relation"),
+    "trigger disabled": (f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row", "is disabled"),
+    "trigger not ALWAYS": (
+        f"ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement",
+        "reject_mutation_statement of relation os_core.work_order_ledger is enabled as ORIGIN",
+    ),
+    "grant to PUBLIC": (f"GRANT SELECT ON {LEDGER} TO PUBLIC", "PUBLIC must not have SELECT"),
+    "TRUNCATE granted": (f"GRANT TRUNCATE ON {LEDGER} TO selene_app", "selene_app must not have TRUNCATE"),
+    "function body changed": (
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS text LANGUAGE plpgsql VOLATILE"
+        " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+        "body of function os_core.no_tenant() is not the one that was shipped",
+    ),
+    "function owned by a superuser": (
+        f"ALTER FUNCTION {APPEND} OWNER TO CURRENT_USER",
+        "function os_core.append_work_order_events(text,jsonb) belongs to",
+    ),
+    "index marked invalid": (
+        "UPDATE pg_index SET indisvalid = FALSE"
+        " WHERE indexrelid = 'os_core.ix_work_orders_current_pending'::regclass",
+        "index ix_work_orders_current_pending of relation os_core.work_orders_current is invalid",
+    ),
+    "revision set back": (
+        f"UPDATE os_core.alembic_version SET version_num = '{BEFORE_HEAD}'",
+        f"stands at revision {BEFORE_HEAD}, but its schema is that of {HEAD}",
+    ),
+    "revision set ahead": (
+        "UPDATE os_core.alembic_version SET version_num = 'ffff'",
+        f"stands at revision ffff, but its schema is that of {HEAD}",
+    ),
+    # Beyond those.
+    "row security off": (f"ALTER TABLE {LEDGER} DISABLE ROW LEVEL SECURITY", "not enabled on relation"),
+    "policy added": (f"CREATE POLICY open ON {LEDGER} USING (TRUE)", "policy open of"),
+    "policy changed": (f"ALTER POLICY tenant_confine ON {LEDGER} TO selene_app", "policy tenant_confine"),
+    "trigger dropped": (f"DROP TRIGGER reject_mutation_row ON {LEDGER}", "reject_mutation_row of"),
+    "trigger changed": (
+        f"CREATE OR REPLACE TRIGGER reject_mutation_row BEFORE DELETE ON {LEDGER}"
+        " FOR EACH ROW EXECUTE FUNCTION os_core.reject_mutation()",
+        "reject_mutation_row of",
+    ),
+    "all triggers disabled": (
+        f"ALTER TABLE {LEDGER} DISABLE TRIGGER ALL",
+        "keeps a foreign key, is disabled",
+    ),
+    "trigger added, with its function": (
+        "CREATE FUNCTION os_core.mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        f"CREATE TRIGGER mine BEFORE INSERT ON {CURRENT} FOR EACH ROW EXECUTE FUNCTION os_core.mine()",
+        "trigger mine of relation os_core.work_orders_current must not be there",
+    ),
+    "function dropped": (
+        "DROP FUNCTION os_core.verify_work_orders(text, text)",
+        "os_core.verify_work_orders(text,text) is missing",
+    ),
+    "function of another signature": (
+        "DROP FUNCTION os_core.require_tenant(text);"
+        "CREATE FUNCTION os_core.require_tenant(x text) RETURNS integer LANGUAGE sql RETURN 1",
+        "signature of function os_core.require_tenant(text)",
+    ),
+    "function without search_path": (f"ALTER FUNCTION {APPEND} RESET ALL", "settings of function"),
+    "function not SECURITY DEFINER": (f"ALTER FUNCTION {APPEND} SECURITY INVOKER", "attributes of function"),
+    "function executable by PUBLIC": (
+        "GRANT EXECUTE ON FUNCTION os_core.no_tenant() TO PUBLIC",
+        "PUBLIC must not have EXECUTE on function os_core.no_tenant()",
+    ),
+    "function no longer executable": (
+        f"REVOKE EXECUTE ON FUNCTION {APPEND} FROM selene_app",
+        "selene_app lacks EXECUTE on function os_core.append_work_order_events(text,jsonb)",
+    ),
+    "index dropped": ("DROP INDEX os_core.ix_work_orders_current_pending", "ix_work_orders_current_pending"),
+    "index changed": (
+        "DROP INDEX os_core.ix_work_orders_current_pending;"
+        f"CREATE INDEX ix_work_orders_current_pending ON {CURRENT} (tenant_id)",
+        "ix_work_orders_current_pending",
+    ),
+    "unique index added": (f"CREATE UNIQUE INDEX mine ON {CURRENT} (turn_id)", "index mine of"),
+    "constraint dropped": (
+        f"ALTER TABLE {CURRENT} DROP CONSTRAINT fk_work_orders_current_last_event",
+        "fk_work_orders_current_last_event",
+    ),
+    "constraint not validated": (
+        f"ALTER TABLE {CURRENT} DROP CONSTRAINT ck_work_orders_current_bounds,"
+        f" ADD CONSTRAINT ck_work_orders_current_bounds CHECK ({EXCEEDED}) NOT VALID",
+        "ck_work_orders_current_bounds of relation os_core.work_orders_current is not validated",
+    ),
+    "keys dropped": (
+        f"ALTER TABLE {LEDGER} DROP CONSTRAINT ux_work_order_ledger_tenant_work_order_event CASCADE",
+        "constraint ux_work_order_ledger_tenant_work_order_event",
+    ),
+    "column added": (f"ALTER TABLE {CURRENT} ADD COLUMN mine text", "column mine of"),
+    "column changed": (
+        f"ALTER TABLE {CURRENT} ALTER turn_id DROP NOT NULL, ALTER created_at SET DEFAULT now()",
+        "column created_at of",
+    ),
+    "table dropped": (f"DROP TABLE {CURRENT} CASCADE", "relation os_core.work_orders_current is missing"),
+    "tables dropped": (f"DROP TABLE {LEDGER}, {CURRENT} CASCADE", "relation os_core.work_order_ledger is"),
+    "table added": ("CREATE TABLE os_core.mine (id bigserial)", "relation os_core.mine must not be there"),
+    "view added": ("CREATE VIEW conversation.mine AS SELECT 1 AS x", "relation conversation.mine must not"),
+    "type added": ("CREATE TYPE os_core.mine AS ENUM ('x')", "type os_core.mine must not be there"),
+    "child of a table": (f"CREATE TABLE public.child () INHERITS ({CURRENT})", "child public.child of"),
+    "rule added": (f"CREATE RULE quiet AS ON DELETE TO {CURRENT} DO INSTEAD NOTHING", "rule quiet of"),
+    "table of another owner": (f"ALTER TABLE {LEDGER} OWNER TO CURRENT_USER", "work_order_ledger belongs to"),
+    "schema of another owner": ("ALTER SCHEMA conversation OWNER TO CURRENT_USER", "schema conversation"),
+    "schema open to PUBLIC": ("GRANT CREATE ON SCHEMA os_core TO PUBLIC", "PUBLIC must not have CREATE"),
+    "schema closed to the application": (
+        "REVOKE USAGE ON SCHEMA os_core FROM selene_app",
+        "selene_app lacks USAGE on schema os_core",
+    ),
+    "column granted": (
+        f"GRANT UPDATE (payload) ON {LEDGER} TO selene_app",
+        "selene_app must not have UPDATE on payload of relation os_core.work_order_ledger",
+    ),
+    "grant passed on": (
+        f"GRANT SELECT ON {LEDGER} TO selene_app WITH GRANT OPTION; SET ROLE selene_app;"
+        f"GRANT SELECT ON {LEDGER} TO PUBLIC; RESET ROLE",
+        "selene_app must not have SELECT with grant option",
+    ),
+    "owner without privileges": (f"REVOKE ALL ON {LEDGER} FROM selene_owner", "the owner lacks ALL"),
+    "functions to come for PUBLIC": (
+        "ALTER DEFAULT PRIVILEGES FOR ROLE selene_owner GRANT EXECUTE ON FUNCTIONS TO PUBLIC",
+        "PUBLIC must not have EXECUTE on FUNCTIONS by default privileges of selene_owner",
+    ),
+    "tables to come for PUBLIC": (
+        "ALTER DEFAULT PRIVILEGES FOR ROLE selene_owner IN SCHEMA os_core GRANT SELECT ON TABLES TO PUBLIC",
+        "PUBLIC must not have SELECT on TABLES by default privileges of selene_owner in schema os_core",
+    ),
+    "sequence granted": (f"GRANT USAGE ON SEQUENCE {EVENT_IDS} TO selene_app", "must not have USAGE"),
+    "sequence changed": (f"ALTER SEQUENCE {EVENT_IDS} CACHE 20 CYCLE", "definition of sequence"),
+    "sequence dropped": (f"DROP SEQUENCE {EVENT_IDS} CASCADE", "is missing"),
+    "a tenant for every session": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET selene.tenant_id = acme', current_database());"
+        " END $$",
+        "sets selene.tenant_id for every session",
+    ),
+    "version table dropped": ("DROP TABLE os_core.alembic_version", "has no revision, but its schema"),
+    "version table empty": ("DELETE FROM os_core.alembic_version", "has no revision, but its schema"),
+    "two revisions": (
+        f"INSERT INTO os_core.alembic_version VALUES ('{BEFORE_HEAD}')",
+        f"stands at revision {BEFORE_HEAD} and {HEAD}, but its schema",
+    ),
+}
+
+# The same for roles, which belong to the cluster: with what undoes it, should the mending fail.
+ROLE_FAULTS = {
+    "application login with BYPASSRLS": (
+        "ALTER ROLE {login} BYPASSRLS",
+        "role {login}, a member of selene_app or selene_readonly, has BYPASSRLS",
+    ),
+    "application login a superuser": ("ALTER ROLE {login} SUPERUSER", "has SUPERUSER"),
+    "application login an owner": ("GRANT selene_owner TO {login}", "role {login}, a member of selene_app"),
+    "selene_app with BYPASSRLS": ("ALTER ROLE selene_app BYPASSRLS", "role selene_app is NOLOGIN BYPASSRLS"),
+    "selene_owner with BYPASSRLS": ("ALTER ROLE selene_owner BYPASSRLS", "role selene_owner is NOLOGIN"),
+    "selene_app with LOGIN": ("ALTER ROLE selene_app LOGIN", "role selene_app is LOGIN"),
+    "selene_app an owner": (
+        "GRANT selene_owner TO selene_app",
+        "role selene_app must not be a member of selene_owner",
+    ),
+    "selene_readonly writes": (
+        "GRANT pg_write_all_data TO selene_readonly",
+        "role selene_readonly must not be a member of pg_write_all_data",
+    ),
+    "a tenant for every session of a login": (
+        "ALTER ROLE {login} SET selene.tenant_id = 'acme'",
+        "ROLE {login} sets selene.tenant_id for every session",
+    ),
+}
+UNDONE = [
+    "ALTER ROLE selene_app NOLOGIN NOBYPASSRLS",
+    "ALTER ROLE selene_owner NOBYPASSRLS",
+    "REVOKE selene_owner FROM selene_app",
+    "REVOKE pg_write_all_data FROM selene_readonly",
+]
+
+
+def release(version: str) -> int:
+    """Return what server_version_num would be."""
+    major, minor = version.split()[0].split(".")
+    return int(major) * 10000 + int(minor)
+
+
+def doctor(url: sa.URL) -> dict[str, Any]:
+    """Run the command with --json and return what it says, the server's release left out."""
+    address = url.render_as_string(hide_password=False)
+    done = CliRunner().invoke(cli, ["doctor", "--json", "--url", address])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["healthy"] == (done.exit_code == 0)
+    of_server = [fault.what for fault in server_faults(release(told["diagnosis"]["server_version"]))]
+    found = [fault for fault in told["diagnosis"]["faults"] if fault["what"] not in of_server]
+    return {**told["diagnosis"], "faults": found, "healthy": not (found or told["diagnosis"]["unseen"])}
+
+
+def mend(database: Database, told: dict[str, Any]) -> None:
+    """Run what was printed, as a superuser."""
+    for fault in told["faults"]:
+        if fault["sql"] is not None:
+            run_all(database, [fault["sql"]])
+        else:
+            assert fault["command"] == "selene-core upgrade", fault
+            address = database.admin_url.render_as_string(hide_password=False)
+            assert CliRunner().invoke(cli, ["upgrade", "--url", address]).exit_code == 0
+
+
+@pytest.fixture
+def login(database: Database) -> Iterator[str]:
+    """Return a login of the test's own that is a member of selene_app."""
+    name = f"login_of_{database.name}"
+    run_all(database, [f"CREATE ROLE {name} LOGIN IN ROLE selene_app"])
+    yield name
+    run_all(database, [*UNDONE, f"DROP OWNED BY {name}", f"DROP ROLE {name}"])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_doctor__names_the_fault_and_what_mends_it(database: Database, fault: str) -> None:
+    plant, words = FAULTS[fault]
+    healthy = catalogue_of(database)
+    run_all(database, ["SET allow_system_table_mods = on", plant])
+    told = doctor(database.app_url)
+    assert [each for each in told["faults"] if words in each["what"]], told
+    mend(database, told)
+    assert doctor(database.app_url)["faults"] == []
+    assert doctor(database.app_url)["healthy"]
+    left = [line for line in catalogue_of(database).splitlines() if not line.startswith("type ")]
+    assert [line for line in healthy.splitlines() if line not in left] == []
+
+
+@pytest.mark.parametrize("fault", ROLE_FAULTS)
+def test_doctor__names_the_role_and_what_mends_it(database: Database, login: str, fault: str) -> None:
+    plant, words = (text.format(login=login) for text in ROLE_FAULTS[fault])
+    run_all(database, [plant])
+    told = doctor(database.readonly_url)
+    assert [each for each in told["faults"] if words in each["what"]], told
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def lost(what: str) -> list[str]:
+    """Compose statements that take everything of a kind from a database, whatever there is now or will be."""
+    relations = {
+        thing.removeprefix("relation "): facts
+        for thing, facts in golden().facts.items()
+        if thing.startswith("relation ") and "alembic_version" not in thing
+    }
+    parts = [
+        (name, *aspect.partition(" ")[::2], facts) for name, facts in relations.items() for aspect in facts
+    ]
+    functions = [thing.removeprefix("function ") for thing in golden().facts if thing.startswith("function ")]
+    # A generated column goes with its function, and cannot come back to its place.
+    generating = " ".join(
+        value for facts in relations.values() for value in facts.values() if " GENERATED " in value
+    )
+    match what:
+        case "functions":
+            gone = [each for each in functions if each.partition("(")[0] not in generating]
+            return [f"DROP ROUTINE IF EXISTS {each} CASCADE" for each in gone]
+        case "owners":
+            return [
+                *(f"ALTER ROUTINE {each} OWNER TO CURRENT_USER" for each in functions),
+                *(f"ALTER TABLE {name} OWNER TO CURRENT_USER" for name in relations),
+            ]
+        case "executors":
+            return [f"REVOKE ALL ON ROUTINE {each} FROM PUBLIC, selene_app" for each in functions]
+        case "readers":
+            return [f"REVOKE ALL ON {name} FROM selene_app, selene_readonly" for name in relations]
+        case "row security":
+            return [f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY" for name in relations]
+        case "policies":
+            return [f"DROP POLICY {part} ON {name}" for name, kind, part, _ in parts if kind == "policy"]
+        case "triggers":
+            return [f"DROP TRIGGER {part} ON {name}" for name, kind, part, _ in parts if kind == "trigger"]
+        case "constraints":
+            return [
+                f"ALTER TABLE {name} DROP CONSTRAINT IF EXISTS {part} CASCADE"
+                for name, kind, part, _ in parts
+                if kind == "constraint"
+            ]
+        case "indexes":
+            return [
+                f"DROP INDEX {name.partition('.')[0]}.{part}"
+                for name, kind, part, facts in parts
+                if kind == "index" and f"constraint {part}" not in facts
+            ]
+        case _:
+            return [f"DROP TABLE IF EXISTS {name} CASCADE" for name in relations]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "functions",
+        "owners",
+        "executors",
+        "readers",
+        "row security",
+        "policies",
+        "triggers",
+        "constraints",
+        "indexes",
+        "tables",
+    ],
+)
+def test_doctor__mends_what_everything_has_lost(database: Database, what: str) -> None:
+    """Of every table and function there is: none has to be thought of here."""
+    statements = lost(what)
+    assert statements
+    run_all(database, statements)
+    mend(database, doctor(database.admin_url))
+    assert doctor(database.app_url)["faults"] == []
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__several_faults_at_once(database: Database) -> None:
+    statements = [plant for name, (plant, _) in FAULTS.items() if name in _TOGETHER]
+    assert len(statements) == len(_TOGETHER)
+    run_all(database, statements)
+    told = doctor(database.app_url)
+    for name in _TOGETHER:
+        assert [each for each in told["faults"] if FAULTS[name][1] in each["what"]], name
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+_TOGETHER = (
+    "policy dropped",
+    "FORCE off",
+    "trigger disabled",
+    "trigger not ALWAYS",
+    "grant to PUBLIC",
+    "TRUNCATE granted",
+    "function body changed",
+    "function owned by a superuser",
+    "index dropped",
+    "sequence changed",
+)
+
+
+def test_doctor__index_of_a_failed_concurrent_build(database: Database) -> None:
+    """A duplicate ends the build after the index is in the catalogue: it stays there, invalid."""
+    append_events(database.engine("app"), "acme", [created(), created()])
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        run_all(database, [f"CREATE UNIQUE INDEX CONCURRENTLY half_made ON {CURRENT} (turn_id)"])
+    told = doctor(database.app_url)
+    (fault,) = told["faults"]
+    assert fault["what"] == f"index half_made of relation {CURRENT} must not be there, and is invalid"
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__behind(database: Database) -> None:
+    downgrade(database.admin_url, BEFORE_HEAD)
+    told = doctor(database.admin_url)
+    (fault,) = told["faults"]
+    assert f"stands at revision {BEFORE_HEAD}, 1 behind {HEAD}" in fault["what"]
+    assert told["revision"] == BEFORE_HEAD
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__not_migrated(empty_database: Database) -> None:
+    told = doctor(empty_database.admin_url)
+    (fault,) = told["faults"]
+    assert "has no revision" in fault["what"]
+    mend(empty_database, told)
+    assert doctor(empty_database.admin_url)["healthy"]
+
+
+def test_doctor__ahead(database: Database) -> None:
+    upgrade_further(database, "op.execute('CREATE TABLE os_core.tomorrow (tenant_id text)')")
+    told = doctor(database.app_url)
+    (fault,) = told["faults"]
+    assert "which this version of selene-core does not know" in fault["what"]
+    assert fault["command"] == "pip install --upgrade selene-core"
+
+
+@pytest.mark.parametrize("role", ["admin", "app", "readonly"])
+def test_doctor__healthy_is_one_line(database: Database, role: Any) -> None:
+    url = database.url(role)
+    assert doctor(url)["healthy"]
+    if [*server_faults(release(database.server.release))]:
+        return  # then it says so
+    done = CliRunner().invoke(cli, ["doctor", "--url", url.render_as_string(hide_password=False)])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Healthy: PostgreSQL ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_doctor__its_output_is_a_script_that_mends(database: Database) -> None:
+    """psql runs it as it is printed; no name in a comment can end that comment."""
+    evil = 'CREATE ROLE "x\nDROP TABLE os_core.work_order_ledger CASCADE; --"'
+    name = evil.removeprefix("CREATE ROLE ")
+    run_all(database, [FAULTS["function body changed"][0], FAULTS["policy dropped"][0], evil])
+    try:
+        run_all(database, [f"GRANT SELECT ON {LEDGER} TO {name}"])
+        address = database.app_url.render_as_string(hide_password=False)
+        done = CliRunner().invoke(cli, ["doctor", "--url", address])
+        assert done.exit_code == 1
+        ran = psql(database, done.stdout)
+        assert ran.returncode == 0, ran.stderr
+        assert doctor(database.app_url)["healthy"]
+    finally:
+        run_all(database, [f"DROP OWNED BY {name}", f"DROP ROLE {name}"])
+
+
+def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
+    run_all(
+        database,
+        [
+            f"CREATE INDEX mine ON {CURRENT} (tenant_id, turn_id)",
+            f"ALTER TABLE {LEDGER} SET (autovacuum_vacuum_scale_factor = 0.01)",
+        ],
+    )
+    told = doctor(database.app_url)
+    assert told["healthy"]
+    assert [line.split(" of ")[0] for line in told["notes"]] == ["options", "index mine"]
+
+
+def test_doctor__says_what_it_cannot_see(database: Database) -> None:
+    """A login without any rights in our schemas."""
+    name = f"stranger_of_{database.name}"
+    run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test'"])
+    try:
+        told = doctor(database.server.url_for(name, database.name))
+    finally:
+        run_all(database, [f"DROP ROLE {name}"])
+    assert told["faults"] == []
+    assert told["unseen"] == ["the revision: permission denied for schema os_core"]
+    assert not told["healthy"]
+
+
+def test_doctor__changes_nothing(database: Database) -> None:
+    state = sa.text("SELECT pg_current_xact_id_if_assigned(), (SELECT max(xmin::text::bigint) FROM pg_class)")
+    with admin(database) as conn:
+        before = conn.execute(state).all()
+        doctor(database.app_url)
+        assert conn.execute(state).all() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (140022, "PostgreSQL 14 is not supported"),
+        (150003, "CVE-2023-39418"),
+        (150009, "ALTER ROLE ... SET role"),
+        (160005, "ALTER ROLE ... SET role"),
+        (170000, "CVE-2024-10976"),
+        (170005, "CVE-2025-8713"),
+    ],
+)
+def test_server_faults__releases_that_are_not_to_be_used(number: int, words: str) -> None:
+    (fault,) = server_faults(number)
+    assert words in fault.what
+    assert fault.command is not None
+
+
+@pytest.mark.parametrize("number", [150014, 150018, 160010, 170006, 180000, 180006])
+def test_server_faults__good_releases(number: int) -> None:
+    assert [*server_faults(number)] == []
