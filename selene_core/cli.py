@@ -17,11 +17,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core import demo as scenario
 from selene_core import migrations
+from selene_core.attempts import StepAttemptRepository
 from selene_core.database import psycopg_url, tenant_scope
 from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
+from selene_core.leases import LeaseRepository
 from selene_core.local import LocalServerUnavailable, local_database
-from selene_core.rendering import state_lines, timeline_lines, to_json
+from selene_core.rendering import attempt_lines, state_lines, timeline_lines, to_json
 from selene_core.work_orders import WorkOrderRepository, rebuild_tenant
 
 if TYPE_CHECKING:
@@ -118,16 +120,19 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 @_url
 @_as_json
 def show(tenant: str, work_order: str, url: str, as_json: bool) -> None:
-    """Show the state and the time line of WORK_ORDER."""
+    """Show the state, lease, attempts and time line of WORK_ORDER."""
     with _engine(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
         state = orders.get(work_order)
         if state is None:
             raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+        lease = LeaseRepository(conn).current(work_order)
+        attempts = StepAttemptRepository(conn).history(work_order)
         if as_json:
-            click.echo(to_json({"state": state, "events": list(orders.events(work_order))}))
+            events = list(orders.events(work_order))
+            click.echo(to_json({"state": state, "lease": lease, "attempts": attempts, "events": events}))
             return
-        for line in state_lines(state):
+        for line in (*state_lines(state, held=lease is not None), *attempt_lines(attempts)):
             click.echo(line)
         click.echo()
         for line in timeline_lines(orders.events(work_order)):

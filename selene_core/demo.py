@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from selene_core.contracts import WorkOrderLedgerEventInput, new_work_order_id
+from selene_core.attempts import StepAttemptRepository
+from selene_core.contracts import (
+    WorkOrderEventType,
+    WorkOrderLedgerEventInput,
+    WorkOrderStatus,
+    new_work_order_id,
+)
 from selene_core.database import tenant_scope, translate_errors
+from selene_core.enums import RetryAction
 from selene_core.errors import SeleneError
-from selene_core.rendering import state_lines, timeline_lines
+from selene_core.leases import LeaseRepository
+from selene_core.rendering import attempt_lines, state_lines, timeline_lines
 from selene_core.work_orders import WorkOrderRepository, append_events, rebuild_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
+
+    from selene_core.attempts import RetryDecision
+    from selene_core.leases import Lease
 
 TENANT: Final = "acme"
 STRANGER: Final = "globex"
@@ -100,8 +112,71 @@ def run(app: Engine, admin: Engine, say: Callable[[str], None]) -> bool:
     if before is not None:
         for line in state_lines(before):
             say(f"   {line}")
-    return held and before is not None
+    held &= before is not None
+    return _workers(app, say) and held
 
+
+def _workers(app: Engine, say: Callable[[str], None]) -> bool:
+    """Let a worker die in the middle of a step, and another take over."""
+    say("\n6. A worker takes the lease of a new order, starts a step and dies. Another takes over.\n")
+    order = new_work_order_id()
+    first = WorkOrderLedgerEventInput(
+        work_order_id=order,
+        correlation_id=uuid4(),
+        turn_id=1,
+        reason_code=1,
+        event_type=WorkOrderEventType.WORK_ORDER_CREATED,
+        work_order_status=WorkOrderStatus.EXECUTING,
+    )
+    append_events(app, TENANT, [first])
+    with tenant_scope(app, TENANT) as conn:
+        lease = LeaseRepository(conn).acquire(order, "worker-1", ttl_ms=_LEASE_MS)
+        dead = StepAttemptRepository(conn).start(
+            order, "book", **_LIMITS, idempotency_key="book-1", lease_token=lease.token
+        )
+    token = lease.token or ""
+    say(f"   worker-1 holds the lease behind fence {lease.fence} and runs attempt {dead.attempt_index}")
+    held = _refused(say, "worker-2 wants it too", lambda: _acquire(app, order, "worker-2"))
+    while _current(app, order) is not None:  # by the database's clock
+        time.sleep(_LEASE_MS / 10_000)
+    heir = _acquire(app, order, "worker-2")
+    held &= heir.fence > lease.fence
+    say(f"   the lease has expired: worker-2 takes over, behind fence {heir.fence}")
+
+    def finish(lease_token: str | None) -> RetryDecision:
+        with tenant_scope(app, TENANT) as conn:
+            return StepAttemptRepository(conn).finish(
+                dead.step_attempt_id, outcome="FAILED", reason_code=7, retryable=True, lease_token=lease_token
+            )
+
+    held &= _refused(say, "worker-1 wakes up and finishes its attempt", lambda: finish(token))
+    decision = finish(heir.token)
+    held &= decision.action is RetryAction.RETRY_AT and decision.next_attempt_index == 2
+    say(f"   worker-2 closes it: {decision.action} {decision.next_due_at}\n")
+    with tenant_scope(app, TENANT) as conn:
+        LeaseRepository(conn).release(order, heir.token or "")
+        orders = WorkOrderRepository(conn)
+        for line in (
+            *attempt_lines(StepAttemptRepository(conn).history(order)),
+            "",
+            *timeline_lines(orders.events(order)),
+        ):
+            say(f"   {line}")
+        return held and orders.verify() == []
+
+
+def _acquire(app: Engine, order: str, owner: str) -> Lease:
+    with tenant_scope(app, TENANT) as conn:
+        return LeaseRepository(conn).acquire(order, owner, ttl_ms=60_000)
+
+
+def _current(app: Engine, order: str) -> Lease | None:
+    with tenant_scope(app, TENANT) as conn:
+        return LeaseRepository(conn).current(order)
+
+
+_LEASE_MS: Final = 1_000
+_LIMITS: Final[dict[str, Any]] = {"timeout_ms": 60_000, "max_retries": 2, "retry_backoff_ms": 30_000}
 
 _DAMAGE: Final = text(
     "UPDATE os_core.work_orders_current SET work_order_status = 'DRAFT', fields_json = '{}'"
