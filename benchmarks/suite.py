@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import appends, batches, conversations, imports, reads, replay
+from benchmarks import appends, batches, conversations, imports, leases, reads, replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "append-8": appends.append_8,
     "scope-1": appends.scope_1,
     "scope-8": appends.scope_8,
+    "lease": leases.lease,
     "naive-1": appends.naive_1,
     "naive-8": appends.naive_8,
     "batch-new": batches.batch_new,

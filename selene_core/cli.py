@@ -17,14 +17,23 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core import demo as scenario
 from selene_core import migrations
+from selene_core.attempts import StepAttemptRepository
 from selene_core.cli_database import DATABASE_COMMANDS
 from selene_core.cli_options import engine_on, json_option, url_option
 from selene_core.conversation import ConversationRepository
 from selene_core.database import tenant_scope
 from selene_core.errors import SeleneError, WorkOrderNotFound
 from selene_core.importing import import_lines
+from selene_core.leases import LeaseRepository
 from selene_core.local import LocalServerUnavailable, local_database
-from selene_core.rendering import conversation_lines, pending_lines, state_lines, timeline_lines, to_json
+from selene_core.rendering import (
+    attempt_lines,
+    conversation_lines,
+    pending_lines,
+    state_lines,
+    timeline_lines,
+    to_json,
+)
 from selene_core.transactions import rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -103,21 +112,28 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 @url_option
 @json_option
 def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bool) -> None:
-    """Show the state and the time line of WORK_ORDER."""
+    """Show the state, lease, attempts and time line of WORK_ORDER."""
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
         state = orders.get(work_order)
         if state is None:
             raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+        lease = LeaseRepository(conn).current(work_order)
+        attempts = StepAttemptRepository(conn).history(work_order)
         events, turns_of = orders.events(work_order), ConversationRepository(conn).turns
         if as_json:
-            shown: dict[str, object] = {"state": state, "events": (kept := list(events))}
+            shown: dict[str, object] = {
+                "state": state,
+                "lease": lease,
+                "attempts": attempts,
+                "events": (kept := list(events)),
+            }
             if conversation:
                 threads = dict.fromkeys(event.correlation_id for event in kept)
                 shown["conversation"] = [turn for thread in threads for turn in turns_of(thread)]
             click.echo(to_json(shown))
             return
-        for line in state_lines(state):
+        for line in (*state_lines(state, held=lease is not None), *attempt_lines(attempts)):
             click.echo(line)
         click.echo()
         for line in conversation_lines(events, turns_of) if conversation else timeline_lines(events):

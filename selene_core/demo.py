@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.attempts import StepAttemptRepository
 from selene_core.contracts import WorkOrderLedgerEventInput, new_work_order_id
 from selene_core.database import tenant_scope, translate_errors
-from selene_core.enums import PromptAction
+from selene_core.enums import AttemptOutcome, PromptAction, RetryAction
 from selene_core.errors import SeleneError
-from selene_core.rendering import pending_lines, state_lines, timeline_lines
+from selene_core.leases import LeaseRepository
+from selene_core.rendering import attempt_lines, pending_lines, state_lines, timeline_lines
 from selene_core.transactions import append_events, rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -21,10 +24,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from selene_core.attempts import RetryDecision, StepAttempt
     from selene_core.contracts import AppendResult
+    from selene_core.leases import Lease
 
 TENANT: Final = "acme"
 STRANGER: Final = "globex"
+_LEASE_MS: Final = 1_000
+_LIMITS: Final[dict[str, Any]] = {"timeout_ms": 60_000, "max_retries": 2, "retry_backoff_ms": 500}
 _DAMAGE: Final = text(
     "UPDATE os_core.work_orders_current SET work_order_status = 'DRAFT', fields_json = '{}'"
     " WHERE work_order_status = 'DONE'"
@@ -118,7 +125,8 @@ def run(app: Engine, admin: Engine, say: Callable[[str], None]) -> bool:
     order = _Order(stage)
     _ask_once(stage, order)
     _wait_quietly(stage, order)
-    last = _do_the_work(stage, order)
+    _take_over(stage, order)
+    last = _finish_the_order(stage, order)
     _refuse(stage, order, last)
     _restore(stage, order)
     return stage.held
@@ -179,11 +187,71 @@ def _wait_quietly(stage: _Stage, order: _Order) -> None:
     order.append("STATUS_CHANGED", "EXECUTING", go)
 
 
-def _do_the_work(stage: _Stage, order: _Order) -> WorkOrderLedgerEventInput:
-    stage.act("The work is done, and the last reply is lost: sent again, its key answers with the original.")
-    step = {"step_id": "book"}
-    order.append("STEP_STARTED", "EXECUTING", {"resource": "booking-api", "attempt_index": 1}, **step)
-    order.append("STEP_FINISHED", "EXECUTING", {"booking": "LX-4711"}, **step)
+def _take_over(stage: _Stage, order: _Order) -> None:
+    stage.act("A worker takes the lease, starts a step and dies. Another takes over and retries it.")
+    lease = _acquire(stage, order, "worker-1", _LEASE_MS)
+    with tenant_scope(stage.app, TENANT) as conn:
+        attempt = StepAttemptRepository(conn).start(
+            order.id, "book", **_LIMITS, idempotency_key="book-1", lease_token=lease.token
+        )
+    stage.tell(
+        f"worker-1   holds the lease behind fence {lease.fence} and runs attempt {attempt.attempt_index}"
+    )
+    stage.refused("worker-2 wants it too", lambda: _acquire(stage, order, "worker-2"))
+    while _current_lease(stage, order) is not None:  # by the database's clock
+        time.sleep(0.05)
+    heir = _acquire(stage, order, "worker-2")
+    stage.expect(heir.fence > lease.fence)
+    stage.tell(f"worker-2   takes over after the expiry, fence {heir.fence}")
+
+    def finish(attempt: StepAttempt, lease: Lease, outcome: AttemptOutcome) -> RetryDecision:
+        with tenant_scope(stage.app, TENANT) as conn:
+            return StepAttemptRepository(conn).finish(
+                attempt.step_attempt_id,
+                outcome=outcome,
+                reason_code=7,
+                retryable=outcome is AttemptOutcome.FAILED,
+                lease_token=lease.token,
+            )
+
+    stage.refused(
+        "worker-1 wakes up and finishes its attempt", lambda: finish(attempt, lease, AttemptOutcome.SUCCEEDED)
+    )
+    decision = finish(attempt, heir, AttemptOutcome.FAILED)
+    stage.expect((decision.action, decision.next_attempt_index) == (RetryAction.RETRY_AT, 2))
+    stage.tell(f"worker-2   closes it: {decision.action} {decision.next_due_at}")
+    while not _due(stage):
+        time.sleep(0.05)
+    with tenant_scope(stage.app, TENANT) as conn:
+        second = StepAttemptRepository(conn).start(
+            order.id, "book", **_LIMITS, idempotency_key="book-2", lease_token=heir.token
+        )
+    decision = finish(second, heir, AttemptOutcome.SUCCEEDED)
+    stage.expect(decision.action is RetryAction.DONE)
+    stage.tell(f"worker-2   runs attempt {second.attempt_index}: {decision.action}")
+    with tenant_scope(stage.app, TENANT) as conn:
+        LeaseRepository(conn).release(order.id, heir.token or "")
+        for line in attempt_lines(StepAttemptRepository(conn).history(order.id)):
+            stage.tell(line)
+
+
+def _acquire(stage: _Stage, order: _Order, owner: str, ttl_ms: int = 60_000) -> Lease:
+    with tenant_scope(stage.app, TENANT) as conn:
+        return LeaseRepository(conn).acquire(order.id, owner, ttl_ms=ttl_ms)
+
+
+def _current_lease(stage: _Stage, order: _Order) -> Lease | None:
+    with tenant_scope(stage.app, TENANT) as conn:
+        return LeaseRepository(conn).current(order.id)
+
+
+def _due(stage: _Stage) -> list[StepAttempt]:
+    with tenant_scope(stage.app, TENANT) as conn:
+        return StepAttemptRepository(conn).due_retries(1)
+
+
+def _finish_the_order(stage: _Stage, order: _Order) -> WorkOrderLedgerEventInput:
+    stage.act("The order is done, and the last reply is lost: sent again, its key answers with the original.")
     done = order.event("STATUS_CHANGED", "DONE", {"note": "booked and confirmed"}, idempotency_key="done")
     (first,), (again,) = (append_events(stage.app, TENANT, [done]) for _ in range(2))
     stage.expect(again.replayed and again.work_order_event_id == first.work_order_event_id)

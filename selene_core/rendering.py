@@ -13,6 +13,7 @@ from selene_core.json_limits import thaw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from selene_core.attempts import StepAttempt
     from selene_core.contracts import WorkOrder, WorkOrderEvent
     from selene_core.conversation import ConversationTurn
 
@@ -34,8 +35,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def state_lines(order: WorkOrder) -> Iterator[str]:
-    """Return the state of a work order, a fact a line."""
+def state_lines(order: WorkOrder, *, held: bool | None = None) -> Iterator[str]:
+    """Return the state of a work order, a fact a line; `held` tells, where known, if its lease still is."""
     yield f"{order.work_order_id}  {order.work_order_status}"
     yield f"  tenant      {order.tenant_id}"
     yield f"  thread      {order.correlation_id}, turn {order.turn_id}"
@@ -46,7 +47,9 @@ def state_lines(order: WorkOrder) -> Iterator[str]:
     if order.step_id:
         yield f"  step        {order.step_id}"
     if order.lease_owner_id:
-        yield f"  lease       {order.lease_owner_id}"
+        until = "" if order.lease_expires_at is None else f" until {_time(order.lease_expires_at)}"
+        stands = "" if held is None else ", held" if held else ", expired"
+        yield f"  lease       {order.lease_owner_id}{until}{stands}"
     yield from _approval_lines(order)
     for key, value in sorted(order.fields_json.items()):
         yield _cut(f"  {key} = {_inline(value)}")
@@ -79,6 +82,16 @@ def pending_lines(orders: Iterable[WorkOrder]) -> Iterator[str]:
         head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}"
         yield _cut(f"{head}  {order.work_order_id}  {requester}")
         yield from _approval_lines(order)
+
+
+def attempt_lines(attempts: Iterable[StepAttempt]) -> Iterator[str]:
+    """Return the attempts of a work order's steps, and from when on each may be retried."""
+    for attempt in attempts:
+        numbered = f"{attempt.step_id} {attempt.attempt_index} of {attempt.max_retries + 1}"
+        since = _time(attempt.finished_at or attempt.started_at)
+        yield _cut(f"  attempt     {numbered}: {attempt.attempt_status} {since}")
+        if attempt.next_retry_at is not None:
+            yield f"    retry     from {_time(attempt.next_retry_at)}"
 
 
 def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
@@ -124,6 +137,9 @@ def _said(turn: ConversationTurn) -> str:
 def summary(event: WorkOrderEvent) -> str:
     """Return what an event's payload says, in one line."""
     payload = thaw(event.payload)
+    if event.lease_owner_id:
+        until = "" if event.lease_expires_at is None else f" until {_time(event.lease_expires_at)}"
+        return event.lease_owner_id + until
     if "field_key" in payload:
         return (
             f"{payload['field_key']} = {_inline(payload['value'])}"

@@ -5,19 +5,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
-from selene_core import ConversationRepository, IdentityRepository, append_events, tenant_scope
+from selene_core import (
+    ConversationRepository,
+    IdentityRepository,
+    LeaseRepository,
+    StepAttemptRepository,
+    append_events,
+    tenant_scope,
+)
 from selene_core.cli import main
 from selene_core.drift import golden
 from selene_core.migrations import downgrade
+from tests.calls import Tenant
 from tests.data import synthetic_events, write_lines
 from tests.factories import correlation_of, created, event
 from tests.migrations.runs import alembic_env, run_all
+from tests.raw import connect
 from tests.servers import Database
+from tests.workers import LIMITS, wait_past
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -135,6 +146,34 @@ def test_show__an_order_of_which_nothing_was_said(run: Run, order: str) -> None:
     assert result.returncode == 0
     assert result.stdout.count("FIELD_SET") == 1
     assert json.loads(run("show", "acme", order, "--conversation", "--json").stdout)["conversation"] == []
+
+
+def test_show__lease_and_attempts(run: Run, order: str, engine: Engine, database: Database) -> None:
+    with tenant_scope(engine, "acme") as conn:
+        lease = LeaseRepository(conn).acquire(order, "worker-1", ttl_ms=3_600_000)
+        attempt = StepAttemptRepository(conn).start(
+            order, "book", **LIMITS, idempotency_key="s", lease_token=lease.token
+        )
+        decision = StepAttemptRepository(conn).finish(
+            attempt.step_attempt_id, outcome="FAILED", reason_code=7, retryable=True, lease_token=lease.token
+        )
+    assert lease.token is not None
+    assert decision.next_due_at is not None
+    shown = run("show", "acme", order).stdout
+    assert f"lease       worker-1 until {lease.lease_expires_at:%Y-%m-%d %H:%M:%SZ}, held" in shown
+    assert "attempt     book 1 of 3: FAILED" in shown
+    assert f"retry     from {decision.next_due_at:%Y-%m-%d %H:%M:%SZ}" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    as_json = run("show", "acme", order, "--json").stdout
+    found = json.loads(as_json)
+    assert (found["lease"]["fence"], found["lease"]["token"]) == (lease.fence, None)
+    assert [one["attempt_status"] for one in found["attempts"]] == ["FAILED"]
+    assert lease.token not in shown + as_json
+    with tenant_scope(engine, "acme") as conn:
+        lease = LeaseRepository(conn).renew(order, lease.token, ttl_ms=1)
+    with closing(connect(database.admin_url, autocommit=True)) as admin:
+        wait_past(Tenant("acme", admin, admin), lease.lease_expires_at)
+    assert ", expired" in run("show", "acme", order).stdout
 
 
 @pytest.mark.parametrize("tenant", ["acme", "globex"])
