@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Final, NoReturn
 import click
 import psycopg
 from alembic.util.exc import CommandError
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core import demo as scenario
@@ -34,11 +35,14 @@ from selene_core.rendering import (
     timeline_lines,
     to_json,
 )
+from selene_core.tables import work_orders_current
 from selene_core.transactions import rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy import Engine
 
     from selene_core.contracts import RebuildReport
     from selene_core.importing import ImportReport
@@ -207,16 +211,16 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                 report = WorkOrderRepository(conn).rebuild(work_order)
         else:
             watched = _is_watched(as_json)
+            # A count is next to nothing beside the fold. Rows that are missing come on top of it.
+            total = _count_work_orders(engine, tenant) if watched else 0
+            with click.progressbar(
+                length=total, label="Rebuilding", file=sys.stderr, hidden=not watched
+            ) as bar:
 
-            def show(so_far: RebuildReport) -> None:
-                if watched:
-                    click.echo(
-                        f"\r{so_far.work_orders:,} work orders, {so_far.events:,} events", nl=False, err=True
-                    )
+                def show(so_far: RebuildReport) -> None:
+                    bar.update(so_far.work_orders - bar.pos)
 
-            report = rebuild_tenant(engine, tenant, show)
-            if watched and report.work_orders:
-                click.echo(err=True)
+                report = rebuild_tenant(engine, tenant, show)
     if as_json:
         click.echo(to_json(report))
     else:
@@ -254,6 +258,12 @@ def _fail(reason: str, status: int = 1) -> NoReturn:
 
 def _is_watched(as_json: bool) -> bool:
     return not as_json and sys.stderr.isatty()
+
+
+def _count_work_orders(engine: Engine, tenant: str) -> int:
+    counted = select(func.count()).select_from(work_orders_current)
+    with tenant_scope(engine, tenant) as conn:
+        return conn.scalar(counted.where(work_orders_current.c.tenant_id == tenant)) or 0
 
 
 def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 from uuid import UUID
 
 from selene_core.json_limits import thaw
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from selene_core.conversation import ConversationTurn
 
 _WIDTH = 80
+_INDENT = 17
+_MOST_LINES = 3
 
 
 def to_json(value: Any) -> str:
@@ -95,13 +99,23 @@ def attempt_lines(attempts: Iterable[StepAttempt]) -> Iterator[str]:
 
 
 def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
-    """Return the events of a work order, a line each, with the status where it changes."""
-    status = None
+    """Return the events of a work order, a line each where what it says fits, under the date of their day."""
+    status = day = None
     for event in events:
+        at = event.created_at.astimezone(UTC)
+        if at.date() != day:
+            day = at.date()
+            yield f"       {day} (UTC)"
         moved = "" if event.work_order_status == status else f" → {event.work_order_status}"
         status = event.work_order_status
-        head = f"{event.work_order_seq:>5}  {_time(event.created_at)}  {event.event_type}{moved}"
-        yield _cut(" ".join(filter(None, [head, event.step_id or "", summary(event)])))
+        head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{moved}"
+        details = " ".join(filter(None, [event.step_id, summary(event)]))
+        if _columns(f"{head}  {details}") <= _WIDTH:
+            yield _cut(f"{head}  {details}".rstrip())
+        else:
+            yield head
+            for line in wrap(details, _WIDTH - _INDENT, max_lines=_MOST_LINES, placeholder=" …"):
+                yield _cut(" " * _INDENT + line)
 
 
 def conversation_lines(
@@ -161,4 +175,13 @@ def _time(at: datetime) -> str:
 def _cut(line: str) -> str:
     # What a payload holds goes to a terminal: no control characters, however they came in.
     clean = "".join(character if character.isprintable() else "�" for character in line)
-    return clean if len(clean) <= _WIDTH else clean[: _WIDTH - 1] + "…"
+    if _columns(clean) <= _WIDTH:
+        return clean
+    while _columns(clean) >= _WIDTH:
+        clean = clean[: _WIDTH - 1] if len(clean) >= _WIDTH else clean[:-1]
+    return clean + "…"
+
+
+def _columns(text: str) -> int:
+    """Count the columns of a terminal: an ideograph takes two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)

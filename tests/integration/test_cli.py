@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,60 @@ def test_show__reads_well_in_80_columns(run: Run, order: str) -> None:
     assert "WORK_ORDER_CREATED → DRAFT" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "\x1b" not in result.stdout
+
+
+def test_show__long_and_wide_texts_stay_in_80_columns(run: Run, engine: Engine) -> None:
+    ask = {"request_id": "ask-1", "target_user_id": "bob", "expires_at": "2030-01-01T00:00:00Z"}
+    append_events(
+        engine,
+        "acme",
+        [
+            created("wo_wide", payload={"fields": {"city": "東京" * 60, "note": "word " * 100}}),
+            event("EXTERNAL_APPROVAL_REQUESTED", "wo_wide", payload=ask),
+        ],
+    )
+    shown = run("show", "acme", "wo_wide").stdout
+
+    def columns(line: str) -> int:
+        return sum(2 if unicodedata.east_asian_width(each) == "W" else 1 for each in line)
+
+    assert max(map(columns, shown.splitlines())) <= 80
+    assert 'target_user_id = "bob"' in shown
+    assert f"{datetime.now(UTC):%Y-%m-%d} (UTC)" in shown
+
+
+def on_a_terminal(arguments: list[str]) -> str:
+    """Run selene-core with standard error on a terminal, and return what is drawn there."""
+    leader, follower = pty.openpty()
+    drawn = b""
+    with (
+        os.fdopen(leader, "rb", buffering=0) as terminal,
+        subprocess.Popen(
+            [sys.executable, "-m", "selene_core", *arguments], stdout=subprocess.DEVNULL, stderr=follower
+        ) as process,
+    ):
+        os.close(follower)
+        with suppress(OSError):  # which is how a terminal says that nobody writes to it any more
+            while read := terminal.read(4096):
+                drawn += read
+    assert process.returncode == 0
+    return drawn.decode()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_progress__is_drawn_on_a_terminal_only(
+    run: Run, database: Database, tmp_path: Path, watched: bool
+) -> None:
+    path = write_lines(tmp_path / "events.jsonl", synthetic_events(300))
+    tenant = synthetic_events(1)[0]["tenant_id"]
+    url = database.app_url.render_as_string(hide_password=False)
+    for arguments in (["import", str(path)], ["rebuild", tenant]):
+        if watched:
+            drawn = on_a_terminal([*arguments, "--url", url])
+            assert "100%" in drawn
+            assert "Importing" in drawn or "Rebuilding" in drawn
+        else:
+            assert run(*arguments).stderr == ""
 
 
 def test_show__json_is_whole(run: Run, order: str) -> None:
