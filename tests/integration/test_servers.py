@@ -1,13 +1,20 @@
 """What the other tests stand on: the choice of the server, and the databases and logins on it."""
 
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
 
-from tests.races import backend_pid, wait_until_blocked, wait_until_gone
-from tests.servers import Database, NoServer, Role, Server, open_server
+from tests import pooler, programs
+from tests.pooler import BYPASS, is_pooled
+from tests.races import backend_pid, wait_until, wait_until_blocked, wait_until_gone
+from tests.servers import LOGIN_ROLES, Database, NoServer, Role, Server, open_server
 
 
 @pytest.mark.parametrize(
@@ -91,3 +98,93 @@ def test_open_server__none_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = r"no given server: .*no container: .*no embedded server: "
     with ExitStack() as stack, pytest.raises(NoServer, match=reasons):
         open_server(stack)
+
+
+@pytest.fixture
+def given(fresh_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Give the tests' choice a server that is quickly opened."""
+    url = fresh_server.admin_url().set(drivername="postgresql").render_as_string(hide_password=False)
+    monkeypatch.setenv("SELENE_TEST_DATABASE_URL", url)
+    monkeypatch.delenv("SELENE_TEST_PG", raising=False)
+    return fresh_server
+
+
+@pytest.mark.needs("pgbouncer")
+def test_open_server__behind_a_pooler_says_so(given: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELENE_TEST_POOLER", "pgbouncer")
+    monkeypatch.setattr(BYPASS, "reason", None)
+    with ExitStack() as stack:
+        opened = open_server(stack)
+        assert opened.pooler is not None
+        assert any("PgBouncer" in line and "transaction mode" in line for line in opened.describe())
+        folder = opened.pooler.folder
+        database = Database(opened, "postgres")
+        for role in LOGIN_ROLES:
+            assert is_pooled(database.url(cast("Role", role)))
+        assert not is_pooled(database.admin_url)
+        monkeypatch.setattr(BYPASS, "reason", "the test's")
+        assert not is_pooled(database.app_url)
+    assert not folder.exists()
+
+
+def test_open_server__never_takes_no_pooler_for_one(given: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooler, "find_pgbouncer", lambda: None)
+    for name, reason in (("pgbouncer", "there is no pgbouncer"), ("pgcat", "the only one that is known")):
+        monkeypatch.setenv("SELENE_TEST_POOLER", name)
+        with ExitStack() as stack, pytest.raises(NoServer, match=reason):
+            open_server(stack)
+
+
+@pytest.mark.needs("pgbouncer")
+def test_pooler__ends_with_whoever_started_it(given: Server) -> None:
+    """Also when that is killed: no PgBouncer stays, and no folder with its passwords."""
+    code = """
+        import sys
+        from sqlalchemy.engine import make_url
+        from tests.pooler import pgbouncer
+
+        with pgbouncer(make_url(sys.argv[1]), {"somebody": "hush"}) as pooler:
+            print(pooler.folder, (pooler.folder / "pid").read_text().strip(), flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), given.address.render_as_string(hide_password=False)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        folder, pid = process.stdout.readline().split()
+        process.kill()
+    wait_until(lambda: not Path(folder).exists(), "the folder is removed")
+    wait_until(lambda: state_of(pid) in ("", "Z"), "PgBouncer ends")
+
+
+def state_of(pid: str) -> str:
+    """Return the first letter of a process's state: Z has ended, and nobody has buried it."""
+    return subprocess.run(
+        ["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False
+    ).stdout.strip()[:1]
+
+
+@pytest.mark.parametrize(("in_ci", "kept"), [("true", 2), ("", 1)])
+def test_programs__missing_ones_leave_tests_out_but_never_in_ci(
+    pytestconfig: pytest.Config,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    in_ci: str,
+    kept: int,
+) -> None:
+    monkeypatch.setenv("CI", in_ci)
+    monkeypatch.setattr(programs, "PROGRAMS", {"pgbouncer": lambda: None, "docker compose": lambda: ["true"]})
+    # Deselection is reported: to nobody here, because these are not items of this run.
+    monkeypatch.setattr(pytestconfig.hook, "pytest_deselected", lambda items: None)
+    needy = pytest.Function.from_parent(request.node.parent, name="needy", callobj=lambda: None)
+    needy.add_marker(pytest.mark.needs("pgbouncer"))
+    other = pytest.Function.from_parent(request.node.parent, name="other", callobj=lambda: None)
+    other.add_marker(pytest.mark.needs("docker compose"))
+    items: list[pytest.Item] = [needy, other]
+    programs.leave_out(pytestconfig, items)
+    assert len(items) == kept
+    assert other in items
