@@ -119,21 +119,26 @@ def cluster(fresh_server: Server) -> Iterator[Server]:
 # --- roles
 
 
+def run_as(url: sa.URL, script: list[str]) -> None:
+    """Run statements as a login."""
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as conn:
+        for statement in script:
+            conn.exec_driver_sql(statement)
+
+
 @pytest.mark.parametrize("way", ["roles-createrole", "roles-beforehand"])
 def test_roles__as_in_the_guide(server: Server, way: str) -> None:
     """On a cluster that knows nothing of us, like a new managed service."""
     with ExitStack() as stack:
         cluster = embedded_server(stack, server.version if server.kind == "embedded" else None)
         with cluster.admin() as conn:
-            conn.execute("CREATE DATABASE selene")
-        database = Database(cluster, "selene")
-        run_all(database, statements(way))
-        migrator = cluster.url_for("migrator", "selene")
+            # What such a service gives: no superuser, but CREATEROLE and a database of one's own.
+            conn.execute("CREATE ROLE administrator LOGIN CREATEROLE CREATEDB")
+            conn.execute("CREATE DATABASE selene OWNER administrator")
+        administrator, migrator = (cluster.url_for(role, "selene") for role in ("administrator", "migrator"))
+        run_as(administrator, statements(way))
         upgrade(migrator)
-        administrator = migrator if way == "roles-createrole" else database.admin_url
-        with sa.create_engine(administrator, poolclass=sa.NullPool).begin() as conn:
-            for statement in statements("service"):
-                conn.exec_driver_sql(statement)
+        run_as(migrator if way == "roles-createrole" else administrator, statements("service"))
         service = sa.create_engine(cluster.url_for("orders_service", "selene"), poolclass=sa.NullPool)
         fill(service)
         check_goes_on(service)
@@ -141,7 +146,6 @@ def test_roles__as_in_the_guide(server: Server, way: str) -> None:
             assert conn.exec_driver_sql("SHOW statement_timeout").scalar_one() == "30s"
             with pytest.raises(DBAPIError, match="permission denied"):
                 conn.exec_driver_sql("SET ROLE selene_owner")
-        database.close()
 
 
 # --- backup and restore
