@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -26,6 +27,14 @@ _START: Final = datetime(2027, 3, 1, 9, 0, tzinfo=UTC)
 _STEP: Final = timedelta(seconds=20)
 _ORDER: Final = "wo_0195500f-0c00-7000-8000-000000000001"
 _THREAD: Final = UUID("00000000-0000-4000-8000-000000000001")
+_VARYING: Final = (
+    (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), str(_THREAD)),
+    (
+        re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}(Z|[+-][0-9:]{5})"),
+        f"{_START:%Y-%m-%dT%H}:30:00Z",
+    ),
+    (re.compile(r"[0-9a-f]{64}"), f"{0:064}"),
+)
 
 _WIDTH: Final = 860
 _MARGIN: Final = 28
@@ -61,21 +70,34 @@ def timeline_svg(app: Engine, admin: Engine) -> str:
 
 
 def _fixed(order: WorkOrder, events: list[WorkOrderEvent]) -> tuple[WorkOrder, list[WorkOrderEvent]]:
-    """Put fixed ids and times in the place of those that differ from run to run."""
+    """Put fixed ids and times in the place of those that differ from run to run, in payloads too."""
     times = [_START + _STEP * position for position in range(len(events))]
     return (
         replace(
             order,
             work_order_id=_ORDER,
             correlation_id=_THREAD,
+            fields_json=_steady(order.fields_json),
             created_at=times[0],
             last_updated_at=times[-1],
         ),
         [
-            replace(event, work_order_id=_ORDER, created_at=at)
+            replace(event, work_order_id=_ORDER, payload=_steady(event.payload), created_at=at)
             for event, at in zip(events, times, strict=True)
         ],
     )
+
+
+def _steady(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _steady(each) for key, each in value.items()}
+        case list():
+            return [_steady(each) for each in value]
+        case str():
+            for pattern, fixed in _VARYING:
+                value = pattern.sub(fixed, value)
+    return value
 
 
 def _draw(order: WorkOrder, events: list[WorkOrderEvent]) -> str:
@@ -106,7 +128,7 @@ def _draw(order: WorkOrder, events: list[WorkOrderEvent]) -> str:
         if position == 0 or events[position - 1].work_order_status != event.work_order_status:
             picture.badge(_COLOURS[event.work_order_status], x, y - 11, event.work_order_status)
         picture.text(
-            "faint", _RAIL + 22, y + 17, _cut(" ".join(filter(None, [event.step_id, summary(event)])))
+            "faint", _RAIL + 22, y + 17, _cut(": ".join(filter(None, [event.step_id, summary(event)])))
         )
     y = top + _ROW * len(events) + 4
     picture.path("rule", [(_MARGIN, y - 18), (_WIDTH - _MARGIN, y - 18)])

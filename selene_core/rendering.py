@@ -109,7 +109,7 @@ def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
         moved = "" if event.work_order_status == status else f" → {event.work_order_status}"
         status = event.work_order_status
         head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{moved}"
-        details = " ".join(filter(None, [event.step_id, summary(event)]))
+        details = ": ".join(filter(None, [event.step_id, summary(event)]))
         if _columns(f"{head}  {details}") <= _WIDTH:
             yield _cut(f"{head}  {details}".rstrip())
         else:

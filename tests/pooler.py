@@ -1,8 +1,9 @@
 """PgBouncer in transaction mode, in front of the tests' server: SELENE_TEST_POOLER=pgbouncer.
 
-The application's logins go through it: app, readonly and owner. Three kinds of connection stay direct. The
-superuser's: they look at what is there, and set what a test needs in a session. Those of migrations: lock and
-role are the session's, on every kind of deployment. Those of the tests that DIRECT names, with their reasons.
+The application's logins go through it: app and readonly. Three kinds of connection stay direct. The
+superuser's: they look at what is there, and set what a test needs in a session. The owner's, and all that
+migrate: lock and role are the session's, on every kind of deployment. Those of the tests that DIRECT names,
+with their reasons.
 """
 
 import os
@@ -21,6 +22,7 @@ from sqlalchemy.engine import URL
 from selene_core.local import private_folder, server_user
 from tests.programs import find_pgbouncer
 
+POOLED_ROLES = ("app", "readonly")
 _ITS_SETTING = "a setting of its session is what the test is about"
 _ITS_TIMEOUT = "a timeout that it sets in its session keeps the test short"
 DIRECT: Mapping[str, str] = {
@@ -38,8 +40,9 @@ _MODE = "transaction"
 _CLIENTS = 500
 _SECONDS = 20
 _PORT = 6432  # no port is opened: it is a part of the socket's name, and tells a pooled address from others
-# Outlives whatever kills the tests: when their end of its pipe closes, it ends the pooler and its folder.
-_WATCHDOG = 'read -r pid; cat >/dev/null; kill -s TERM "$pid"; rm -rf -- "$1"'
+# Outlives whatever kills the tests: unless it is told that the pooler has ended, it ends it when their end of
+# its pipe closes; it removes the folder. By KILL: from 1.23 on PgBouncer takes TERM for a request to wait.
+_WATCHDOG = 'read -r pid; read -r ended || kill -s KILL "$pid"; rm -rf -- "$1"'
 
 
 class NoPooler(Exception):
@@ -158,9 +161,9 @@ def pgbouncer(server: URL, users: Mapping[str, str], *, server_connections: int 
         _wait_for(process, pooler.url_for(*next(iter(users.items())), "pgbouncer"), folder / "log")
         yield pooler
     finally:
-        process.terminate()
+        process.kill()
         process.wait(_SECONDS)
-        watchdog.communicate()
+        watchdog.communicate("ended\n")
 
 
 def _version(program: list[str]) -> str:

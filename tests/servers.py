@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from selene_core.binaries import find_binaries
 from selene_core.local import LocalServer, LocalServerUnavailable, local_server
-from tests.pooler import BYPASS, NoPooler, Pooler, driver_options, pgbouncer
+from tests.pooler import BYPASS, POOLED_ROLES, NoPooler, Pooler, driver_options, pgbouncer
 
 CONTAINER_VERSION = 18
 PASSWORD = "selene-test"
@@ -124,7 +124,7 @@ class Database:
         """Address this database as a role."""
         if role == "admin":
             return self.server.admin_url(self.name)
-        if self.server.pooler is not None and BYPASS.reason is None:
+        if self.server.pooler is not None and role in POOLED_ROLES and BYPASS.reason is None:
             return self.server.pooler.url_for(LOGIN_ROLES[role], PASSWORD, self.name)
         return self.server.url_for(LOGIN_ROLES[role], self.name)
 
@@ -169,7 +169,7 @@ def open_server(stack: ExitStack) -> Server:
         case "":
             return server
         case "pgbouncer":
-            users = dict.fromkeys(LOGIN_ROLES.values(), PASSWORD)
+            users = {LOGIN_ROLES[role]: PASSWORD for role in POOLED_ROLES}
             try:
                 return replace(server, pooler=stack.enter_context(pgbouncer(server.address, users)))
             except NoPooler as exc:

@@ -6,7 +6,6 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from tests import pooler, programs
 from tests.pooler import BYPASS, is_pooled
 from tests.races import backend_pid, wait_until, wait_until_blocked, wait_until_gone
-from tests.servers import LOGIN_ROLES, Database, NoServer, Role, Server, open_server
+from tests.servers import Database, NoServer, Role, Server, open_server
 
 
 @pytest.mark.parametrize(
@@ -119,8 +118,9 @@ def test_open_server__behind_a_pooler_says_so(given: Server, monkeypatch: pytest
         assert any("PgBouncer" in line and "transaction mode" in line for line in opened.describe())
         folder = opened.pooler.folder
         database = Database(opened, "postgres")
-        for role in LOGIN_ROLES:
-            assert is_pooled(database.url(cast("Role", role)))
+        assert is_pooled(database.app_url)
+        assert is_pooled(database.readonly_url)
+        assert not is_pooled(database.owner_url)
         assert not is_pooled(database.admin_url)
         monkeypatch.setattr(BYPASS, "reason", "the test's")
         assert not is_pooled(database.app_url)
