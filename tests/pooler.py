@@ -96,7 +96,13 @@ def is_pooled(url: URL) -> bool:
 
 
 @contextmanager
-def pgbouncer(server: URL, users: Mapping[str, str], *, server_connections: int = 80) -> Iterator[Pooler]:
+def pgbouncer(
+    server: URL,
+    users: Mapping[str, str],
+    *,
+    server_connections: int = 80,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Pooler]:
     """Run a PgBouncer in front of a server, for users and their passwords. Raises NoPooler."""
     found = find_pgbouncer()
     if found is None:
@@ -126,6 +132,7 @@ def pgbouncer(server: URL, users: Mapping[str, str], *, server_connections: int 
                 f"admin_users = {next(iter(users))}",
                 f"logfile = {folder}/log",
                 f"pidfile = {folder}/pid",
+                *(f"{name} = {value}" for name, value in (settings or {}).items()),
             ]
         ),
     }

@@ -41,15 +41,17 @@ EVERYTHING = sa.text("""
 """)
 """What a session sees with nothing but row-level security between it and the other tenants."""
 
-Pools = Callable[[int], Pooler]
+Pools = Callable[..., Pooler]
 
 
 @pytest.fixture
 def pools(server: Server) -> Iterator[Pools]:
-    """Start poolers with a given number of connections to the server."""
+    """Start poolers with a given number of connections to the server, and settings."""
     users = dict.fromkeys(LOGIN_ROLES.values(), PASSWORD)
     with ExitStack() as stack:
-        yield lambda size: stack.enter_context(pgbouncer(server.address, users, server_connections=size))
+        yield lambda size, **settings: stack.enter_context(
+            pgbouncer(server.address, users, server_connections=size, settings=settings)
+        )
 
 
 def pooled_engine(database: Database, pooler: Pooler, **options: object) -> sa.Engine:
@@ -228,19 +230,33 @@ def test_statements__run_often_from_many_clients(two_clients: tuple[sa.Engine, s
                 assert orders.verify() == []
 
 
-def test_a_setting_left_in_the_session__refuses_and_never_leaks(
-    two_clients: tuple[sa.Engine, sa.Engine],
-) -> None:
-    """Somebody who says SET without LOCAL spoils the session for the next; he cannot make them see rows."""
-    first, second = two_clients
+RESET = {"server_reset_query": "DISCARD ALL", "server_reset_query_always": "1"}
+
+
+@pytest.mark.parametrize("settings", [{}, RESET], ids=["as it comes", "with a reset after each transaction"])
+def test_a_setting_left_in_the_session(database: Database, pools: Pools, settings: dict[str, str]) -> None:
+    """Somebody says SET without LOCAL: scopes hold, and what is outside of them only with a reset."""
+    pooler = pools(1, **settings)
+    first, second = pooled_engine(database, pooler), pooled_engine(database, pooler)
     append_events(first, "acme", [created("ours")])
     with first.begin() as conn:
         conn.exec_driver_sql("SET selene.tenant_id = 'acme'")
     with tenant_scope(second, "rival") as conn:
         assert conn.execute(EVERYTHING).all() == []
         assert WorkOrderRepository(conn).get("ours") is None
-    with pytest.raises(TenantScopeViolation):
+    with second.connect() as conn:
+        left = conn.execute(EVERYTHING).scalars().all()
+        with pytest.raises(TenantScopeViolation):
+            WorkOrderRepository(conn).get("ours")
+    if settings:
+        assert left == []
         append_events(second, "rival", [created("theirs")])
+    else:
+        assert left == ["acme", "acme"], "the known limit of a plain SET"
+        with pytest.raises(TenantScopeViolation):
+            append_events(second, "rival", [created("theirs")])
+    for client in (first, second):
+        client.dispose()
 
 
 def test_direct__names_tests_that_exist() -> None:
