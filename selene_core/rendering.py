@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
 from textwrap import wrap
@@ -106,38 +107,42 @@ def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
         if at.date() != day:
             day = at.date()
             yield f"       {day} (UTC)"
-        moved = "" if event.work_order_status == status else f" → {event.work_order_status}"
+        yield from _event_lines(event, moved=event.work_order_status != status, width=_WIDTH)
         status = event.work_order_status
-        head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{moved}"
-        details = ": ".join(filter(None, [event.step_id, summary(event)]))
-        if _columns(f"{head}  {details}") <= _WIDTH:
-            yield _cut(f"{head}  {details}".rstrip())
-        else:
-            yield head
-            for line in wrap(details, _WIDTH - _INDENT, max_lines=_MOST_LINES, placeholder=" …"):
-                yield _cut(" " * _INDENT + line)
+
+
+def _event_lines(event: WorkOrderEvent, *, moved: bool, width: int) -> Iterator[str]:
+    to = f" → {event.work_order_status}" if moved else ""
+    at = event.created_at.astimezone(UTC)
+    head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{to}"
+    details = ": ".join(filter(None, [event.step_id, summary(event)]))
+    if _columns(f"{head}  {details}") <= width:
+        yield _cut(f"{head}  {details}".rstrip())
+    else:
+        yield head
+        for line in wrap(details, width - _INDENT, max_lines=_MOST_LINES, placeholder=" …"):
+            yield _cut(" " * _INDENT + line)
 
 
 def conversation_lines(
     events: Iterable[WorkOrderEvent], turns_of: Callable[[UUID], Iterable[ConversationTurn]]
 ) -> Iterator[str]:
     """Return the conversations of a work order, a turn a line, each followed by the events that it led to."""
-    kept = list(events)
-    threads: dict[UUID, list[tuple[int, str]]] = {}
-    for event, line in zip(kept, timeline_lines(kept), strict=True):
-        threads.setdefault(event.correlation_id, []).append((event.turn_id, line))
-    for correlation_id, lines in threads.items():
+    threads: dict[UUID, list[tuple[int, list[str]]]] = {}
+    status = None
+    for event in events:
+        lines = [*_event_lines(event, moved=event.work_order_status != status, width=_WIDTH - 2)]
+        threads.setdefault(event.correlation_id, []).append((event.turn_id, lines))
+        status = event.work_order_status
+    for correlation_id, led_to in threads.items():
         yield f"thread {correlation_id}"
-        waiting = iter(sorted(lines, key=lambda placed: placed[0]))
-        following = next(waiting, None)
+        waiting = deque(sorted(led_to, key=lambda placed: placed[0]))
         for turn in turns_of(correlation_id):
-            while following is not None and following[0] < turn.turn_id:
-                yield _cut(f"  {following[1]}")
-                following = next(waiting, None)
+            while waiting and waiting[0][0] < turn.turn_id:
+                yield from (f"  {line}" for line in waiting.popleft()[1])
             yield _cut(f"{turn.turn_id:>5}  {turn.role}: {_said(turn)}")
-        while following is not None:
-            yield _cut(f"  {following[1]}")
-            following = next(waiting, None)
+        while waiting:
+            yield from (f"  {line}" for line in waiting.popleft()[1])
 
 
 def _said(turn: ConversationTurn) -> str:
