@@ -266,6 +266,7 @@ work_order_step_attempts: Final = Table(
         "tenant_id",
         "next_retry_at",
         "step_attempt_id",
+        postgresql_include=["work_order_id", "step_id", "attempt_index"],
         postgresql_where=text("next_retry_at IS NOT NULL"),
     ),
 )

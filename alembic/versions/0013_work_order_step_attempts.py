@@ -76,6 +76,8 @@ def upgrade() -> None:
         TABLE,
         ["tenant_id", "next_retry_at", "step_attempt_id"],
         schema="os_core",
+        # What the walk over retried attempts probes by: it need not visit their rows.
+        postgresql_include=["work_order_id", "step_id", "attempt_index"],
         postgresql_where=sa.text("next_retry_at IS NOT NULL"),
     )
     op.execute(sql("tenant_isolation", version=1, table=f"os_core.{TABLE}"))
