@@ -49,7 +49,7 @@ def turns(databases: Databases, scale: Scale) -> list[Result]:
                 sides = ((last, rounds - tenth + turn_id), (first, turn_id))
                 appended.append(_in_turns(_append, group, sides, swapped=len(appended) % 2 == 1))
                 read.append(_in_turns(_read, group, sides, swapped=len(read) % 2 == 1))
-    label = f"last tenth of {rounds * len(threads):,}"
+    label = f"last of {rounds * len(threads):,}"
     return [_result(f"append, {label}", appended), _result(f"read, {label}", read)]
 
 
