@@ -1,7 +1,8 @@
-"""Conversations: one session that appends and reads while the ledger grows from nothing."""
+"""Conversations: what the last tenth of a large ledger costs, beside the first tenth of a fresh one."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from benchmarks.report import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from benchmarks.databases import Connection, Databases
     from benchmarks.scale import Scale
@@ -20,33 +21,36 @@ _APPEND: Final = """
     SELECT * FROM conversation.append_turn(
       %s, %s, %s, 'bench-user', 'USER', 'TYPED_TEXT', %s, 'PUBLIC_CHAT', 'bench-session', 'bench-phone', %s)
 """
-_ONE_IN: Final = 10
 _READ: Final = "SELECT * FROM conversation.read_turns(%s, %s, %s, 10)"
 _TEXT: Final = "Could you move my appointment with the dentist to Thursday, some time after four? "
+_GROUP: Final = 50  # calls on one side, before it is the other's turn
 
 
 def turns(databases: Databases, scale: Scale) -> list[Result]:
-    """Append a turn to each of many conversations in rounds, and read the newest turn of one in ten."""
-    count = scale.conversations
-    rounds = max(10, scale.turns // count)
-    appended: list[float] = []
-    read: list[float] = []
-    with databases.new() as database, database.app() as app:
-        _furnish(app)
-        for turn_id in range(1, rounds + 1):
-            threads = [UUID(int=1 + number) for number in range(count)]
-            start = time.perf_counter()
-            for thread in threads:
-                arguments = (TENANT, thread, turn_id, f"{_TEXT}{turn_id}", f"turn-{turn_id}")
-                app.execute(_APPEND, arguments, prepare=True)
-            appended.append((time.perf_counter() - start) / count)
-            start = time.perf_counter()
-            some = threads[turn_id % _ONE_IN :: _ONE_IN] or threads
-            for thread in some:
-                app.execute(_READ, (TENANT, thread, turn_id - 1), prepare=True).fetchall()
-            read.append((time.perf_counter() - start) / len(some))
-    label = f"to {rounds * count:,} turns"
-    return [_tenths(f"append, {label}", appended), _tenths(f"read, {label}", read)]
+    """Append a turn to each of many conversations, and read it, round by round.
+
+    One session lives through the growth of its ledger from nothing. Its last tenth is timed, group by group
+    in turns with the first tenth of a session on a fresh database: what disturbs one disturbs the other.
+    """
+    threads = [UUID(int=1 + number) for number in range(scale.conversations)]
+    rounds = scale.turns // scale.conversations
+    tenth = max(1, rounds // 10)
+    appended: list[tuple[float, float]] = []
+    read: list[tuple[float, float]] = []
+    with databases.new() as grown, databases.new() as fresh, grown.app() as last, fresh.app() as first:
+        for conn in (last, first):
+            _furnish(conn)
+        for turn_id in range(1, rounds - tenth + 1):
+            with last.transaction():
+                _append(last, threads, turn_id)
+        for turn_id in range(1, tenth + 1):
+            for start in range(0, len(threads), _GROUP):
+                group = threads[start : start + _GROUP]
+                sides = ((last, rounds - tenth + turn_id), (first, turn_id))
+                appended.append(_in_turns(_append, group, sides, swapped=len(appended) % 2 == 1))
+                read.append(_in_turns(_read, group, sides, swapped=len(read) % 2 == 1))
+    label = f"last of {rounds * len(threads):,}"
+    return [_result(f"append, {label}", appended), _result(f"read, {label}", read)]
 
 
 def _furnish(app: Connection) -> None:
@@ -55,8 +59,36 @@ def _furnish(app: Connection) -> None:
     app.execute("SELECT os_core.open_session(%s, 'bench-session', %s, 'bench-phone')", (TENANT, USER))
 
 
-def _tenths(label: str, seconds: Sequence[float]) -> Result:
-    """Compare the last tenth with the first: the last 10,000 turns of 100,000 with the first 10,000."""
-    tenth = len(seconds) // 10
-    first, last = sum(seconds[:tenth]) / tenth, sum(seconds[-tenth:]) / tenth
-    return Result("turns", label, "its first tenth", last, first, "s", [first / last], 0.8)
+def _append(app: Connection, threads: Sequence[UUID], turn_id: int) -> None:
+    for thread in threads:
+        arguments = (TENANT, thread, turn_id, f"{_TEXT}{turn_id}", f"turn-{turn_id}")
+        app.execute(_APPEND, arguments, prepare=True)
+
+
+def _read(app: Connection, threads: Sequence[UUID], turn_id: int) -> None:
+    for thread in threads:
+        if len(app.execute(_READ, (TENANT, thread, turn_id - 1), prepare=True).fetchall()) != 1:
+            raise LookupError(thread)
+
+
+def _in_turns(
+    work: Callable[[Connection, Sequence[UUID], int], None],
+    threads: Sequence[UUID],
+    sides: Sequence[tuple[Connection, int]],
+    *,
+    swapped: bool,
+) -> tuple[float, float]:
+    """Return the seconds a call took on either side."""
+    seconds = [0.0, 0.0]
+    for side in (1, 0) if swapped else (0, 1):
+        conn, turn_id = sides[side]
+        start = time.perf_counter()
+        work(conn, threads, turn_id)
+        seconds[side] = (time.perf_counter() - start) / len(threads)
+    return seconds[0], seconds[1]
+
+
+def _result(label: str, seconds: Sequence[tuple[float, float]]) -> Result:
+    last, first = (statistics.median(side) for side in zip(*seconds, strict=True))
+    ratios = [theirs / ours for ours, theirs in seconds]
+    return Result("turns", label, "first tenth, fresh", last, first, "s", ratios, 0.8)

@@ -21,8 +21,10 @@ SESSION = "os_core.is_session_row(session_id, session_state, opened_at, last_act
 
 
 def upgrade() -> None:
-    for function in ("is_language_tag", "is_identity_row", "is_device_row", "is_session_row"):
-        op.execute(sql(function, version=1))
+    op.execute(sql("is_language_tag", version=1))
+    op.execute(sql("is_identity_row", version=1))
+    op.execute(sql("is_device_row", version=1))
+    op.execute(sql("is_session_row", version=1))
     create_identities()
     create_devices()
     create_sessions()

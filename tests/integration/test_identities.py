@@ -33,7 +33,7 @@ from selene_core.identities import OWNED_PAGE
 from tests.calls import Tenant, refused
 from tests.races import wait_until
 from tests.raw import Connection
-from tests.servers import Database
+from tests.servers import Database, Role, Server
 from tests.sessions import Sessions
 
 STATES = list(SessionState)
@@ -375,6 +375,51 @@ def test_reads__as_the_readonly_role(engine: sa.Engine, database: Database) -> N
         assert [device.device_id for device in repository.devices("alice")] == ["phone"]
         with pytest.raises(sa.exc.DBAPIError, match="permission denied for function"):
             repository.touch_session("session")
+
+
+INDEXES: list[tuple[Callable[[IdentityRepository], object], str, str]] = [
+    (lambda repository: repository.get_identity("user-7"), "identities", "pk_identities"),
+    (lambda repository: repository.get_device("device-7"), "devices", "pk_devices"),
+    (lambda repository: repository.get_session("session-7"), "sessions", "pk_sessions"),
+    (lambda repository: next(repository.devices("user-7")), "devices", "ux_devices_tenant_user_device"),
+    (lambda repository: next(repository.sessions("user-7")), "sessions", "ux_sessions_tenant_user_session"),
+]
+
+
+@pytest.fixture(scope="module")
+def full_database(server: Server, template_database: str) -> Iterator[Database]:
+    """Return a database with many users, each with a device and a session."""
+    with server.new_database("users", template_database) as database:
+        with server.admin(database.name) as admin:
+            for table, values in (
+                ("identities", "'user-' || n, NULL, NULL, 'ACTIVE'"),
+                ("devices", "'device-' || n, 'user-' || n, 'mobile'"),
+                ("sessions", "'session-' || n, 'user-' || n, 'device-' || n, 'OPEN', now(), now()"),
+            ):
+                rows = f"SELECT 'acme', {values} FROM generate_series(1, 5000) AS n"
+                admin.execute(f"INSERT INTO os_core.{table} {rows}".encode())
+            admin.execute("ANALYZE")
+        yield database
+
+
+@pytest.mark.parametrize(("read", "table", "index"), INDEXES, ids=[f"{row[1]} {row[2]}" for row in INDEXES])
+@pytest.mark.parametrize("role", ["app", "readonly"])
+def test_reads__are_one_index_scan(
+    full_database: Database,
+    role: Role,
+    read: Callable[[IdentityRepository], object],
+    table: str,
+    index: str,
+) -> None:
+    """As the server counts them."""
+    scans = sa.text(
+        "SELECT seq_scan, idx_scan, pg_stat_get_xact_numscans(to_regclass('os_core.' || :index))"
+        " FROM pg_stat_xact_user_tables WHERE relid = to_regclass('os_core.' || :table)"
+    )
+    engine = full_database.engine(role)
+    with tenant_scope(engine, "acme") as conn:
+        assert read(IdentityRepository(conn)) is not None
+        assert conn.execute(scans, {"index": index, "table": table}).one() == (0, 1, 1)
 
 
 @pytest.mark.parametrize(
