@@ -70,9 +70,13 @@ def examine(conn: Connection) -> Diagnosis:
             with conn.begin_nested():
                 return look(conn)
         except DBAPIError as exc:
-            if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
-                raise
-            unseen.append(f"{what}: {exc.orig.diag.message_primary}")
+            match exc.orig:
+                case psycopg.errors.InsufficientPrivilege():
+                    unseen.append(f"{what}: {exc.orig.diag.message_primary}")
+                case psycopg.errors.LockNotAvailable():
+                    unseen.append(f"{what}: a table is locked, as by a migration that is under way")
+                case _:
+                    raise
             return None
 
     head = golden().head

@@ -1,7 +1,7 @@
 """The SQL that makes a difference from the golden catalogue good, derived from what kind of thing differs.
 
 No fault has a statement of its own here: a new table or function needs nothing but its facts in catalogue.txt
-and its file in alembic/sql. The statements are a superuser's; each can be run again.
+and its file in alembic/sql. The statements are a superuser's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from enum import IntEnum, auto
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,29 @@ class Fault:
     what: str
     sql: str | None = None
     command: str | None = None
+
+
+class Step(IntEnum):
+    """The order in which statements can be run: first what others need, at last what must not be there."""
+
+    ROLES = auto()
+    SCHEMAS = auto()
+    SEQUENCES = auto()
+    TABLES = auto()
+    FUNCTIONS = auto()
+    COLUMNS = auto()  # one may be made by a function; aggregates need the functions too
+    KEYS = auto()
+    CONSTRAINTS = auto()  # foreign keys need the keys, CHECKs the functions; with them the indexes
+    POLICIES = auto()
+    TRIGGERS = auto()
+    FLAGS = auto()
+    OWNERS = auto()
+    GRANTS = auto()
+    STRANGE_FUNCTIONS = auto()
+    STRANGE_RELATIONS = auto()
+    STRANGE_SEQUENCES = auto()
+    STRANGE_TYPES = auto()
+    NONE = auto()
 
 
 _ATTRIBUTES: Final = ("LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "CREATEDB", "REPLICATION")
@@ -48,7 +72,7 @@ def faults(found: Iterable[Difference]) -> list[Fault]:
     listed = [*found]
     missing = {d.thing for d in listed if not d.aspect and d.found is None}
     seen = {(d.thing, d.aspect): d for d in listed}
-    ranked: list[tuple[int, str, Fault]] = []
+    ranked: list[tuple[Step, str, Fault]] = []
     for difference in listed:
         if difference.thing in missing and not _is_apart(difference):
             continue
@@ -57,7 +81,7 @@ def faults(found: Iterable[Difference]) -> list[Fault]:
         rank, sql = _statement(difference, anew=difference.thing in missing)
         ranked.append((rank, f"{difference.thing} {difference.aspect}", Fault(describe(difference), sql)))
     # One statement makes a function anew, whatever of it differs.
-    merged: dict[str, tuple[int, str, Fault]] = {}
+    merged: dict[str, tuple[Step, str, Fault]] = {}
     for rank, key, fault in sorted(ranked, key=lambda entry: entry[:2]):
         same = merged.get(fault.sql or fault.what)
         what = f"{same[2].what}; {fault.what}" if same else fault.what
@@ -105,13 +129,13 @@ def _follows(difference: Difference, seen: dict[tuple[str, str], Difference]) ->
     return False
 
 
-def _statement(difference: Difference, *, anew: bool) -> tuple[int, str | None]:
+def _statement(difference: Difference, *, anew: bool) -> tuple[Step, str | None]:
     """Return where among the statements one stands, and the statement."""
     if difference.aspect.startswith("grant"):
-        return 13, _grant(difference)
+        return Step.GRANTS, _grant(difference)
     match difference.kind:
         case "role":
-            return 0, _role(difference)
+            return Step.ROLES, _role(difference)
         case "relation":
             return _relation(difference)
         case "sequence":
@@ -138,42 +162,48 @@ def _role(difference: Difference) -> str | None:
     return f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''};"
 
 
-def _relation(difference: Difference) -> tuple[int, str | None]:
+def _relation(difference: Difference) -> tuple[Step, str | None]:
     name, expected, found = difference.name, difference.expected, difference.found
     keyword, _, part = difference.aspect.partition(" ")
     match keyword:
         case "":
             if expected is None:
-                return 15, _move(str(found), name)
-            return 4, _create_table(difference.thing)
+                return Step.STRANGE_RELATIONS, _move(str(found), name)
+            return Step.TABLES, _create_table(difference.thing)
         case "owner":
-            return 12, f"ALTER TABLE {name} OWNER TO {expected};"
+            return Step.OWNERS, f"ALTER TABLE {name} OWNER TO {expected};"
         case "row":
-            return 11, f"ALTER TABLE {name} {_enable(expected)} ROW LEVEL SECURITY;"
+            return Step.FLAGS, f"ALTER TABLE {name} {_enable(expected)} ROW LEVEL SECURITY;"
         case "force":
-            return 11, f"ALTER TABLE {name} {'' if expected == 'enabled' else 'NO '}FORCE ROW LEVEL SECURITY;"
+            return (
+                Step.FLAGS,
+                f"ALTER TABLE {name} {'' if expected == 'enabled' else 'NO '}FORCE ROW LEVEL SECURITY;",
+            )
         case "persistence":
-            return 11, f"ALTER TABLE {name} SET LOGGED;"
+            return Step.FLAGS, f"ALTER TABLE {name} SET LOGGED;"
         case "column":
             # After the functions, one of which may make its value.
-            return 6, _column(name, part, expected, found)
+            return Step.COLUMNS, _column(name, part, expected, found)
         case "constraint":
             return _constraint(name, part, expected, found)
         case "index":
-            return 8, _index(name, part, expected, found)
+            return Step.CONSTRAINTS, _index(name, part, expected, found)
         case "policy":
             drop = f"DROP POLICY IF EXISTS {part} ON {name};"
-            return 9, drop if expected is None else f"{drop}\nCREATE POLICY {part} ON {name} {expected};"
+            return (
+                Step.POLICIES,
+                drop if expected is None else f"{drop}\nCREATE POLICY {part} ON {name} {expected};",
+            )
         case "trigger":
-            return 10, _trigger(name, part, expected, found)
+            return Step.TRIGGERS, _trigger(name, part, expected, found)
         case "rule":
-            return 10, f"DROP RULE {part} ON {name};" if expected is None else None
+            return Step.TRIGGERS, f"DROP RULE {part} ON {name};" if expected is None else None
         case "child" if found == "a partition":
-            return 11, f"ALTER TABLE {name} DETACH PARTITION {part};"
+            return Step.FLAGS, f"ALTER TABLE {name} DETACH PARTITION {part};"
         case "child":
-            return 11, f"ALTER TABLE {part} NO INHERIT {name};"
+            return Step.FLAGS, f"ALTER TABLE {part} NO INHERIT {name};"
         case _:  # kind, and the order of the columns: no statement changes them
-            return 99, None
+            return Step.NONE, None
 
 
 def _enable(state: str | None) -> str:
@@ -212,13 +242,13 @@ def _column(table: str, name: str, expected: str | None, found: str | None) -> s
     return f"ALTER TABLE {table} {', '.join(changes)};"
 
 
-def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[int, str]:
+def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[Step, str]:
     # Keys first: a foreign key needs the one that it points to.
-    rank = 7 if (expected or "").startswith(("PRIMARY KEY", "UNIQUE")) else 8
+    rank = Step.KEYS if (expected or "").startswith(("PRIMARY KEY", "UNIQUE")) else Step.CONSTRAINTS
     drop = f"ALTER TABLE {table} DROP CONSTRAINT {name};"
     add = f"ALTER TABLE {table} ADD CONSTRAINT {name} {expected};"
     if expected is None:
-        return 5, drop
+        return Step.FUNCTIONS, drop  # ahead of a column that would take it along
     if found is None:
         return rank, add
     if found == f"{expected} NOT VALID":
@@ -257,42 +287,42 @@ _TRIGGER_STATES: Final = {
 }
 
 
-def _sequence(difference: Difference, *, anew: bool) -> tuple[int, str | None]:
+def _sequence(difference: Difference, *, anew: bool) -> tuple[Step, str | None]:
     name, expected = difference.name, difference.expected
     match difference.aspect:
         case "" if expected is None:
-            return 16, _move("SEQUENCE", name)
+            return Step.STRANGE_SEQUENCES, _move("SEQUENCE", name)
         case "":
             facts = golden().facts[difference.thing]
             made = f"CREATE SEQUENCE {name} {facts['definition']};"
-            return 3, f"{made}\nALTER SEQUENCE {name} OWNER TO {facts['owner']};"
+            return Step.SEQUENCES, f"{made}\nALTER SEQUENCE {name} OWNER TO {facts['owner']};"
         case "definition":
-            return 3, f"ALTER SEQUENCE {name} {expected};"
+            return Step.SEQUENCES, f"ALTER SEQUENCE {name} {expected};"
         case "owner":
-            return 12, f"ALTER SEQUENCE {name} OWNER TO {expected};"
+            return Step.OWNERS, f"ALTER SEQUENCE {name} OWNER TO {expected};"
         case "owned by":
             owned = f"ALTER SEQUENCE {name} OWNED BY {expected or 'NONE'};"
             if not anew or expected is None:
-                return 12, owned
+                return Step.OWNERS, owned
             table, _, column = expected.rpartition(".")
             # It goes on after what was given out before; a superuser sees the rows of all tenants.
-            return 12, f"{owned}\nSELECT setval('{name}', (SELECT max({column}) FROM {table}));"
+            return Step.OWNERS, f"{owned}\nSELECT setval('{name}', (SELECT max({column}) FROM {table}));"
         case _:
-            return 99, None
+            return Step.NONE, None
 
 
-def _function(difference: Difference) -> tuple[int, str | None]:
+def _function(difference: Difference) -> tuple[Step, str | None]:
     name, aspect = difference.name, difference.aspect
     if not aspect and difference.expected is None:
-        return 14, f"DROP ROUTINE {name};"
+        return Step.STRANGE_FUNCTIONS, f"DROP ROUTINE {name};"
     facts = golden().facts[difference.thing]
     if aspect == "owner":
-        return 12, f"ALTER ROUTINE {name} OWNER TO {facts['owner']};"
+        return Step.OWNERS, f"ALTER ROUTINE {name} OWNER TO {facts['owner']};"
     shipped = _shipped(name.partition("(")[0], facts["body"].partition(" ")[0])
     if shipped is None:
-        return 99, None
+        return Step.NONE, None
     # An aggregate needs its functions.
-    rank = 6 if facts["attributes"].startswith("kind a") else 5
+    rank = Step.COLUMNS if facts["attributes"].startswith("kind a") else Step.FUNCTIONS
     if aspect and aspect != "signature":
         return rank, shipped
     # Made anew it belongs to who makes it, and PUBLIC may execute it.
@@ -306,17 +336,20 @@ def _function(difference: Difference) -> tuple[int, str | None]:
     return rank, "\n".join([made, f"REVOKE ALL ON ROUTINE {name} FROM PUBLIC;", *filter(None, grants)])
 
 
-def _other(difference: Difference) -> tuple[int, str | None]:
+def _other(difference: Difference) -> tuple[Step, str | None]:
     called, name = _CALLED.get(difference.kind), difference.name
     if called is None:
-        return 99, None
+        return Step.NONE, None
     if difference.aspect == "owner":
-        return 12, f"ALTER {called} {name} OWNER TO {difference.expected};"
+        return Step.OWNERS, f"ALTER {called} {name} OWNER TO {difference.expected};"
     if not difference.aspect and difference.expected is None:
-        return 17, _move(called, name)
+        return Step.STRANGE_TYPES, _move(called, name)
     if not difference.aspect and called == "SCHEMA":
-        return 1, f"CREATE SCHEMA {name} AUTHORIZATION {golden().facts[difference.thing]['owner']};"
-    return 99, None
+        return (
+            Step.SCHEMAS,
+            f"CREATE SCHEMA {name} AUTHORIZATION {golden().facts[difference.thing]['owner']};",
+        )
+    return Step.NONE, None
 
 
 def _grant(difference: Difference) -> str | None:

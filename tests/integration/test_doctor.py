@@ -15,7 +15,7 @@ from selene_core.doctor import server_faults
 from selene_core.drift import golden
 from selene_core.migrations import downgrade
 from tests.factories import created
-from tests.migrations.runs import admin, catalogue_of, psql, run_all
+from tests.migrations.runs import admin, catalogue_of, held, psql, run_all
 from tests.scratch import upgrade_further
 from tests.servers import Database
 
@@ -459,6 +459,14 @@ def test_doctor__says_what_it_cannot_see(database: Database) -> None:
     assert told["faults"] == []
     assert told["unseen"] == ["the revision: permission denied for schema os_core"]
     assert not told["healthy"]
+
+
+def test_doctor__while_a_migration_is_under_way(database: Database) -> None:
+    with held(database, f"ALTER TABLE {CURRENT} ADD COLUMN mine text"):
+        told = doctor(database.app_url)
+    assert told["faults"] == []
+    assert told["unseen"] == ["the schema: a table is locked, as by a migration that is under way"]
+    assert doctor(database.app_url)["healthy"]
 
 
 def test_doctor__changes_nothing(database: Database) -> None:

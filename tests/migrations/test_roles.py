@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from selene_core.migrations import MigrationRefused, upgrade
+from selene_core.migrations import MigrationRefused, current, history, upgrade
 from tests.migrations.runs import (
     PATIENT,
     alembic,
@@ -130,6 +130,14 @@ def test_upgrade__every_migrator_makes_the_same_schema(
     assert catalogue_of(bare_database) == catalogue_at("head")
     upgrade(url)
     assert catalogue_of(bare_database) == catalogue_at("head")
+
+
+@pytest.mark.parametrize("equipment", WELL_EQUIPPED)
+def test_current__every_migrator_may_look(bare_database: Database, equipment: str) -> None:
+    url = equip(bare_database, WELL_EQUIPPED[equipment])
+    assert current(url) is None
+    upgrade(url)
+    assert current(url) == history()[-1].revision
 
 
 def test_upgrade__the_owner_owns_everything(bare_database: Database) -> None:
