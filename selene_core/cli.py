@@ -148,7 +148,7 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
 @click.argument("tenant")
 @click.option("--requester", metavar="USER", help="Only those that this user requested.")
 @click.option(
-    "--hours", type=click.FloatRange(min=0, min_open=True), help="Only those updated in so many hours."
+    "--hours", type=click.IntRange(1, 876_000), help="Only those updated in the last so many hours."
 )
 @click.option("--limit", type=click.IntRange(1, 999), default=20, show_default=True)
 @click.option("--oldest-first", is_flag=True, help="Those that have waited longest.")
@@ -157,7 +157,7 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
 def pending(
     tenant: str,
     requester: str | None,
-    hours: float | None,
+    hours: int | None,
     limit: int,
     oldest_first: bool,
     url: str,

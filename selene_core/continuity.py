@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from selene_core.enums import PromptAction, PromptReason
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from selene_core.contracts import AppendResult, WorkOrder
 
 MAX_REQUIRED_FIELDS: Final = 64
+MAX_PREFILLED_FIELDS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,21 @@ class PromptDecision:
 
 def check_required_fields(values: object) -> tuple[str, ...]:
     """Return 1..64 field keys as a tuple; raises ContractViolation (SPEC.md section 6)."""
-    keys = _field_keys("required_fields", values)
-    if not 1 <= len(keys) <= MAX_REQUIRED_FIELDS:
-        raise ContractViolation(field="required_fields", rule=f"must be 1..{MAX_REQUIRED_FIELDS} field keys")
-    return keys
+    return _field_keys("required_fields", values, 1, MAX_REQUIRED_FIELDS)
 
 
 def check_prefilled_fields(values: object) -> tuple[str, ...]:
-    """Return any number of field keys as a tuple; raises ContractViolation."""
-    return _field_keys("prefilled_fields", values)
+    """Return up to 4096 field keys as a tuple; raises ContractViolation."""
+    return _field_keys("prefilled_fields", values, 0, MAX_PREFILLED_FIELDS)
 
 
-def _field_keys(field: str, values: object) -> tuple[str, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ContractViolation(field=field, rule="must be a list of field keys")
-    return tuple(FIELD_KEY.check(f"{field}[{index}]", key) for index, key in enumerate(values))
+def _field_keys(field: str, values: object, least: int, most: int) -> tuple[str, ...]:
+    keys = None
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        keys = tuple(islice(values, most + 1))  # it may have no end
+    if keys is None or not least <= len(keys) <= most:
+        raise ContractViolation(field=field, rule=f"must be {least}..{most} field keys")
+    return tuple(FIELD_KEY.check(f"{field}[{index}]", key) for index, key in enumerate(keys))
 
 
 def decide_prompt(

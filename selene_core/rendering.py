@@ -63,8 +63,8 @@ def state_lines(order: WorkOrder, *, held: bool | None = None) -> Iterator[str]:
 
 def _approval_lines(order: WorkOrder) -> Iterator[str]:
     if order.external_approval_pending:
-        request = f"{order.external_approval_request_id} from {order.external_approval_target_user_id}"
-        yield _cut(f"  waits for   approval {request}")
+        yield f"  waits for   approval {order.external_approval_request_id}"
+        yield f"              from {order.external_approval_target_user_id}"
         until = order.external_approval_expires_at
         told = "told" if order.external_approval_notices else "not told yet"
         yield f"              {told}, {f'expires {_time(until)}' if until else 'does not expire'}"
@@ -81,11 +81,11 @@ def _prompt_lines(order: WorkOrder) -> Iterator[str]:
 
 
 def pending_lines(orders: Iterable[WorkOrder]) -> Iterator[str]:
-    """Return pending work orders: since when, where it stands, for whom; and what it waits for."""
+    """Return pending work orders: since when, where it stands, its whole id; for whom; what it waits for."""
     for order in orders:
-        requester = order.requester_user_id or "-"
-        head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}"
-        yield _cut(f"{head}  {order.work_order_id}  {requester}")
+        yield f"{_time(order.last_updated_at)}  {order.work_order_status:<7}  {order.work_order_id}"
+        if order.requester_user_id:
+            yield f"  requester   {order.requester_user_id}"
         yield from _approval_lines(order)
 
 

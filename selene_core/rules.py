@@ -117,6 +117,17 @@ def integer(least: int, most: int) -> Rule[int]:
     return Rule(f"must be an integer from {least} to {most}", schema, parse)
 
 
+def flag() -> Rule[bool]:
+    """Ask for a boolean."""
+
+    def parse(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Rule("must be true or false", {"type": "boolean"}, parse)
+
+
 def time_span(most: timedelta) -> Rule[timedelta]:
     """Ask for a positive time span; it has no JSON form."""
 

@@ -35,7 +35,7 @@ from selene_core.enums import PromptAction, PromptReason, WorkOrderEventType
 from selene_core.errors import ContractViolation, IdempotencyConflict
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import Repository, Unshown
-from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, identifier, integer, time_span
+from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, flag, identifier, integer, time_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +52,7 @@ MAX_PENDING: Final = 1000
 
 _POSITION: Final = integer(0, MAX_INT64)
 _LIMIT: Final = integer(1, MAX_PENDING)
+_FLAG: Final = flag()
 _WINDOW: Final = time_span(timedelta(days=36_500))
 _NOTE: Final = PAYLOAD_RULES[WorkOrderEventType.WORK_ORDER_CANCELED].optional["note"]
 _USER: Final = identifier(128)
@@ -71,9 +72,10 @@ class WorkOrderRepository(Repository):
         """Append 1..1000 events, all or none, and return a result for each, in order (SPEC.md section 4).
 
         Raises ContractViolation, IdempotencyConflict, ConcurrencyConflict, WorkOrderNotFound,
-        InvalidTransition, CancelInvalidState, LeaseLost, BoundExceeded, CorrelationConflict,
-        WorkOrderIdUnavailable and ProjectionDamaged. As after every error of the database, the transaction is
-        good for a rollback only, if need be to a savepoint (conn.begin_nested()).
+        InvalidTransition, CancelInvalidState, LeaseHeld, LeaseLost, PromptSuppressed,
+        ExternalApprovalPending, BoundExceeded, CorrelationConflict, WorkOrderIdUnavailable and
+        ProjectionDamaged. As after every error of the database, the transaction is good for a rollback only,
+        if need be to a savepoint (conn.begin_nested()).
         """
         wire = batch_to_wire(events)
         return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
@@ -117,7 +119,7 @@ class WorkOrderRepository(Repository):
             of_requester=requester_user_id is not None,
             within=within is not None,
             after=after is not None,
-            oldest_first=bool(oldest_first),
+            oldest_first=_FLAG.check("oldest_first", oldest_first),
         )
         rows = self._read(
             statement,
@@ -130,7 +132,7 @@ class WorkOrderRepository(Repository):
         return [statements.work_order(row) for row in rows]
 
     def cancel(
-        self, work_order_id: str, *, reason_code: int, idempotency_key: str, note: str | None = None
+        self, work_order_id: str, reason_code: int, idempotency_key: str, note: str | None = None
     ) -> AppendResult:
         """Append WORK_ORDER_CANCELED with the thread and turn that the order has (SPEC.md section 9).
 
@@ -149,7 +151,6 @@ class WorkOrderRepository(Repository):
     def ask(
         self,
         work_order_id: str,
-        *,
         required_fields: Iterable[str],
         prefilled_fields: Iterable[str] = (),
         turn_id: int | None = None,
@@ -161,7 +162,8 @@ class WorkOrderRepository(Repository):
         Of many callers at once one gets to ask. The prompt has the order's thread and status, and its turn_id
         and last_reason_code where they are not given. With the key of a recorded prompt it returns that one,
         with prompt.replayed. Raises ContractViolation, WorkOrderNotFound, BoundExceeded, IdempotencyConflict
-        where the key is another event's, InvalidTransition where the order has ended, and ProjectionDamaged.
+        where the key is another event's, InvalidTransition where it would ask about an order that has ended,
+        and ProjectionDamaged.
         """
         work_order_id = check_work_order_id(work_order_id)
         given = {
@@ -191,7 +193,7 @@ class WorkOrderRepository(Repository):
         return replace(decided, prompt=prompt)
 
     def notify_wait(
-        self, work_order_id: str, *, turn_id: int | None = None, reason_code: int | None = None
+        self, work_order_id: str, turn_id: int | None = None, reason_code: int | None = None
     ) -> bool:
         """Record that the user is told of the wait for an approval; tell whether this caller is to tell them.
 
@@ -272,13 +274,16 @@ class WorkOrderRepository(Repository):
             )
         prompt = AppendResult(event.work_order_event_id, event.work_order_seq, True, event.created_at)
         asked = (event.payload["field_key"], event.payload["prompt_dedupe_key"])
+        reason = PromptReason.POLICY_NEXT_FIELD
         before = self.as_of(event.work_order_id, seq=event.work_order_seq - 1)
         if before is not None:
             decided = decide_prompt(before, required, prefilled)
             if (decided.field_key, decided.prompt_dedupe_key) == asked:
                 return replace(decided, prompt=prompt)
-        # Asked with other required fields, or by a caller with a policy of its own.
-        return PromptDecision(PromptAction.ASK, *asked, PromptReason.POLICY_NEXT_FIELD, prompt)
+            # Asked for other required fields, or by a caller with a policy of its own.
+            if before.conflicts_json.get(asked[0], {}).get("asked") is False:
+                reason = PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK
+        return PromptDecision(PromptAction.ASK, *asked, reason, prompt)
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
         # Pages, not a cursor: nothing stays open where the caller stops, and each page asks for the tenant.

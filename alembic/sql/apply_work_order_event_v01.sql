@@ -91,17 +91,19 @@ BEGIN
     END IF;
 
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
-    -- The same request once more changes nothing.
-    _changed := NOT p_state.external_approval_pending
-      OR p_state.external_approval_notices <> 0
-      OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
-      OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
-      OR p_state.external_approval_expires_at IS DISTINCT FROM os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
-    p_state.external_approval_pending := TRUE;
-    p_state.external_approval_request_id := p_event.payload ->> 'request_id';
-    p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
-    p_state.external_approval_expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
-    p_state.external_approval_notices := 0;
+    -- The same request once more changes nothing; nor does one that comes with the end, which clears it below.
+    IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
+      _changed := NOT p_state.external_approval_pending
+        OR p_state.external_approval_notices <> 0
+        OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
+        OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
+        OR p_state.external_approval_expires_at IS DISTINCT FROM os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+      p_state.external_approval_pending := TRUE;
+      p_state.external_approval_request_id := p_event.payload ->> 'request_id';
+      p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
+      p_state.external_approval_expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+      p_state.external_approval_notices := 0;
+    END IF;
 
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_WAIT_NOTIFIED' THEN
     IF p_state.external_approval_pending

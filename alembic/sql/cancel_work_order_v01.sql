@@ -1,5 +1,6 @@
 -- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the thread and turn that the order has (SPEC.md section 9). The key makes it
--- idempotent: nothing but LEASE_RELEASED, which keeps thread and turn, follows it, so that a retry has the same content.
+-- idempotent: nothing but LEASE_RELEASED, which keeps thread and turn, follows it (in a batch its twin may), so that a retry has the same
+-- content.
 CREATE OR REPLACE FUNCTION os_core.cancel_work_order(
   p_tenant_id text, p_work_order_id text, p_reason_code bigint, p_idempotency_key text, p_note text DEFAULT NULL
 )
@@ -10,11 +11,12 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _state constant os_core.work_orders_current := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state os_core.work_orders_current;
 BEGIN
   IF p_idempotency_key IS NULL THEN
     PERFORM os_core.refuse_contract(NULL, 'idempotency_key: is required to cancel');
   END IF;
+  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
   RETURN QUERY
   SELECT appended.*
   FROM os_core.append_work_order_event(

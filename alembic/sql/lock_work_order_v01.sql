@@ -14,6 +14,11 @@ DECLARE
   _event os_core.work_order_ledger;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
+  IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
+    PERFORM os_core.refuse_contract(
+      NULL, 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    );
+  END IF;
   SELECT current.* INTO _state
   FROM os_core.work_orders_current AS current
   WHERE current.tenant_id = p_tenant_id AND current.work_order_id = p_work_order_id

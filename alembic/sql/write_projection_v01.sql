@@ -122,6 +122,8 @@ BEGIN
       WHEN unique_violation THEN
         GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
       WHEN deadlock_detected THEN
+        -- What this call had taken is free again. On a busy machine it would be back before the other one wakes up.
+        PERFORM pg_catalog.pg_sleep((_attempts + 1) * (0.05 + 0.05 * pg_catalog.random()));
         _constraint := NULL;
     END;
 

@@ -96,7 +96,7 @@ def events(draw: st.DrawFn) -> Event:
         case "STATUS_CHANGED":
             statuses = [*PENDING, *PENDING, "DONE", "CANCELED"]
         case _:
-            statuses = [*PENDING * 6, "FAILED", "CANCELED"]
+            statuses = [*PENDING * 6, "FAILED", "REFUSED", "DONE", "CANCELED"]
     order = draw(st.sampled_from(ORDERS))
     return {
         "work_order_id": order,
