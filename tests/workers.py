@@ -10,7 +10,7 @@ from tests.calls import Row, Tenant
 from tests.races import wait_until
 from tests.raw import Connection
 
-LIMITS: dict[str, Any] = {"timeout_ms": 60_000, "max_retries": 2, "retry_backoff_ms": 1_000}
+LIMITS: dict[str, Any] = {"timeout_ms": 60_000, "max_retries": 2, "retry_backoff_ms": 3_600_000}
 
 
 def new_token() -> str:

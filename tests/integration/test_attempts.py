@@ -36,6 +36,7 @@ from tests.workers import (
     finish,
     new_token,
     release,
+    renew,
     start,
     wait_past,
 )
@@ -505,9 +506,9 @@ def test_lease__of_nobody(acme: Tenant) -> None:
 @pytest.mark.parametrize("over", [False, True])
 def test_lease__who_was_taken_over_finishes_nothing(acme: Tenant, terminal: bool, over: bool) -> None:
     order, old, new = acme.order("EXECUTING"), new_token(), new_token()
-    lease = acquire(acme.app, acme.id, order, old, ttl_ms=500)
+    acquire(acme.app, acme.id, order, old)
     attempt = start(acme.app, acme.id, order, token=old)
-    wait_past(acme, lease["lease_expires_at"])
+    wait_past(acme, renew(acme.app, acme.id, order, old, 1)["lease_expires_at"])
     acquire(acme.app, acme.id, order, new, owner="worker-2")
     if over:
         finish(acme.app, acme.id, attempt["step_attempt_id"], token=new)
@@ -851,7 +852,11 @@ def test_repository(engine: sa.Engine) -> None:
         (failed,) = steps.history(order, "book")
         assert failed.finished_at is not None
         assert decision.action is RetryAction.RETRY_AT
-        assert decision.next_due_at == failed.next_retry_at == failed.finished_at + ms(1_000)
+        assert (
+            decision.next_due_at
+            == failed.next_retry_at
+            == failed.finished_at + ms(LIMITS["retry_backoff_ms"])
+        )
         assert decision.next_attempt_index == 2
         done = steps.finish(other.step_attempt_id, outcome=AttemptOutcome.SUCCEEDED, reason_code=7)
         assert (done.action, done.next_due_at, done.next_attempt_index) == (RetryAction.DONE, None, None)

@@ -199,8 +199,9 @@ class Zombie:
     def __init__(self, tenant: Tenant, session: Session) -> None:
         self.tenant, self.session = tenant, session
         self.order, self.token = tenant.order("EXECUTING"), new_token()
-        lease = acquire(tenant.app, tenant.id, self.order, self.token, owner="zombie", ttl_ms=500)
+        acquire(tenant.app, tenant.id, self.order, self.token, owner="zombie")
         self.attempt = start(tenant.app, tenant.id, self.order, token=self.token)
+        lease = renew(tenant.app, tenant.id, self.order, self.token, 1)
         self.set_tenant = f"SET LOCAL selene.tenant_id = '{tenant.id}'".encode()
         session.conn.execute(self.set_tenant)
         session.conn.execute("SELECT lease_owner_id FROM os_core.work_orders_current")
