@@ -71,7 +71,7 @@ from selene_core.errors import (
 )
 from selene_core.event_schema import work_order_event_schema
 from selene_core.identities import Device, Identity, IdentityRepository, Session
-from selene_core.leases import Lease, LeaseRepository
+from selene_core.leases import HeldLease, Lease, LeaseRepository
 from selene_core.schema_guard import (
     SchemaDrifted,
     SchemaError,
@@ -112,6 +112,7 @@ __all__ = [
     "DeviceNotFound",
     "DriftedOrder",
     "ExternalApprovalPending",
+    "HeldLease",
     "IdempotencyConflict",
     "Identity",
     "IdentityNotFound",

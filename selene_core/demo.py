@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from selene_core.attempts import RetryDecision, StepAttempt
     from selene_core.contracts import AppendResult
-    from selene_core.leases import Lease
+    from selene_core.leases import HeldLease, Lease
 
 TENANT: Final = "acme"
 STRANGER: Final = "globex"
@@ -204,7 +204,7 @@ def _take_over(stage: _Stage, order: _Order) -> None:
     stage.expect(heir.fence > lease.fence)
     stage.tell(f"worker-2   takes over after the expiry, fence {heir.fence}")
 
-    def finish(attempt: StepAttempt, lease: Lease, outcome: AttemptOutcome) -> RetryDecision:
+    def finish(attempt: StepAttempt, lease: HeldLease, outcome: AttemptOutcome) -> RetryDecision:
         with tenant_scope(stage.app, TENANT) as conn:
             return StepAttemptRepository(conn).finish(
                 attempt.step_attempt_id,
@@ -230,12 +230,12 @@ def _take_over(stage: _Stage, order: _Order) -> None:
     stage.expect(decision.action is RetryAction.DONE)
     stage.tell(f"worker-2   runs attempt {second.attempt_index}: {decision.action}")
     with tenant_scope(stage.app, TENANT) as conn:
-        LeaseRepository(conn).release(order.id, heir.token or "")
+        LeaseRepository(conn).release(order.id, heir.token)
         for line in attempt_lines(StepAttemptRepository(conn).history(order.id)):
             stage.tell(line)
 
 
-def _acquire(stage: _Stage, order: _Order, owner: str, ttl_ms: int = 60_000) -> Lease:
+def _acquire(stage: _Stage, order: _Order, owner: str, ttl_ms: int = 60_000) -> HeldLease:
     with tenant_scope(stage.app, TENANT) as conn:
         return LeaseRepository(conn).acquire(order.id, owner, ttl_ms=ttl_ms)
 

@@ -48,6 +48,13 @@ class Lease:
     idempotency_key: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class HeldLease(Lease):
+    """Hold a lease with its token, as only who has taken or renewed it knows it."""
+
+    token: str = field(repr=False)
+
+
 class LeaseRepository(Repository):
     """Take, keep and give back the leases of the tenant_scope that yielded the connection.
 
@@ -64,7 +71,7 @@ class LeaseRepository(Repository):
         ttl_ms: int,
         token: str | None = None,
         idempotency_key: str | None = None,
-    ) -> Lease:
+    ) -> HeldLease:
         """Take the lease for `ttl_ms` milliseconds (1..3,600,000); one that has expired is taken over.
 
         A caller who wants to repeat the call after a lost reply mints the token itself, from a CSPRNG, and
@@ -85,9 +92,9 @@ class LeaseRepository(Repository):
             if idempotency_key is None
             else _KEY.check("idempotency_key", idempotency_key),
         )
-        return _lease(rows[0], token)
+        return HeldLease(**_facts(rows[0]), token=token)
 
-    def renew(self, work_order_id: str, token: str, *, ttl_ms: int) -> Lease:
+    def renew(self, work_order_id: str, token: str, *, ttl_ms: int) -> HeldLease:
         """Hold an unexpired lease for `ttl_ms` milliseconds (1..3,600,000) from now on.
 
         Raises LeaseLost where the token is not that of an unexpired lease, InvalidTransition for a work order
@@ -100,7 +107,7 @@ class LeaseRepository(Repository):
             token=Unshown(token),
             ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
         )
-        return _lease(rows[0], token)
+        return HeldLease(**_facts(rows[0]), token=token)
 
     def release(self, work_order_id: str, token: str) -> None:
         """Give the lease back, an expired one too; does nothing where that was done before.
@@ -117,12 +124,12 @@ class LeaseRepository(Repository):
     def current(self, work_order_id: str) -> Lease | None:
         """Return the lease that is held now; None where none is, or no longer (SPEC.md section 14)."""
         rows = self._read(_CURRENT, work_order_id=check_work_order_id(work_order_id))
-        return _lease(rows[0], None) if rows else None
+        return Lease(**_facts(rows[0]), token=None) if rows else None
 
 
-def _lease(row: RowMapping, token: str | None) -> Lease:
+def _facts(row: RowMapping) -> dict[str, Any]:
     found = {name: row[name] for name in _NAMES}
-    return Lease(**{**found, "token": token, "lease_state": LeaseState(row["lease_state"])})
+    return {**found, "lease_state": LeaseState(row["lease_state"])}
 
 
 # --- statements, built once; all values are parameters

@@ -25,6 +25,7 @@ PERMISSION_DENIED = "42501"
 FOREIGN_KEY = "23503"
 TABLES = {table.fullname: table for table in METADATA.sorted_tables}
 LEDGERS = [name for name in TABLES if name.endswith("_ledger")]
+GUARDED = ["os_core.work_order_leases", "os_core.work_order_step_attempts"]  # their triggers refuse first
 FOREIGN_KEYS = {
     str(key.name): (name, key) for name, table in TABLES.items() for key in table.foreign_key_constraints
 }
@@ -49,6 +50,10 @@ SAY = (
 CALLS = {
     "create": CREATE,
     "step": EVENT.replace("{type}", "STEP_STARTED"),
+    "lease": """os_core.acquire_lease('{tenant}', '{tenant}-order', 'worker-1', 'lease-token-of-{tenant}',
+        60000, 'lease')""",
+    "attempt": """os_core.start_step_attempt('{tenant}', '{tenant}-order', 'book', 1000, 1, 1000, 'attempt',
+        'lease-token-of-{tenant}')""",
     "identity": "os_core.register_identity('{tenant}', '{tenant}-user', '{tenant}-speaker', 'de')",
     "device": "os_core.register_device('{tenant}', '{tenant}-user', '{tenant}-device', 'phone')",
     "session": "os_core.open_session('{tenant}', '{tenant}-session', '{tenant}-user', '{tenant}-device')",
@@ -63,6 +68,8 @@ CALLS = {
 # The same call with other content, and what it is refused with.
 CHANGED = {
     "create": (CREATE.replace('"reason_code": 1', '"reason_code": 2'), "SL005"),
+    "lease": (CALLS["lease"].replace("60000", "50000"), "SL005"),
+    "attempt": (CALLS["attempt"].replace("1000, 1, 1000", "1000, 2, 1000"), "SL005"),
     "session": (CALLS["session"].replace("'{tenant}-device'", "'{tenant}-other'"), "SL005"),
     "turn": (SAY.replace("Hello", "Goodbye"), "SL005"),
     "turn, other key": (SAY.replace("Hello", "Goodbye").replace("turn-1", "other"), "SL005"),
@@ -205,7 +212,10 @@ def test_isolation__no_row_is_written_past_the_policies(world: World, table: str
     )
     for no_tenant in (None, ""):
         assert sqlstate_of(owner, no_tenant, f"INSERT INTO {table} (tenant_id) VALUES ('acme')") == "SL002"
-    if table not in LEDGERS:
+    if table in GUARDED:
+        for each in (f"UPDATE {table} SET tenant_id = 'rival'", f"DELETE FROM {table} WHERE FALSE"):
+            assert sqlstate_of(owner, "acme", each) == "SL003"
+    elif table not in LEDGERS:
         assert sqlstate_of(owner, "acme", f"UPDATE {table} SET tenant_id = 'rival'") == PERMISSION_DENIED
         with owner.transaction(force_rollback=True):
             run(owner, "SET LOCAL selene.tenant_id = 'acme'")

@@ -4,7 +4,7 @@ It is checked, not run. tests/packaging/test_consumer.py fails for a public name
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -19,28 +19,66 @@ from selene_core import (
     AppendOnlyViolation,
     AppendResult,
     ApprovalOutcome,
+    AsyncConversationRepository,
+    AsyncIdentityRepository,
+    AsyncLeaseRepository,
+    AsyncStepAttemptRepository,
+    AsyncWorkOrderRepository,
     AttemptConflict,
+    AttemptOutcome,
+    AttemptStatus,
     BoundExceeded,
     CancelInvalidState,
     ConcurrencyConflict,
     ContractViolation,
+    ConversationRepository,
+    ConversationRole,
+    ConversationSource,
+    ConversationTurn,
+    ConversationTurnNotFound,
     CorrelationConflict,
+    Device,
+    DeviceIdUnavailable,
+    DeviceNotFound,
     DriftedOrder,
     ExternalApprovalPending,
+    HeldLease,
     IdempotencyConflict,
+    Identity,
+    IdentityNotFound,
+    IdentityRepository,
+    IdentityStatus,
     InvalidTransition,
+    Lease,
     LeaseHeld,
     LeaseLost,
+    LeaseRepository,
+    LeaseState,
+    PendingCursor,
+    PrivacyScope,
     ProjectionDamaged,
+    PromptAction,
+    PromptDecision,
+    PromptReason,
     PromptSuppressed,
     RebuildReport,
+    RetryAction,
+    RetryDecision,
     SchemaDrifted,
     SchemaError,
     SchemaLocked,
     SchemaOutdated,
     SchemaTooNew,
     SeleneError,
+    Session,
+    SessionNotFound,
+    SessionState,
+    SessionStateInvalid,
+    StepAttempt,
+    StepAttemptRepository,
     TenantScopeViolation,
+    TombstoneConflict,
+    TurnResult,
     WorkOrder,
     WorkOrderEvent,
     WorkOrderEventType,
@@ -50,9 +88,13 @@ from selene_core import (
     WorkOrderRepository,
     WorkOrderStatus,
     append_events,
+    async_append_events,
+    async_rebuild_tenant,
+    async_tenant_scope,
     check_schema,
     create_async_selene_engine,
     create_selene_engine,
+    decide_prompt,
     new_work_order_id,
     rebuild_tenant,
     tenant_scope,
@@ -188,6 +230,136 @@ def maintain(engine: Engine, tenant_id: str) -> RebuildReport:
     return rebuild_tenant(engine, tenant_id, lambda so_far: log.info("%d", so_far.work_orders))
 
 
+# --- prompts, approvals, what is pending
+
+
+def converse(engine: Engine, tenant_id: str, work_order_id: str, required: list[str]) -> str:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        order = orders.get(work_order_id)
+        if order is not None:
+            planned: PromptDecision = decide_prompt(order, required, prefilled_fields=["city"])
+            log.info("%s", planned.reason is PromptReason.POLICY_NEXT_FIELD)
+        asked: PromptDecision = orders.ask(work_order_id, required_fields=required, idempotency_key="ask")
+        match asked.decision:
+            case PromptAction.ASK | PromptAction.ASK_DIFFERENT_FIELD:
+                event_id = asked.prompt.work_order_event_id if asked.prompt is not None else None
+                return f"{asked.field_key} ({asked.prompt_dedupe_key}, {event_id})?"
+            case PromptAction.WAIT:
+                told: bool = orders.notify_wait(work_order_id, turn_id=3, reason_code=4)
+                return "please wait" if told else ""
+            case PromptAction.SKIP | PromptAction.STOP:
+                return ""
+            case _:
+                assert_never(asked.decision)
+
+
+def resume(engine: Engine, tenant_id: str, user_id: str) -> list[WorkOrder]:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        found: list[WorkOrder] = orders.list_pending(user_id, within=timedelta(days=30), limit=100)
+        if found:
+            last = PendingCursor(found[-1].last_updated_at, found[-1].last_event_id)
+            found += orders.list_pending(user_id, oldest_first=False, after=last)
+        for order in found:
+            canceled: AppendResult = orders.cancel(
+                order.work_order_id, reason_code=7, idempotency_key="cancel", note="too old"
+            )
+            log.info("%d", canceled.work_order_seq)
+        return found
+
+
+# --- work
+
+
+def work(engine: Engine, tenant_id: str, work_order_id: str) -> RetryDecision:
+    with tenant_scope(engine, tenant_id) as conn:
+        leases = LeaseRepository(conn)
+        lease: HeldLease = leases.acquire(work_order_id, "worker-1", ttl_ms=30_000)
+        attempt: StepAttempt = StepAttemptRepository(conn).start(
+            work_order_id,
+            "book",
+            timeout_ms=20_000,
+            max_retries=3,
+            retry_backoff_ms=5_000,
+            idempotency_key="book-1",
+            lease_token=lease.token,
+        )
+    with tenant_scope(engine, tenant_id) as conn:
+        leases = LeaseRepository(conn)
+        lease = leases.renew(work_order_id, lease.token, ttl_ms=30_000)
+        decision: RetryDecision = StepAttemptRepository(conn).finish(
+            attempt.step_attempt_id,
+            outcome=AttemptOutcome.FAILED,
+            reason_code=9,
+            retryable=True,
+            lease_token=lease.token,
+            idempotency_key="book-1-over",
+        )
+        leases.release(work_order_id, lease.token)
+        held: Lease | None = leases.current(work_order_id)
+        if held is not None and held.lease_state is LeaseState.ACTIVE:
+            log.info("%s until %s", held.lease_owner_id, held.lease_expires_at)
+    if decision.action is RetryAction.RETRY_AT:
+        log.info("attempt %s at %s", decision.next_attempt_index, decision.next_due_at)
+    return decision
+
+
+def overdue(engine: Engine, tenant_id: str) -> list[str]:
+    with tenant_scope(engine, tenant_id) as conn:
+        attempts = StepAttemptRepository(conn)
+        due: list[StepAttempt] = attempts.due_retries(50)
+        history = [each for one in due for each in attempts.history(one.work_order_id, one.step_id)]
+        return [each.step_id for each in history if each.attempt_status is AttemptStatus.FAILED]
+
+
+# --- users and what they say
+
+
+def greet(engine: Engine, tenant_id: str, correlation_id: UUID) -> list[str | None]:
+    with tenant_scope(engine, tenant_id) as conn:
+        users = IdentityRepository(conn)
+        alice: Identity = users.register_identity("alice", primary_language="de-CH")
+        phone: Device = users.register_device("alice", "phone", device_type="phone")
+        session: Session = users.open_session("s-1", user_id="alice", device_id=phone.device_id)
+        session = users.touch_session(session.session_id)
+        log.info("%s %s", alice.status is IdentityStatus.ACTIVE, session.session_state is SessionState.ACTIVE)
+        conversation = ConversationRepository(conn)
+        said: TurnResult = conversation.append(
+            correlation_id=correlation_id,
+            turn_id=1,
+            user_id=alice.user_id,
+            role=ConversationRole.USER,
+            source=ConversationSource.TYPED_TEXT,
+            text="Grüezi",
+            privacy_scope=PrivacyScope.PUBLIC_CHAT,
+            session_id=session.session_id,
+            device_id=phone.device_id,
+        )
+        conversation.tombstone(correlation_id, said.conversation_turn_id, reason_code=5)
+        turns: Iterator[ConversationTurn] = conversation.turns(correlation_id)
+        return [turn.text for turn in turns]
+
+
+# --- the same, asynchronously
+
+
+async def serve(engine: AsyncEngine, tenant_id: str, first: WorkOrderLedgerEventInput) -> RebuildReport:
+    results: list[AppendResult] = await async_append_events(engine, tenant_id, [first])
+    log.info("%d", results[0].work_order_seq)
+    async with async_tenant_scope(engine, tenant_id) as conn:
+        orders = AsyncWorkOrderRepository(conn)
+        order: WorkOrder | None = await orders.get(first.work_order_id)
+        events: AsyncIterator[WorkOrderEvent] = orders.events(first.work_order_id)
+        seqs = [event.work_order_seq async for event in events]
+        lease: HeldLease = await AsyncLeaseRepository(conn).acquire(first.work_order_id, "w", ttl_ms=1_000)
+        history: list[StepAttempt] = await AsyncStepAttemptRepository(conn).history(first.work_order_id)
+        user: Identity = await AsyncIdentityRepository(conn).register_identity("alice")
+        said = [turn.text async for turn in AsyncConversationRepository(conn).turns(first.correlation_id)]
+        log.info("%s %s %s %s %s %s", order, seqs, lease.fence, history, user.user_id, said)
+    return await async_rebuild_tenant(engine, tenant_id)
+
+
 # --- what the database refuses
 
 
@@ -211,8 +383,14 @@ def explain(error: SeleneError) -> str:
             return f"{key} was asked"
         case ExternalApprovalPending(request_id=request_id):
             return f"waits for {request_id}"
-        case AttemptConflict(step_id=step_id):
-            return f"not {step_id} now"
+        case AttemptConflict(step_id=step_id, next_retry_at=at):
+            return f"not {step_id} now but {at}"
+        case SessionStateInvalid() | SessionNotFound():
+            return f"session {error.session_id}"
+        case IdentityNotFound() | DeviceNotFound() | DeviceIdUnavailable():
+            return f"user {error.user_id}"
+        case ConversationTurnNotFound() | TombstoneConflict():
+            return f"turn {error.conversation_turn_id}"
         case AppendOnlyViolation(table=table, operation=operation):
             return f"no {operation} on {table}"
         case WorkOrderNotFound() | WorkOrderIdUnavailable() | LeaseLost() | ProjectionDamaged():
