@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _START: Final = datetime(2027, 3, 1, 9, 0, tzinfo=UTC)
 _STEP: Final = timedelta(seconds=20)
+_LEASE: Final = timedelta(seconds=30)  # over before another takes it
 _ORDER: Final = "wo_0195500f-0c00-7000-8000-000000000001"
 _THREAD: Final = UUID("00000000-0000-4000-8000-000000000001")
 _VARYING: Final = (
@@ -82,7 +83,13 @@ def _fixed(order: WorkOrder, events: list[WorkOrderEvent]) -> tuple[WorkOrder, l
             last_updated_at=times[-1],
         ),
         [
-            replace(event, work_order_id=_ORDER, payload=_steady(event.payload), created_at=at)
+            replace(
+                event,
+                work_order_id=_ORDER,
+                payload=_steady(event.payload),
+                lease_expires_at=event.lease_expires_at and at + _LEASE,
+                created_at=at,
+            )
             for event, at in zip(events, times, strict=True)
         ],
     )
