@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Text, Uuid, bindp
 from selene_core.database import scope_tenant
 from selene_core.enums import ConversationRole, ConversationSource, PrivacyScope
 from selene_core.json_limits import MAX_INT64
-from selene_core.repository import SCOPED_TENANT, Repository, call
+from selene_core.repository import SCOPED_TENANT, Repository, Unshown, call
 from selene_core.rules import TURN_RULES, integer
 from selene_core.tables import conversation_ledger
 
@@ -168,6 +168,8 @@ class ConversationRepository(Repository):
         self, statement: Select[Any], turn: Mapping[str, Any], optional: Mapping[str, Any]
     ) -> TurnResult:
         values = {name: TURN_RULES[name].check(name, value) for name, value in turn.items()}
+        if "text" in values:
+            values["text"] = Unshown(values["text"])
         for name, value in optional.items():
             values[name] = None if value is None else TURN_RULES[name].check(name, value)
         return TurnResult(**self._run(statement, **values)[0])

@@ -32,6 +32,9 @@ DIRECT: Mapping[str, str] = {
     "test_privileges.py::test_app__own_schema_in_the_search_path_changes_nothing": _ITS_SETTING,
     "test_crash.py::test_dropped_connection__is_noticed_by_a_server_that_looks": _ITS_SETTING,
     "test_crash.py::test_timeout__leaves_nothing": _ITS_TIMEOUT,
+    "test_engine.py::test_engine__timeouts_hold_in_every_transaction": _ITS_SETTING,
+    "test_engine.py::test_engine__timeouts_end_what_takes_too_long": _ITS_SETTING,
+    "test_engine.py::test_engine__behind_a_pooler_nothing_is_prepared": _ITS_SETTING,
     "test_rebuild_verify.py::test_rebuild__does_not_wait_for_appends": _ITS_TIMEOUT,
     "test_rebuild_verify.py::test_smuggled__a_ledger_that_contradicts_itself_ends_a_rebuild": _ITS_TIMEOUT,
 }

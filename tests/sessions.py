@@ -54,7 +54,8 @@ class Sessions:
     """The sessions of one test. What still runs at its end is terminated, so that no thread stays."""
 
     def __init__(self, app_url: URL, admin_url: URL) -> None:
-        self._url, self._admin_url = app_url, admin_url
+        self.urls = (app_url, admin_url)
+        self._url, self._admin_url = self.urls
         self.admin = connect(admin_url, autocommit=True)
         self._pool = ThreadPoolExecutor(max_workers=64)
         self._open: list[Session] = []

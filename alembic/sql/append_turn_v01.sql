@@ -34,46 +34,50 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;
 
-  RETURN QUERY
-  INSERT INTO conversation.conversation_ledger AS turn (
-    tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope, idempotency_key
-  )
-  SELECT
-    p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, p_text, p_privacy_scope,
-    p_idempotency_key
-  WHERE EXISTS (
-      SELECT FROM os_core.identities AS identity WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
+  FOR _attempt IN 1..3 LOOP
+    RETURN QUERY
+    INSERT INTO conversation.conversation_ledger AS turn (
+      tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope, idempotency_key
     )
-    AND (p_device_id IS NULL OR EXISTS (
-      SELECT FROM os_core.devices AS device
-      WHERE device.tenant_id = p_tenant_id AND device.user_id = p_user_id AND device.device_id = p_device_id
-    ))
-    AND (p_session_id IS NULL OR EXISTS (
-      SELECT FROM os_core.sessions AS session
-      WHERE session.tenant_id = p_tenant_id AND session.user_id = p_user_id AND session.session_id = p_session_id
-    ))
-  ON CONFLICT DO NOTHING
-  RETURNING turn.conversation_turn_id, turn.turn_id, turn.text_hash, turn.created_at, FALSE;
-  IF FOUND THEN
-    RETURN;
-  END IF;
+    SELECT
+      p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, p_text, p_privacy_scope,
+      p_idempotency_key
+    WHERE EXISTS (
+        SELECT FROM os_core.identities AS identity WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
+      )
+      AND (p_device_id IS NULL OR EXISTS (
+        SELECT FROM os_core.devices AS device
+        WHERE device.tenant_id = p_tenant_id AND device.user_id = p_user_id AND device.device_id = p_device_id
+      ))
+      AND (p_session_id IS NULL OR EXISTS (
+        SELECT FROM os_core.sessions AS session
+        WHERE session.tenant_id = p_tenant_id AND session.user_id = p_user_id AND session.session_id = p_session_id
+      ))
+    ON CONFLICT DO NOTHING
+    RETURNING turn.conversation_turn_id, turn.turn_id, turn.text_hash, turn.created_at, FALSE;
+    IF FOUND THEN
+      RETURN;
+    END IF;
 
-  IF p_idempotency_key IS NOT NULL THEN
-    SELECT turn.* INTO _prior
-    FROM conversation.conversation_ledger AS turn
-    WHERE turn.tenant_id = p_tenant_id
-      AND turn.correlation_id = p_correlation_id
-      AND turn.idempotency_key = p_idempotency_key;
-  END IF;
-  IF _prior.conversation_turn_id IS NULL THEN
-    SELECT turn.* INTO _prior
-    FROM conversation.conversation_ledger AS turn
-    WHERE turn.tenant_id = p_tenant_id AND turn.correlation_id = p_correlation_id AND turn.turn_id = p_turn_id;
-  END IF;
-  IF _prior.conversation_turn_id IS NULL THEN
+    IF p_idempotency_key IS NOT NULL THEN
+      SELECT turn.* INTO _prior
+      FROM conversation.conversation_ledger AS turn
+      WHERE turn.tenant_id = p_tenant_id
+        AND turn.correlation_id = p_correlation_id
+        AND turn.idempotency_key = p_idempotency_key;
+    END IF;
+    IF _prior.conversation_turn_id IS NULL THEN
+      SELECT turn.* INTO _prior
+      FROM conversation.conversation_ledger AS turn
+      WHERE turn.tenant_id = p_tenant_id AND turn.correlation_id = p_correlation_id AND turn.turn_id = p_turn_id;
+    END IF;
+    EXIT WHEN _prior.conversation_turn_id IS NOT NULL;
     PERFORM os_core.require_owned(p_tenant_id, p_user_id, p_device_id, p_session_id);
-    PERFORM conversation.refuse_turn_sequence();
-  END IF;
+    -- It is there by now: registered between the two looks. Where it was there before, the id was in the way.
+    IF _attempt = 3 THEN
+      PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
+    END IF;
+  END LOOP;
   -- By the hash, which everybody may read: so a replay tells nothing about a text that was hidden.
   IF _prior.turn_id <> p_turn_id
     OR _prior.user_id <> p_user_id

@@ -187,7 +187,7 @@ BEGIN
 
         _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
         IF _event.work_order_event_id <= _state.last_event_id THEN
-          PERFORM os_core.refuse_sequence();
+          PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
         END IF;
         _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
         _state := os_core.apply_work_order_event(_state, _event);
@@ -260,7 +260,7 @@ BEGIN
                 AND ledger.work_order_event_id <> ALL(_event_ids)
             )
         ) THEN
-          PERFORM os_core.refuse_sequence();
+          PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
         END IF;
         RAISE SQLSTATE 'SLXXX';
       END IF;

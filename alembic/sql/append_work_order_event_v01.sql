@@ -53,7 +53,7 @@ BEGIN
     IF _refusal IS NULL THEN
       p_event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
       IF p_event.work_order_event_id <= _state.last_event_id THEN
-        PERFORM os_core.refuse_sequence();
+        PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
       END IF;
       p_event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
       _next := os_core.apply_work_order_event(_state, p_event);
@@ -104,7 +104,7 @@ BEGIN
       SELECT FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_event.tenant_id AND ledger.work_order_id = p_event.work_order_id
     ) THEN
-      PERFORM os_core.refuse_sequence();
+      PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
     ELSIF _state.last_seq IS NOT NULL THEN
       -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
       PERFORM os_core.refuse_damaged(p_event.work_order_id);

@@ -1,6 +1,6 @@
--- os_core.refuse_sequence: raises an operator's error: the sequence yields event ids that the ledger has already, or lower ones, as
--- after a restore without it. No SL code: no caller can act on it.
-CREATE OR REPLACE FUNCTION os_core.refuse_sequence()
+-- os_core.refuse_sequence: raises an operator's error: a table's sequence yields ids that the table has already, or lower ones, as after a
+-- restore without it. No SL code: no caller can act on it.
+CREATE OR REPLACE FUNCTION os_core.refuse_sequence(p_table text, p_column text)
 RETURNS void
 LANGUAGE plpgsql
 VOLATILE
@@ -9,8 +9,9 @@ AS $$
 BEGIN
   RAISE EXCEPTION USING
     ERRCODE = 'object_not_in_prerequisite_state',
-    MESSAGE = 'the sequence of event ids is behind the ledger',
-    HINT = 'Let a superuser run: SELECT setval(''os_core.work_order_ledger_work_order_event_id_seq'','
-      ' (SELECT max(work_order_event_id) FROM os_core.work_order_ledger));';
+    MESSAGE = pg_catalog.format('the sequence of %s is behind %s', p_column, p_table),
+    HINT = pg_catalog.format(
+      'Let a superuser run: SELECT setval(''%1$s_%2$s_seq'', (SELECT max(%2$s) FROM %1$s));', p_table, p_column
+    );
 END;
 $$;

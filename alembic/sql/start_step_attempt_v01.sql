@@ -120,6 +120,9 @@ BEGIN
   END CASE;
 
   _attempt.step_attempt_id := pg_catalog.nextval('os_core.work_order_step_attempts_step_attempt_id_seq');
+  IF _attempt.step_attempt_id <= _last.step_attempt_id THEN
+    PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
+  END IF;
   _attempt.tenant_id := p_tenant_id;
   _attempt.work_order_id := p_work_order_id;
   _attempt.step_id := p_step_id;
@@ -133,7 +136,10 @@ BEGIN
   _attempt.created_at := _now;
   _attempt.updated_at := _now;
   PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
-  INSERT INTO os_core.work_order_step_attempts SELECT _attempt.*;
+  INSERT INTO os_core.work_order_step_attempts SELECT _attempt.* ON CONFLICT DO NOTHING;
+  IF NOT FOUND THEN
+    PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
+  END IF;
   RETURN _attempt;
 END;
 $$;

@@ -88,7 +88,7 @@ BEGIN
       FROM conversation.conversation_ledger AS turn
       WHERE turn.tenant_id = p_tenant_id AND turn.correlation_id = p_correlation_id AND turn.turn_id = _turn_id;
       IF NOT FOUND THEN
-        PERFORM conversation.refuse_turn_sequence();
+        PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
       ELSIF p_turn_id IS NOT NULL THEN
         PERFORM conversation.refuse_turn_replay(p_correlation_id, p_turn_id, p_idempotency_key, _prior);
       END IF;
@@ -107,7 +107,7 @@ BEGIN
     END IF;
     _id := pg_catalog.nextval('conversation.conversation_ledger_conversation_turn_id_seq');
     IF _id <= p_conversation_turn_id THEN
-      PERFORM conversation.refuse_turn_sequence();
+      PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
     END IF;
     RETURN QUERY
     INSERT INTO conversation.conversation_ledger AS turn (

@@ -21,7 +21,8 @@ AS $$
 BEGIN
   RETURN CASE
     WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID'
-    WHEN (p_turn_id >= 1) IS NOT TRUE THEN 'turn_id: must be an integer from 1 to 9223372036854775807'
+    -- One place is left after it, for the tombstone that hides it.
+    WHEN (p_turn_id BETWEEN 1 AND 9223372036854775806) IS NOT TRUE THEN 'turn_id: must be an integer from 1 to 9223372036854775806'
     WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
       THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
     WHEN (p_role IN ('USER', 'SELENE')) IS NOT TRUE THEN 'role: must be one of USER, SELENE'

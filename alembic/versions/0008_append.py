@@ -44,7 +44,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.append_work_order_batch(text, jsonb)")
     op.execute("DROP FUNCTION os_core.append_work_order_event(os_core.work_order_ledger, bigint, text)")
     op.execute("DROP FUNCTION os_core.write_projection(os_core.work_orders_current[], bigint[], boolean[])")
-    op.execute("DROP FUNCTION os_core.refuse_sequence()")
+    op.execute("DROP FUNCTION os_core.refuse_sequence(text, text)")
     op.execute("DROP FUNCTION os_core.refuse_damaged(text)")
     op.execute("DROP FUNCTION os_core.refuse_bound(text, text, integer)")
     op.execute("DROP FUNCTION os_core.refuse_replay(integer, os_core.work_order_ledger, bigint)")

@@ -37,7 +37,6 @@ def upgrade() -> None:
     op.execute(f"ALTER TABLE conversation.{TABLE} ALTER COLUMN text SET STATISTICS 0")
     op.execute(sql("turn_violation", version=1))
     op.execute(sql("refuse_turn_replay", version=1))
-    op.execute(sql("refuse_turn_sequence", version=1))
     op.execute(sql("refuse_tombstone", version=1))
     op.execute(sql("append_turn", version=1))
     op.execute(sql("tombstone_turn", version=1))
@@ -157,7 +156,6 @@ def downgrade() -> None:
         "text, uuid, bigint, text, text, text, text, text, text, text, text)"
     )
     op.execute("DROP FUNCTION conversation.refuse_tombstone(text, uuid, bigint)")
-    op.execute("DROP FUNCTION conversation.refuse_turn_sequence()")
     op.execute(
         "DROP FUNCTION conversation.refuse_turn_replay(uuid, bigint, text, conversation.conversation_ledger)"
     )

@@ -22,6 +22,7 @@ from tests.servers import Database
 
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"
+CHILDREN = ("os_core.work_order_leases", "os_core.work_order_step_attempts")
 NO_TENANT = ["RESET selene.tenant_id", "SET LOCAL selene.tenant_id = ''"]
 PERMISSION_DENIED = "42501"
 FEATURE_NOT_SUPPORTED = "0A000"
@@ -151,8 +152,9 @@ def check_no_function_takes_a_second_tenant(logins: Logins) -> None:
             run(logins.app, f"SELECT * FROM os_core.{call}", *parameters)
         assert "acme" not in refusal.message
         assert "rival" not in refusal.message
-        with pytest.raises(InsufficientPrivilege), tenant(logins.readonly, "rival"):
-            run(logins.readonly, f"SELECT * FROM os_core.{call}", *parameters)
+        if not call.startswith("require_tenant"):  # which readers call beside what they read
+            with pytest.raises(InsufficientPrivilege), tenant(logins.readonly, "rival"):
+                run(logins.readonly, f"SELECT * FROM os_core.{call}", *parameters)
     for setting in NO_TENANT:
         with refused("SL002"), logins.app.transaction():
             run(logins.app, setting)
@@ -263,7 +265,7 @@ def rewriting_statements(event_id: int) -> Iterator[str]:
         f"DELETE FROM {LEDGER} WHERE work_order_event_id = {event_id}",
         f"DELETE FROM {LEDGER} WHERE FALSE",
         f"TRUNCATE {LEDGER} CASCADE",
-        f"TRUNCATE {CURRENT}, {LEDGER} RESTART IDENTITY",
+        f"TRUNCATE {LEDGER}, {CURRENT}, {', '.join(CHILDREN)} RESTART IDENTITY",
         f"{insert} (work_order_event_id) DO UPDATE SET payload = '{{\"forged\": 1}}'",
         f"{insert} (tenant_id, work_order_id, work_order_seq) DO UPDATE SET reason_code = 2",
         f"{insert} ON CONSTRAINT pk_work_order_ledger DO UPDATE SET turn_id = 2 WHERE FALSE",
@@ -333,7 +335,12 @@ def check_the_guests_cannot_disarm_it(logins: Logins) -> None:
 
 def check_nothing_cascades_into_it(conn: Connection) -> None:
     """Neither from the projection nor from a table that the ledger is made to reference."""
+    with refused("SL003") as refusal, conn.transaction():
+        run(conn, f"TRUNCATE {CURRENT} CASCADE")  # leases and attempts are kept too
+    assert refusal.facts["table"] in CHILDREN
     with conn.transaction(force_rollback=True):
+        for child in CHILDREN:
+            run(conn, f"ALTER TABLE {child} DROP CONSTRAINT fk_{child.partition('.')[2]}_work_order")
         run(conn, f"TRUNCATE {CURRENT} CASCADE")
         run(conn, "SET LOCAL selene.tenant_id = 'acme'")
         assert run(conn, f"SELECT FROM {LEDGER}").rowcount == 2

@@ -34,6 +34,7 @@ from selene_core import (
 from selene_core.repository import Repository
 from selene_core.work_order_statements import EVENTS_PAGE
 from tests.factories import created, event
+from tests.pooler import driver_options
 from tests.races import wait_until, wait_until_blocked
 from tests.servers import Database
 
@@ -46,7 +47,8 @@ FACES = [
 
 @asynccontextmanager
 async def engine_on(database: Database, **options: Any) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(database.url("app"), **options)
+    url = database.url("app")
+    engine = create_async_engine(url, connect_args=driver_options(url), **options)
     try:
         yield engine
     finally:

@@ -915,3 +915,21 @@ def test_payloads__are_json_that_every_client_reads(acme: Tenant) -> None:
     order = acme.order()
     fail(acme, start(acme.app, acme.id, order))
     assert [json.loads(json.dumps(payload)) for _, payload in step_events(acme, order)]
+
+
+def test_sequence__set_back_is_noticed(database: Database) -> None:
+    """As after a restore without it: an operator's error, with the statement that mends it."""
+    with closing(Sessions(database.app_url, database.admin_url)) as sessions:
+        acme = sessions.tenant("acme")
+        one, other = acme.order("EXECUTING"), acme.order("EXECUTING")
+        start(acme.app, acme.id, one)
+        start(acme.app, acme.id, other)
+        sessions.admin.execute(
+            "SELECT setval('os_core.work_order_step_attempts_step_attempt_id_seq', 1, FALSE)"
+        )
+        with pytest.raises(psycopg.Error) as caught:
+            start(acme.app, acme.id, acme.order("EXECUTING"))
+        assert caught.value.sqlstate == "55000"
+        hint = (caught.value.diag.message_hint or "").removeprefix("Let a superuser run: ")
+        sessions.admin.execute(hint.encode())
+        start(acme.app, acme.id, acme.order("EXECUTING"))

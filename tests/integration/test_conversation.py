@@ -214,7 +214,7 @@ def ready(tenant: Tenant) -> None:
     ("field", "value"),
     [
         *(("correlation_id", value) for value in (None, "x", "", 5)),
-        *(("turn_id", value) for value in (0, -1, None, 2**63, 1.5, "1", True)),
+        *(("turn_id", value) for value in (0, -1, None, 2**63 - 1, 2**63, 1.5, "1", True)),
         *(("user_id", value) for value in ("", " ", "a b", "é", "x" * 129, None, 5)),
         *(("session_id", value) for value in ("", " ", "a b", "é", "x" * 129, 5)),
         *(("device_id", value) for value in ("", " ", "a b", "é", "x" * 129, 5)),
@@ -469,7 +469,8 @@ def test_tombstone__contract(scope: sa.Connection, acme: Tenant, field: str, val
 def test_tombstone__no_place_after_the_last(scope: sa.Connection) -> None:
     repository = ConversationRepository(scope)
     first = repository.append(**turn(1)).conversation_turn_id
-    repository.append(**turn(2**63 - 1))
+    last = repository.append(**turn(2**63 - 2)).conversation_turn_id
+    assert repository.tombstone(THREAD, last, reason_code=1).turn_id == 2**63 - 1
     error = refusal_of(scope, ContractViolation, repository.tombstone, THREAD, first, reason_code=1)
     assert error.field == "turn_id"
     assert repository.tombstone(THREAD, first, reason_code=1, turn_id=7).turn_id == 7
@@ -910,6 +911,32 @@ def test_killed_backend__leaves_nothing(sessions: Sessions, acme: Tenant, what: 
     again = write(acme.app)
     assert (first[4], again[4], again[0]) == (False, True, first[0])
     assert len(rows_of(acme)) == 2
+
+
+def test_append__by_a_user_who_is_registered_at_that_moment(sessions: Sessions, acme: Tenant) -> None:
+    """The turn is written, or the user is not there yet: never anything else."""
+    answers = []
+    for number in range(60):
+        user, thread = f"user-{number}", str(uuid4())
+
+        def register(conn: Connection, user: str = user) -> str | None:
+            conn.execute("SELECT * FROM os_core.register_identity(%s, %s)", (acme.id, user))
+            return None
+
+        def append(conn: Connection, user: str = user, thread: str = thread) -> str | None:
+            try:
+                conn.execute(
+                    "SELECT conversation.append_turn"
+                    "(%s, %s, 1, %s, 'USER', 'TYPED_TEXT', 'x', 'PUBLIC_CHAT')",
+                    (acme.id, thread, user),
+                )
+            except psycopg.Error as exc:
+                return exc.sqlstate
+            return None
+
+        with closing(Sessions(*sessions.urls)) as pair:
+            answers += pair.at_once([register, append])
+    assert set(answers) <= {None, "SL020"}
 
 
 def test_sequence__set_back_is_noticed(engine: sa.Engine, admin_engine: sa.Engine) -> None:

@@ -328,7 +328,7 @@ def test_logical_replication__follows_and_takes_over(filled: Database) -> None:
             later = "SELECT count(*) FROM os_core.work_orders_current WHERE work_order_id = 'later'"
             wait_until(lambda: subscriber.execute(later).fetchone() == (1,), "its projection too")
         service = app_of(other)
-        with pytest.raises(DBAPIError, match="the sequence of event ids is behind") as caught:
+        with pytest.raises(DBAPIError, match="the sequence of work_order_event_id is behind") as caught:
             append_events(service, "globex", [created("first")])
         assert isinstance(caught.value.orig, psycopg.Error)
         hint = caught.value.orig.diag.message_hint or ""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from selene_core import create_async_selene_engine, create_selene_engine
 from selene_core.database import psycopg_url
+from tests.pooler import is_pooled
 from tests.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
 from tests.servers import Database
 
@@ -22,7 +23,7 @@ PREPARED = sa.text("SELECT count(*) FROM pg_prepared_statements")
 
 @contextmanager
 def engine_of(database: Database, **options: Any) -> Iterator[sa.Engine]:
-    engine = create_selene_engine(database.app_url, **options)
+    engine = create_selene_engine(database.app_url, **{"pooler": is_pooled(database.app_url), **options})
     try:
         yield engine
     finally:
@@ -33,7 +34,8 @@ def asynchronously(database: Database, statement: str, repeat: int = 1, **option
     """Run a statement on an asynchronous engine's connection, and return its value."""
 
     async def run() -> Any:
-        engine = create_async_selene_engine(database.app_url, **options)
+        pooler = is_pooled(database.app_url)
+        engine = create_async_selene_engine(database.app_url, **{"pooler": pooler, **options})
         try:
             async with engine.connect() as conn:
                 for _ in range(repeat - 1):

@@ -85,7 +85,7 @@ def test_sequence__set_back_is_refused_and_named(
     ):
         with admin_engine.begin() as conn:
             conn.execute(set_back)
-        with pytest.raises(Exception, match="the sequence of event ids is behind the ledger") as caught:
+        with pytest.raises(Exception, match="the sequence of work_order_event_id is behind") as caught:
             append_events(engine, "acme", events)
         cause = getattr(caught.value, "orig", None)
         assert isinstance(cause, psycopg.Error)

@@ -28,6 +28,7 @@ from selene_core.drift import golden
 from selene_core.migrations import downgrade, upgrade
 from tests.factories import created, event
 from tests.migrations.runs import held, run_all, stands_at
+from tests.pooler import is_pooled
 from tests.races import wait_until
 from tests.scratch import NEXT, upgrade_further
 from tests.servers import Database
@@ -139,7 +140,7 @@ DRIFTS = {
 @pytest.fixture
 def engine(database: Database) -> Iterator[sa.Engine]:
     """Return an engine as a service makes it."""
-    engine = create_selene_engine(database.app_url)
+    engine = create_selene_engine(database.app_url, pooler=is_pooled(database.app_url))
     yield engine
     engine.dispose()
 
@@ -170,7 +171,7 @@ def test_check_schema__autocommit(database: Database) -> None:
 
 def test_check_schema__asynchronous(database: Database) -> None:
     async def check() -> str:
-        engine = create_async_selene_engine(database.app_url)
+        engine = create_async_selene_engine(database.app_url, pooler=is_pooled(database.app_url))
         try:
             async with engine.connect() as conn:
                 return await conn.run_sync(check_schema)
