@@ -14,7 +14,7 @@ from selene_core.database import scope_tenant
 from selene_core.enums import ConversationRole, ConversationSource, PrivacyScope
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import SCOPED_TENANT, Repository, Unshown, call
-from selene_core.rules import TURN_RULES, integer
+from selene_core.rules import EVENT_RULES, TURN_RULES, integer
 from selene_core.tables import conversation_ledger
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ class ConversationRepository(Repository):
             "conversation_turn_id": conversation_turn_id,
             "reason_code": reason_code,
         }
-        return self._write(_TOMBSTONE, turn, {"turn_id": turn_id, "idempotency_key": idempotency_key})
+        # A tombstone may have the very last place, which no other turn takes.
+        place = None if turn_id is None else EVENT_RULES["turn_id"].check("turn_id", turn_id)
+        return self._write(_TOMBSTONE, turn, {"idempotency_key": idempotency_key}, turn_id=place)
 
     def get(self, correlation_id: UUID, turn_id: int) -> ConversationTurn | None:
         """Return one turn."""
-        checked = TURN_RULES["turn_id"].check("turn_id", turn_id)
+        checked = EVENT_RULES["turn_id"].check("turn_id", turn_id)
         turns = self.page(correlation_id, after=checked - 1, limit=1)
         return turns[0] if turns and turns[0].turn_id == checked else None
 
@@ -165,14 +167,14 @@ class ConversationRepository(Repository):
             after = page[-1].turn_id
 
     def _write(
-        self, statement: Select[Any], turn: Mapping[str, Any], optional: Mapping[str, Any]
+        self, statement: Select[Any], turn: Mapping[str, Any], optional: Mapping[str, Any], **checked: Any
     ) -> TurnResult:
         values = {name: TURN_RULES[name].check(name, value) for name, value in turn.items()}
         if "text" in values:
             values["text"] = Unshown(values["text"])
         for name, value in optional.items():
             values[name] = None if value is None else TURN_RULES[name].check(name, value)
-        return TurnResult(**self._run(statement, **values)[0])
+        return TurnResult(**self._run(statement, **values, **checked)[0])
 
 
 def _turn(row: RowMapping) -> ConversationTurn:
