@@ -31,8 +31,8 @@ from selene_core.contracts import (
     check_work_order_id,
 )
 from selene_core.database import scope_tenant
-from selene_core.enums import PromptAction, PromptReason, WorkOrderEventType
-from selene_core.errors import ContractViolation, IdempotencyConflict
+from selene_core.enums import TERMINAL_STATUSES, PromptAction, PromptReason, WorkOrderEventType
+from selene_core.errors import ContractViolation, IdempotencyConflict, InvalidTransition
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import Repository, Unshown
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, flag, identifier, integer, time_span
@@ -178,6 +178,14 @@ class WorkOrderRepository(Repository):
             return self._recorded_prompt(recorded, required, prefilled)
         if decided.field_key is None:
             return decided
+        if current.work_order_status in TERMINAL_STATUSES:
+            # With the status that it carries on, a prompt on a canceled order would be taken for a cancel.
+            raise InvalidTransition(
+                f"work order {work_order_id} is {current.work_order_status}: nothing is asked",
+                work_order_id=work_order_id,
+                work_order_status=current.work_order_status,
+                event_type=WorkOrderEventType.FIELD_PROMPTED,
+            )
         prompt = self.append(
             WorkOrderLedgerEventInput(
                 work_order_id=work_order_id,

@@ -279,8 +279,6 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
     if state is not None:
         if event_type == "WORK_ORDER_CREATED":
             return "SL007"
-        if state["work_order_status"] == "CANCELED" and event_type not in CANCELERS:
-            return "SL007"
         if status == "CANCELED" and event_type not in CANCELERS:
             return "SL004"
         if state["work_order_status"] in TERMINAL:

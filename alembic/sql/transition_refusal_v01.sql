@@ -23,8 +23,6 @@ BEGIN
     WHEN p_event_type = 'WORK_ORDER_CREATED' THEN 'SL007'
     -- The one event that may follow the end: whoever holds a lease can give it back.
     WHEN p_event_type = 'LEASE_RELEASED' AND p_event_status = p_status THEN NULL
-    -- An event that carries the status of a canceled order on does not cancel: it comes after the end.
-    WHEN p_status = 'CANCELED' AND p_event_type NOT IN ('WORK_ORDER_CANCELED', 'STATUS_CHANGED') THEN 'SL007'
     WHEN p_event_status = 'CANCELED' AND p_event_type NOT IN ('WORK_ORDER_CANCELED', 'STATUS_CHANGED') THEN 'SL004'
     WHEN p_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') AND p_event_status <> 'CANCELED' THEN 'SL007'
     WHEN p_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') AND COALESCE(p_canceled_by = p_event_type, TRUE) THEN 'SL004'

@@ -159,11 +159,6 @@ BREACHES = [
     ),
     (
         "privileges: the roles read tables",
-        "GRANT SELECT ON os_core.alembic_version TO selene_app",
-        "selene_app may read",
-    ),
-    (
-        "privileges: the roles read tables",
         f"GRANT USAGE ON SEQUENCE {EVENT_IDS} TO selene_app",
         "selene_app has USAGE on",
     ),

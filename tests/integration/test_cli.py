@@ -176,16 +176,15 @@ def test_show__conversation_beside_the_events(run: Run, order: str) -> None:
     assert "\x1b" not in result.stdout
     assert "4711" not in result.stdout
     start = lines.index(f"thread {correlation_of(order)}")
-    words = [" ".join(line.split()[:4]) for line in lines[start + 1 :]]
-    assert words[0] == "1 USER: To Zürich,"
-    assert [word.rsplit(" ", 1)[1] for word in words[1:4]] == [
-        *("WORK_ORDER_CREATED", "FIELD_SET", "STATUS_CHANGED"),
-    ]
-    assert "2 USER: (" in words[4]
-    assert "is hidden, reason 7)" in lines[start + 5]
-    assert lines[start + 6].split() == ["3", "SELENE:", "Done."]
-    assert "(hides " in lines[start + 7]
-    assert len(words) == 7
+    told = lines[start + 1 :]
+    assert told[0].startswith("    1  USER: To Zürich,")
+    events = [words[2] for line in told if (words := line.split())[1:2] and words[1].count(":") == 2]
+    assert events == ["WORK_ORDER_CREATED", "FIELD_SET", "STATUS_CHANGED"]
+    *_, hidden, answer, tombstone = told
+    assert hidden.startswith("    2  USER: (")
+    assert hidden.endswith("is hidden, reason 7)")
+    assert answer.split() == ["3", "SELENE:", "Done."]
+    assert "(hides " in tombstone
 
 
 @pytest.mark.usefixtures("conversation")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
+from itertools import repeat
 from threading import Barrier
 from typing import Any
 from uuid import uuid4
@@ -280,6 +281,53 @@ def test_ask__a_used_key_returns_what_was_recorded(engine: sa.Engine) -> None:
         with pytest.raises(IdempotencyConflict) as refusal:
             orders.ask("order", required_fields=["c"], idempotency_key="three")
         assert refusal.value.idempotency_key == "three"
+
+
+def test_ask__a_used_key_tells_the_reason_whatever_is_required_now(engine: sa.Engine) -> None:
+    conflict = event("FIELD_CONFLICT_DETECTED", "order")
+    append_events(engine, TENANT, [created("order", payload={"fields": {"place": 1}}), conflict])
+    with tenant_scope(engine, TENANT) as conn:
+        orders = WorkOrderRepository(conn)
+        first = orders.ask("order", required_fields=["place"], idempotency_key="one")
+        assert first.reason is PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK
+        for required, prefilled in ((["other"], []), (["place"], ["place"])):
+            again = orders.ask(
+                "order", required_fields=required, prefilled_fields=prefilled, idempotency_key="one"
+            )
+            assert (again.decision, again.field_key, again.reason) == (first.decision, "place", first.reason)
+
+
+def test_ask__lists_without_an_end_are_refused(engine: sa.Engine) -> None:
+    append_events(engine, TENANT, [created("order")])
+    with tenant_scope(engine, TENANT) as conn:
+        orders = WorkOrderRepository(conn)
+        for given in (
+            {"required_fields": repeat("a")},
+            {"required_fields": ["a"], "prefilled_fields": repeat("a")},
+        ):
+            with pytest.raises(ContractViolation):
+                orders.ask("order", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [None, "", " ", "a b", "x" * 129])
+@pytest.mark.parametrize(
+    "call", ["lock_work_order(%s, %s)", "notify_wait(%s, %s)", "cancel_work_order(%s, %s, 1, 'key')"]
+)
+def test_commands__refuse_what_is_no_id_in_the_database_too(
+    acme: Tenant, call: str, order: str | None
+) -> None:
+    with refused("SL001") as refusal:
+        acme.app.execute(f"SELECT os_core.{call}".encode(), (acme.id, order))
+    assert refusal.facts["field"] == "work_order_id"
+
+
+def test_append__a_request_that_comes_with_the_end_is_no_change(acme: Tenant) -> None:
+    for status in ("DONE", "REFUSED", "FAILED"):
+        order = acme.order()
+        acme.append({**request(order), "work_order_status": status})
+        row = acme.projection(order)
+        assert (row["external_approval_pending"], row["last_state_change_seq"]) == (False, 1)
+    assert acme.verify() == {}
 
 
 def test_ask__carries_forward_what_is_not_given(engine: sa.Engine) -> None:

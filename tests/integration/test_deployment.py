@@ -310,6 +310,12 @@ def subscribed(source: Database, subscriber: psycopg.Connection[Any], options: s
     try:
         yield
     finally:
+        # Dropped while a worker makes a slot, it would wait for a slot that waits for all transactions.
+        subscriber.execute("ALTER SUBSCRIPTION selene DISABLE")
+        with server.admin(source.name) as publisher:
+            active = "SELECT count(*) FROM pg_stat_replication WHERE application_name LIKE '%selene%'"
+            active += " OR application_name LIKE 'pg_%_sync_%'"
+            wait_until(lambda: publisher.execute(active).fetchone() == (0,), "its workers end")
         subscriber.execute("DROP SUBSCRIPTION selene")
 
 
