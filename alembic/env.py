@@ -16,7 +16,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def run_online() -> None:
-    engine = create_engine(migrations.configured_url(context.config), poolclass=pool.NullPool)
+    url = migrations.configured_url(context.config)
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args=migrations.CONNECT_ARGS)
     with engine.connect() as connection, migrations.refusals():
         migrations.wait_for_lock(connection)
         for statement in preamble():

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from selene_core.contracts import RebuildReport
+    from selene_core.contracts import RebuildReport, WorkOrder
     from selene_core.importing import ImportReport
 
 _REFUSED_SHOWN: Final = 20
@@ -91,7 +91,7 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 
             def show(_report: ImportReport) -> None:
                 # The position in the file as it is on disk: what a compressed one will hold is not known.
-                if (done := raw.tell()) > bar.pos:
+                if raw.seekable() and (done := raw.tell()) > bar.pos:
                     bar.update(done - bar.pos)
 
             report = import_lines(engine, _lines(raw, file), show)
@@ -119,9 +119,7 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
     """Show the state, lease, attempts and time line of WORK_ORDER."""
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
-        state = orders.get(work_order)
-        if state is None:
-            raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+        state = _require(orders, work_order)
         lease = LeaseRepository(conn).current(work_order)
         attempts = StepAttemptRepository(conn).history(work_order)
         events, turns_of = orders.events(work_order), ConversationRepository(conn).turns
@@ -187,6 +185,8 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
     """Compare the projection with the fold of the ledger; names every work order that differs."""
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         drifted = WorkOrderRepository(conn).verify(work_order)
+        if work_order is not None and not drifted:
+            _require(WorkOrderRepository(conn), work_order)
     if as_json:
         click.echo(to_json({"clean": not drifted, "drifted": drifted}))
     elif drifted:
@@ -209,6 +209,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         if work_order is not None:
             with tenant_scope(engine, tenant) as conn:
                 report = WorkOrderRepository(conn).rebuild(work_order)
+                _require(WorkOrderRepository(conn), work_order)
         else:
             watched = _is_watched(as_json)
             # A count is next to nothing beside the fold. Rows that are missing come on top of it.
@@ -228,6 +229,12 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
             f"{report.work_orders:,} work orders, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
+
+
+def _require(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
+    if (found := orders.get(work_order)) is None:
+        raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.sql import SQL, Literal
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from selene_core.contracts import check_tenant_id
 from selene_core.errors import SeleneError, TenantScopeViolation, from_sqlstate
@@ -23,17 +23,26 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
+_URL_RULE: Final = (
+    "write postgresql://user:password@host:port/name, with %40 for @, %2F for /, %3A for : in the password"
+)
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
 
 
 def psycopg_url(url: str | URL) -> URL:
     """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean."""
-    parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
+    except (ValueError, ArgumentError):
+        # Its own message repeats a part of it, which may be one of the password.
+        raise ValueError(f"the database URL cannot be read: {_URL_RULE}") from None
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"the database URL must begin with postgresql://, not {parsed.drivername}://")
-    if "@" in (parsed.host or ""):
-        # What was cut off from it would be looked up as a host, and printed.
-        raise ValueError("the password in the database URL has an @ in it: write %40")
+    # A part of the query without a = is dropped by the parser.
+    cut_off = [part for part in str(url).partition("?")[2].split("&") if "=" not in part]
+    if any("@" in part for part in (parsed.host or "", parsed.database or "", *cut_off)):
+        # What was cut off from the password would be looked up as a host or database, and printed.
+        raise ValueError(f"the password in the database URL has an @ in it: {_URL_RULE}")
     return parsed.set(drivername="postgresql+psycopg")
 
 
@@ -81,7 +90,7 @@ def create_async_selene_engine(
 
 def _engine_options(pooler: bool, options: dict[str, Any]) -> dict[str, Any]:
     connect_args = {
-        **_CONNECT_ARGS,
+        **CONNECT_ARGS,
         **({"prepare_threshold": None} if pooler else {}),
         **options.get("connect_args", {}),
     }
@@ -89,9 +98,11 @@ def _engine_options(pooler: bool, options: dict[str, Any]) -> dict[str, Any]:
     return {"hide_parameters": True, **pooled, **options, "connect_args": connect_args}
 
 
-# The driver's and libpq's own, none a setting of the server's but application_name, which poolers know.
-_CONNECT_ARGS: Final = {
+# The driver's and libpq's own; of the server's settings only two, which poolers know. The encoding is for a
+# database that has none (SQL_ASCII): its text would come as bytes.
+CONNECT_ARGS: Final[dict[str, Any]] = {
     "application_name": "selene-core",
+    "client_encoding": "utf8",
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import read_revisions
-from selene_core.database import psycopg_url
+from selene_core.database import CONNECT_ARGS, psycopg_url
 from selene_core.tables import METADATA
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def downgrade(url: str | URL | None, revision: str, *, allow_data_loss: bool = F
 
 def current(url: str | URL) -> str | None:
     """Return the revision that the database stands at, None before the first."""
-    engine = create_engine(psycopg_url(url), poolclass=pool.NullPool)
+    engine = create_engine(psycopg_url(url), poolclass=pool.NullPool, connect_args=CONNECT_ARGS)
     with engine.connect() as connection:
         try:
             stamps = read_revisions(connection)
@@ -108,7 +108,15 @@ def history() -> list[Revision]:
 
 
 def script(revisions: str = "head") -> str:
-    """Return the SQL of an upgrade, for psql -v ON_ERROR_STOP=1; from elsewhere than base as `0003:head`."""
+    """Return the SQL of an upgrade, for psql -v ON_ERROR_STOP=1; from elsewhere than base as `0003:head`.
+
+    Raises MigrationRefused for what is no such range, and for one that leads downwards or nowhere.
+    """
+    known = ["base", *(each.revision for each in history())]
+    first, _, last = revisions.rpartition(":") if ":" in revisions else ("base", "", revisions)
+    places = [known.index(name) if name in known else -1 for name in (first, last.replace("head", known[-1]))]
+    if not 0 <= places[0] < places[1]:
+        raise MigrationRefused(f"no upgrade leads from {first!r} to {last!r}: see selene-core history")
     configuration = config()
     configuration.output_buffer = printed = StringIO()
     command.upgrade(configuration, revisions, sql=True)

@@ -306,7 +306,7 @@ def test_ask__lists_without_an_end_are_refused(engine: sa.Engine) -> None:
             {"required_fields": ["a"], "prefilled_fields": repeat("a")},
         ):
             with pytest.raises(ContractViolation):
-                orders.ask("order", **given)  # type: ignore[arg-type]
+                orders.ask("order", **given)
 
 
 @pytest.mark.parametrize("order", [None, "", " ", "a b", "x" * 129])

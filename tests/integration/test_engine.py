@@ -184,6 +184,9 @@ def test_engine__refuses_what_would_not_hold(make: Any, options: dict[str, Any],
     ("url", "words"),
     [
         ("mysql://u@h/d", "must begin with postgresql://, not mysql://"),
+        ("postgresql://u:hu@sh:ed@h/d", "the database URL cannot be read"),
+        ("postgresql://u:p@hu/shed@h/d", "the password in the database URL has an @ in it"),
+        ("postgresql://u:p@hu?shed@h", "the password in the database URL has an @ in it"),
         ("postgresql://u:hu@shed@h/d", "the password in the database URL has an @ in it"),
     ],
 )
