@@ -13,7 +13,9 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import Facts, read, read_revisions
+from selene_core.displaced import find_displaced
 from selene_core.drift import Difference, describe, differences, golden
+from selene_core.logins import EDGES
 from selene_core.mending import Fault, faults
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def examine(conn: Connection) -> Diagnosis:
     facts = seen("the schema", read)
     stamps = seen("the revision", read_revisions)
     is_stamped_unseen = any(line.startswith("the revision") for line in unseen)
+    facts, displaced = find_displaced(conn, facts) if facts is not None else (None, [])
     found = [*differences(golden().facts, facts)] if facts else []
     serious = [difference for difference in found if not difference.is_harmless]
     stamp = None
@@ -101,6 +104,7 @@ def examine(conn: Connection) -> Diagnosis:
         faults=(
             *server_faults(number),
             *_encoding_faults(conn),
+            *displaced,
             *faults(serious),
             *([stamp] if stamp else []),
             *logins,
@@ -176,17 +180,23 @@ def _stamp_fault(stamps: tuple[str, ...] | None, serious: list[Difference], fact
 
 
 def _login_faults(conn: Connection) -> Iterator[Fault]:
-    """Name members of the reading roles to whom row-level security does not apply, or who own the schema."""
+    """Name members of the reading roles who see every tenant or own the schema, or can come to that."""
     for name, attribute in conn.exec_driver_sql(_POWERFUL_LOGINS):
+        harm = (
+            "it can grant itself selene_owner before PostgreSQL 16"
+            if attribute == "CREATEROLE"
+            else "it sees every tenant"
+        )
         yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, has {attribute}: it sees every tenant",
+            f"role {name}, a member of selene_app or selene_readonly, has {attribute}: {harm}",
             sql=f"ALTER ROLE {name} NO{attribute};",
         )
-    for name, granted, grantor in conn.exec_driver_sql(_OWNING_LOGINS):
+    for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_RISING_LOGINS):
         by = f" GRANTED BY {grantor}" if grantor else ""
+        can = "can become" if is_usable else f"has ADMIN OPTION on {granted}, so can become"
         yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, can become selene_owner",
-            sql=f"REVOKE {granted} FROM {name}{by};",
+            f"role {name}, a member of selene_app or selene_readonly, {can} {powers}",
+            sql=f"REVOKE {granted} FROM {name}{by} CASCADE;",
         )
 
 
@@ -222,23 +232,18 @@ _SETTINGS: Final = """
     ORDER BY 1, 2, 3
 """
 
-# From 16 on, who made a role is a member of it who may neither inherit from it nor become it.
-_MEMBERS: Final = """
-    usable AS (
-      SELECT m.member, m.roleid, m.grantor
-      FROM pg_catalog.pg_auth_members AS m
-      WHERE COALESCE((pg_catalog.to_jsonb(m) ->> 'inherit_option')::boolean, TRUE)
-        OR COALESCE((pg_catalog.to_jsonb(m) ->> 'set_option')::boolean, TRUE)
-    ),
+_MEMBERS: Final = f"""
+    {EDGES},
     readers AS (
       SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly')
       UNION
-      SELECT m.member FROM readers JOIN usable AS m ON m.roleid = readers.role
+      SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role WHERE m.is_usable
     ),
-    owners AS (
-      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'selene_owner'
+    risen AS (
+      SELECT powerful.role, powerful.name, powerful.attributes FROM powerful
       UNION
-      SELECT m.member FROM owners JOIN usable AS m ON m.roleid = owners.role
+      SELECT m.member, risen.name, risen.attributes FROM risen JOIN memberships AS m ON m.roleid = risen.role
+      WHERE m.is_usable OR m.admin_option
     )
 """
 _POWERFUL_LOGINS: Final = f"""
@@ -246,22 +251,30 @@ _POWERFUL_LOGINS: Final = f"""
     SELECT pg_catalog.quote_ident(r.rolname), power.attribute
     FROM readers JOIN pg_catalog.pg_roles AS r ON r.oid = readers.role
     CROSS JOIN LATERAL (VALUES
-      (r.rolsuper, 'SUPERUSER'), (r.rolbypassrls, 'BYPASSRLS'), (r.rolreplication, 'REPLICATION')
+      (r.rolsuper, 'SUPERUSER'), (r.rolbypassrls, 'BYPASSRLS'), (r.rolreplication, 'REPLICATION'),
+      (r.rolcreaterole AND NOT r.rolsuper
+        AND pg_catalog.current_setting('server_version_num')::integer < 160000, 'CREATEROLE')
     ) AS power (held, attribute)
     WHERE power.held AND r.rolname NOT IN ('selene_app', 'selene_readonly')
     ORDER BY 1, 2
 """
-_OWNING_LOGINS: Final = f"""
+_RISING_LOGINS: Final = f"""
     WITH RECURSIVE {_MEMBERS}
     SELECT pg_catalog.quote_ident(r.rolname), pg_catalog.quote_ident(granted.rolname),
-      pg_catalog.quote_ident(grantor.rolname)
-    FROM usable AS m
+      pg_catalog.quote_ident(grantor.rolname), m.is_usable, (
+        SELECT pg_catalog.string_agg(
+          risen.name || CASE WHEN risen.attributes <> '' THEN ' (' || risen.attributes || ')' ELSE '' END,
+          ', ' ORDER BY risen.name)
+        FROM risen WHERE risen.role = m.roleid
+      )
+    FROM memberships AS m
     JOIN pg_catalog.pg_roles AS r ON r.oid = m.member
     JOIN pg_catalog.pg_roles AS granted ON granted.oid = m.roleid
     LEFT JOIN pg_catalog.pg_roles AS grantor ON grantor.oid = m.grantor
     WHERE m.member IN (SELECT readers.role FROM readers)
-      AND m.roleid IN (SELECT owners.role FROM owners)
+      AND m.roleid IN (SELECT risen.role FROM risen)
       AND m.roleid NOT IN (SELECT readers.role FROM readers)
       AND r.rolname NOT IN ('selene_app', 'selene_readonly')
-    ORDER BY 1, 2
+      AND (m.is_usable OR m.admin_option)
+    ORDER BY 1, 2, 3
 """

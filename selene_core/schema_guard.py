@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.drift import Difference, describe, differences, golden, privileges
+from selene_core.logins import POWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +188,12 @@ def _login_problems(conn: Connection) -> Iterator[str]:
     name, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
     if is_superuser or bypasses:
         yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
+    for power, attributes, is_itself in conn.exec_driver_sql(POWERS):
+        held = f"{power} ({attributes})" if attributes else power
+        if not is_itself:
+            yield f"role {name} can become {held}: row-level security would not hold for it"
+        elif attributes == "CREATEROLE":
+            yield f"role {name} has CREATEROLE: it can grant itself selene_owner"
     if not is_member:
         yield f"role {name} is not a member of {_APPLICATION}"
 

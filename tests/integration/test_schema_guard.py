@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -219,6 +220,31 @@ def test_check_schema__what_is_harmless_passes(database: Database, engine: sa.En
 def test_check_schema__login_that_is_not_the_applications(database: Database, role: str, words: str) -> None:
     with pytest.raises(SchemaDrifted, match=words):
         check_schema(database.engine("admin" if role == "admin" else "readonly"))
+
+
+@pytest.mark.parametrize(
+    ("power", "words"),
+    [
+        ("GRANT pg_read_all_data TO {login}", "can become pg_read_all_data"),
+        ("GRANT selene_owner TO {login}", "can become selene_owner"),
+        ("CREATE ROLE {login}_b BYPASSRLS; GRANT {login}_b TO {login}", "can become {login}_b (BYPASSRLS)"),
+        ("ALTER ROLE {login} CREATEROLE", "CREATEROLE"),
+    ],
+)
+def test_check_schema__login_that_can_rise(database: Database, power: str, words: str) -> None:
+    name = f"riser_of_{database.name}"
+    run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test' IN ROLE selene_app"])
+    riser = create_selene_engine(database.server.url_for(name, database.name), poolclass=sa.NullPool)
+    try:
+        assert check_schema(riser) == HEAD
+        run_all(database, [power.format(login=name)])
+        if words == "CREATEROLE" and database.server.version >= 16:
+            assert check_schema(riser) == HEAD
+            return
+        with pytest.raises(SchemaDrifted, match=re.escape(words.format(login=name))):
+            check_schema(riser)
+    finally:
+        run_all(database, [f"DROP ROLE {name}", f"DROP ROLE IF EXISTS {name}_b"])
 
 
 def test_check_schema__login_without_any_rights(database: Database) -> None:
