@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.displaced import find_displaced
-from selene_core.drift import Difference, describe, differences, golden
+from selene_core.drift import Difference, describe, differences, golden, shared_differences
 from selene_core.logins import EDGES
-from selene_core.mending import Fault, faults
+from selene_core.mending import VERSION_TABLE, Fault, faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,42 +81,27 @@ def examine(conn: Connection) -> Diagnosis:
                     raise
             return None
 
-    head = golden().head
     facts = seen("the schema", read)
     stamps = seen("the revision", read_revisions)
     is_stamped_unseen = any(line.startswith("the revision") for line in unseen)
-    facts, displaced = find_displaced(conn, facts) if facts is not None else (None, [])
-    found = [*differences(golden().facts, facts)] if facts else []
-    serious = [difference for difference in found if not difference.is_harmless]
-    stamp = None
-    if not is_stamped_unseen and facts is not None and stamps != (head,):
-        stamp = _stamp_fault(stamps, serious, facts)
-        if stamp.command is not None:
-            # Another revision has another schema: of this one only the roles can be judged, which all share.
-            serious = [difference for difference in serious if difference.kind == "role" and stamps]
+    mends, notes = _schema_faults(conn, facts, stamps, is_stamp_seen=not is_stamped_unseen)
     logins = seen("the logins", lambda conn: [*_login_faults(conn)]) or []
     settings = seen("the settings of roles and databases", lambda conn: [*_setting_faults(conn)]) or []
     return Diagnosis(
         server_version=version,
         login=login,
         revision=", ".join(stamps) if stamps else None,
-        head=head,
+        head=golden().head,
         faults=(
             *server_faults(number),
             *_encoding_faults(conn),
-            *displaced,
-            *faults(serious),
-            *([stamp] if stamp else []),
+            *mends,
             *logins,
             *settings,
         ),
         notes=(
             *_server_notes(number),
-            *(
-                describe(each).replace("must not be there", "is not ours")
-                for each in found
-                if each.is_harmless
-            ),
+            *notes,
         ),
         unseen=tuple(unseen),
     )
@@ -154,29 +139,107 @@ def _encoding_faults(conn: Connection) -> Iterator[Fault]:
         )
 
 
-def _stamp_fault(stamps: tuple[str, ...] | None, serious: list[Difference], facts: Facts) -> Fault:
-    """Say what is wrong with the revision; the schema tells whether only the version table is."""
-    head, revisions = golden().head, golden().revisions
+def _schema_faults(
+    conn: Connection, facts: Facts | None, stamps: tuple[str, ...] | None, *, is_stamp_seen: bool
+) -> tuple[list[Fault], list[str]]:
+    """Compare the schema, as far as the revision lets it be compared; return faults and notes."""
+    if facts is None:
+        return [], []
+    back, displaced = find_displaced(conn, facts)
+    found = [*differences(golden().facts, back)]
+    serious = [difference for difference in found if not difference.is_harmless]
+    notes = [describe(each).replace("must not be there", "is not ours") for each in found if each.is_harmless]
+    head = golden().head
+    unknown = [stamp for stamp in stamps or () if stamp not in golden().revisions]
     says = f"stands at revision {' and '.join(stamps)}" if stamps else "has no revision"
-    tables = {thing for thing in facts if thing.startswith("relation ")}
-    differing = {difference.thing for difference in serious if difference.kind != "role"}
-    if tables and differing <= {"relation os_core.alembic_version"}:
-        return Fault(
+    tables = [thing for thing in back if thing in golden().facts and _is_table(thing)]
+    if is_stamp_seen and stamps and not tables and (unknown or stamps[-1] >= _GUARDED_SINCE):
+        return [
+            Fault(
+                f"the database {says}, but none of our tables is there: this os_core is not ours, or empty",
+                command="give selene-core a database of its own, or restore this one from a backup",
+            )
+        ], notes
+    if not is_stamp_seen or stamps == (head,):
+        return [*displaced, *faults(serious)], notes
+    shared = [*shared_differences(facts, is_guarded=_is_guarded(stamps))]
+    if _is_heads(serious, facts if unknown else back, is_exact=bool(unknown)) and not (unknown and displaced):
+        stamp = Fault(
             f"the database {says}, but its schema is that of {head}: the version table was changed by hand",
             sql="DELETE FROM os_core.alembic_version;\n"
             f"INSERT INTO os_core.alembic_version (version_num) VALUES ('{head}');",
         )
-    if not stamps or (len(stamps) == 1 and stamps[0] in revisions):
+        return [*displaced, *faults(serious), stamp], notes
+    if not stamps and tables:
+        return [
+            *faults(shared),
+            Fault(
+                f"the database {says}, but tables of ours are there: they were not compared",
+                command="put the revision that it stood at into os_core.alembic_version, then ask again",
+            ),
+        ], notes
+    return [*faults(shared if stamps else []), *_stamp_faults(stamps or (), unknown, says)], notes
+
+
+_GUARDED_SINCE: Final = "0006"  # from this revision on a table comes with its policies and triggers
+
+
+def _is_guarded(stamps: tuple[str, ...] | None) -> bool:
+    known = golden().revisions
+    return bool(stamps) and all(stamp not in known or stamp >= _GUARDED_SINCE for stamp in stamps or ())
+
+
+def _is_table(thing: str) -> bool:
+    return thing.startswith("relation ") and thing != VERSION_TABLE
+
+
+def _is_heads(serious: list[Difference], facts: Facts, *, is_exact: bool) -> bool:
+    """Tell whether a schema is that of the newest revision, whatever the version table says.
+
+    It has its tables and functions; next to a revision that is not known nothing else may differ but what is
+    wrong at every revision: that is how a newer schema differs.
+    """
+    if is_exact:
+        shared = {*shared_differences(facts, is_guarded=True)}
+        return bool(facts) and all(each in shared or each.thing == VERSION_TABLE for each in serious)
+    missing = {each.thing for each in serious if not each.aspect and each.found is None} - {VERSION_TABLE}
+    return not any(thing.startswith(("relation ", "function ", "sequence ")) for thing in missing)
+
+
+def _stamp_faults(stamps: tuple[str, ...], unknown: list[str], says: str) -> Iterator[Fault]:
+    """Say what is wrong with the revision of another schema than the newest."""
+    head, revisions = golden().head, golden().revisions
+    if len(stamps) > 1:
+        # The schema is not the newest: of those that are known the one before it may be right.
+        known = [stamp for stamp in stamps if stamp in revisions and stamp != head]
+        (stands,) = unknown if len(unknown) == 1 else known[-1:] if not unknown else [None]
+        yield Fault(
+            f"the database {says}: it can stand at one only",
+            sql=f"DELETE FROM os_core.alembic_version WHERE version_num <> {literal(stands)};"
+            if stands
+            else None,
+            command=None if stands else "put the revision that it stands at into os_core.alembic_version",
+        )
+        if not stands:
+            return
+        stamps, says = (stands,), f"stands at revision {stands} then"
+    if not unknown:
         behind = len(revisions) - (revisions.index(stamps[0]) + 1 if stamps else 0)
-        return Fault(
-            f"the database {says}, {behind} behind {head}: its tables and functions were not compared",
+        yield Fault(
+            f"the database {says}, {behind} behind {head}: what is new since was not compared",
             command="selene-core upgrade",
         )
-    return Fault(
+        return
+    yield Fault(
         f"the database {says}, which this version of selene-core does not know (it knows {head}): a newer"
         " one has migrated it, and its tables and functions were not compared",
         command="pip install --upgrade selene-core",
     )
+
+
+def literal(text: str) -> str:
+    """Quote a text for SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _login_faults(conn: Connection) -> Iterator[Fault]:

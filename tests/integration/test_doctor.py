@@ -514,6 +514,13 @@ def test_doctor__behind(database: Database) -> None:
     assert doctor(database.app_url)["healthy"]
 
 
+def test_doctor__nothing_is_wrong_with_any_older_revision(database: Database) -> None:
+    for behind, revision in enumerate(golden().revisions[-2::-1], 1):
+        downgrade(database.admin_url, revision)
+        (fault,) = doctor(database.admin_url)["faults"]
+        assert f"stands at revision {revision}, {behind} behind {HEAD}" in fault["what"]
+
+
 def test_doctor__not_migrated(empty_database: Database) -> None:
     told = doctor(empty_database.admin_url)
     (fault,) = told["faults"]
@@ -528,6 +535,100 @@ def test_doctor__ahead(database: Database) -> None:
     (fault,) = told["faults"]
     assert "which this version of selene-core does not know" in fault["what"]
     assert fault["command"] == "pip install --upgrade selene-core"
+
+
+# What can be judged at any revision, and what must be said of it.
+AT_ANY_REVISION = {
+    name: FAULTS[name]
+    for name in (
+        "policy dropped",
+        "FORCE off",
+        "row security off",
+        "trigger disabled",
+        "trigger not ALWAYS",
+        "trigger dropped",
+        "grant to PUBLIC",
+        "TRUNCATE granted",
+        "column granted",
+        "function executable by PUBLIC",
+        "schema open to PUBLIC",
+    )
+}
+
+
+@pytest.mark.parametrize("fault", AT_ANY_REVISION)
+@pytest.mark.parametrize("revision", ["behind", "ahead"])
+def test_doctor__at_another_revision(database: Database, revision: str, fault: str) -> None:
+    if revision == "behind":
+        downgrade(database.admin_url, BEFORE_HEAD)
+    else:
+        upgrade_further(database, "op.execute('CREATE TABLE os_core.tomorrow (tenant_id text)')")
+    plant, words = AT_ANY_REVISION[fault]
+    run_all(database, [plant])
+    told = doctor(database.admin_url)
+    assert [each for each in told["faults"] if words in each["what"]], told
+    run_all(database, [each["sql"] for each in told["faults"] if each["sql"]])
+    (left,) = doctor(database.admin_url)["faults"]
+    assert left["command"] == (
+        "selene-core upgrade" if revision == "behind" else "pip install --upgrade selene-core"
+    )
+
+
+@pytest.mark.parametrize("stamp", [BEFORE_HEAD, "ffff", None])
+@pytest.mark.parametrize("fault", ["policy dropped", "TRUNCATE granted", "trigger disabled"])
+def test_doctor__wrong_revision_and_another_fault(database: Database, stamp: str | None, fault: str) -> None:
+    plant, words = FAULTS[fault]
+    stamped = "DELETE FROM os_core.alembic_version"
+    if stamp:
+        stamped = f"UPDATE os_core.alembic_version SET version_num = '{stamp}'"
+    run_all(database, [plant, stamped])
+    told = doctor(database.app_url)
+    assert [each for each in told["faults"] if words in each["what"]], told
+    assert [each for each in told["faults"] if f"but its schema is that of {HEAD}" in each["what"]], told
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__two_revisions_of_an_older_schema(database: Database) -> None:
+    downgrade(database.admin_url, BEFORE_HEAD)
+    run_all(database, [f"INSERT INTO os_core.alembic_version VALUES ('{HEAD}')"])
+    told = doctor(database.admin_url)
+    assert [fault["what"].partition(":")[0] for fault in told["faults"]] == [
+        f"the database stands at revision {BEFORE_HEAD} and {HEAD}",
+        f"the database stands at revision {BEFORE_HEAD} then, 1 behind {HEAD}",
+    ]
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__several_unknown_revisions(database: Database) -> None:
+    upgrade_further(database, "op.execute('CREATE TABLE os_core.tomorrow (tenant_id text)')")
+    run_all(database, ["INSERT INTO os_core.alembic_version VALUES ('x''y')"])
+    (fault,) = doctor(database.admin_url)["faults"]
+    assert "it can stand at one only" in fault["what"]
+    assert fault["sql"] is None
+
+
+@pytest.mark.parametrize("stamp", ["abcdef012345", HEAD, BEFORE_HEAD])
+def test_doctor__schema_of_another_product(empty_database: Database, stamp: str) -> None:
+    run_all(
+        empty_database,
+        [
+            "CREATE SCHEMA os_core",
+            "CREATE TABLE os_core.alembic_version (version_num varchar(32) NOT NULL)",
+            f"INSERT INTO os_core.alembic_version VALUES ('{stamp}')",
+        ],
+    )
+    told = doctor(empty_database.admin_url)
+    assert [fault for fault in told["faults"] if "none of our tables is there" in fault["what"]], told
+    assert [fault["sql"] for fault in told["faults"]] == [None]
+
+
+def test_doctor__no_revision_and_tables_missing(database: Database) -> None:
+    run_all(database, [f"DROP TABLE {CURRENT} CASCADE", "DROP TABLE os_core.alembic_version"])
+    (fault,) = doctor(database.admin_url)["faults"]
+    assert "has no revision, but tables of ours are there" in fault["what"]
+    assert "put the revision" in fault["command"]
 
 
 @pytest.mark.parametrize("role", ["admin", "app", "readonly"])

@@ -71,6 +71,7 @@ COMPATIBLE = {
         arguments=f"{ARGUMENTS}, p_limit integer DEFAULT 7", columns=COLUMNS
     ),
     "a column of a result": VERIFY_ANEW.format(arguments=ARGUMENTS, columns=f"{COLUMNS}, more text"),
+    "a permissive policy": f"op.execute('CREATE POLICY more ON {CURRENT} USING (TRUE)')",
     "a policy": f"op.execute('CREATE POLICY more ON {CURRENT} AS RESTRICTIVE USING (TRUE)')",
 }
 # What a revision does, and what must be said of it.
@@ -122,6 +123,26 @@ INCOMPATIBLE = {
         f"op.execute('REVOKE SELECT ON {LEDGER} FROM selene_app')",
         "selene_app lacks SELECT on correlation_id of relation os_core.work_order_ledger",
     ),
+    "restrictive policy dropped": (
+        f"op.execute('DROP POLICY tenant_confine ON {CURRENT}')",
+        "policy tenant_confine of relation os_core.work_orders_current is missing",
+    ),
+    "restrictive policy opened": (
+        f"op.execute('ALTER POLICY tenant_confine ON {LEDGER} USING (TRUE)')",
+        "policy tenant_confine of relation os_core.work_order_ledger is",
+    ),
+    "permissive policy dropped": (
+        f"op.execute('DROP POLICY tenant_admit ON {CURRENT}')",
+        "policy tenant_admit of relation os_core.work_orders_current is missing",
+    ),
+    "ledger not append-only": (
+        "op.execute('DROP TRIGGER reject_mutation_row ON conversation.conversation_ledger')",
+        "trigger reject_mutation_row of relation conversation.conversation_ledger is missing",
+    ),
+    "ledger append-only but for replicas": (
+        f"op.execute('ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement')",
+        "is enabled as ORIGIN, not as ALWAYS",
+    ),
     "row security not forced": (
         f"op.execute('ALTER TABLE {LEDGER} NO FORCE ROW LEVEL SECURITY')",
         "row-level security is not forced on relation os_core.work_order_ledger",
@@ -132,6 +153,7 @@ DRIFTS = {
     f"DROP POLICY tenant_confine ON {CURRENT}": "policy tenant_confine",
     f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row": "is disabled",
     f"GRANT SELECT ON {LEDGER} TO PUBLIC": "PUBLIC must not have SELECT",
+    f"INSERT INTO os_core.alembic_version VALUES ('{BEFORE_HEAD}')": f"2 revisions, {BEFORE_HEAD} and {HEAD}",
     f"ALTER FUNCTION {VERIFY} OWNER TO CURRENT_USER": "belongs to",
     "DROP FUNCTION os_core.require_tenant(text)": "os_core.require_tenant(text) is missing",
     "REVOKE USAGE ON SCHEMA os_core FROM selene_app": "the login may not read the version table",
@@ -196,6 +218,19 @@ def test_check_schema__not_migrated(empty_database: Database, database: Database
     with pytest.raises(SchemaOutdated, match="is not migrated") as raised:
         check_schema(empty_database.engine("app"))
     assert raised.value.revision is None
+
+
+def test_check_schema__schema_of_another_product(empty_database: Database) -> None:
+    run_all(
+        empty_database,
+        [
+            "CREATE SCHEMA os_core",
+            "CREATE TABLE os_core.alembic_version (version_num varchar(32) NOT NULL)",
+            "INSERT INTO os_core.alembic_version VALUES ('abcdef012345')",
+        ],
+    )
+    with pytest.raises(SchemaDrifted, match="this os_core is not ours"):
+        check_schema(empty_database.engine("admin"))
 
 
 @pytest.mark.parametrize("drift", DRIFTS)
