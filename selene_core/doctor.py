@@ -16,7 +16,7 @@ from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.displaced import find_displaced
 from selene_core.drift import Difference, describe, differences, golden, shared_differences
 from selene_core.logins import EDGES
-from selene_core.mending import VERSION_TABLE, Fault, faults
+from selene_core.mending import VERSION_TABLE, Fault, faults, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,17 +87,24 @@ def examine(conn: Connection) -> Diagnosis:
     mends, notes = _schema_faults(conn, facts, stamps, is_stamp_seen=not is_stamped_unseen)
     logins = seen("the logins", lambda conn: [*_login_faults(conn)]) or []
     settings = seen("the settings of roles and databases", lambda conn: [*_setting_faults(conn)]) or []
+    if number // 10000 >= _OLDEST:
+        settings += seen("the privileges on parameters", lambda conn: [*_parameter_faults(conn)]) or []
+    behind = seen("the sequences", lambda conn: [*_sequence_faults(conn, facts)]) if facts else None
     return Diagnosis(
         server_version=version,
         login=login,
         revision=", ".join(stamps) if stamps else None,
         head=golden().head,
-        faults=(
-            *server_faults(number),
-            *_encoding_faults(conn),
-            *mends,
-            *logins,
-            *settings,
+        faults=tuple(
+            printable(fault)
+            for fault in (
+                *server_faults(number),
+                *_encoding_faults(conn),
+                *mends,
+                *logins,
+                *settings,
+                *(behind or []),
+            )
         ),
         notes=(
             *_server_notes(number),
@@ -266,18 +273,49 @@ def _login_faults(conn: Connection) -> Iterator[Fault]:
 def _setting_faults(conn: Connection) -> Iterator[Fault]:
     for database, role, name in conn.exec_driver_sql(_SETTINGS):
         within = f" IN DATABASE {database}" if database else ""
-        whose = f"ROLE {role}{within}" if role else f"DATABASE {database}"
+        whose = f"ROLE {role}{within}" if role else f"DATABASE {database}" if database else "ROLE ALL"
         yield Fault(
             f"{whose} sets {name} for every session: {_SETTING_HARMS[name]}",
             sql=f"ALTER {whose} RESET {name};",
         )
 
 
+def _parameter_faults(conn: Connection) -> Iterator[Fault]:
+    """Name who of ours may set what switches triggers off, or brings other code into a session."""
+    for name, privilege, grantee, grantor in conn.exec_driver_sql(_PARAMETERS):
+        revoke = f"REVOKE {privilege} ON PARAMETER {name} FROM {grantee} CASCADE;"
+        yield Fault(
+            f"{grantee} must not have {privilege} on parameter {name}",
+            sql=f"SET ROLE {grantor};\n{revoke}\nRESET ROLE;" if grantor else revoke,
+        )
+
+
+def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
+    """Name sequences that would give out again what is taken; only whom no policy binds sees all rows."""
+    if not conn.exec_driver_sql(_IS_SUPERUSER).scalar_one():
+        return
+    for thing, aspects in golden().facts.items():
+        table, _, column = aspects.get("owned by", "").rpartition(".")
+        if not table or thing not in facts or f"column {column}" not in facts.get(f"relation {table}", {}):
+            continue
+        name = thing.removeprefix("sequence ")
+        # In this order: what is given out meanwhile makes the sequence come later, not the rows.
+        newest = conn.exec_driver_sql(f"SELECT max({column}) FROM {table}").scalar_one()
+        gives = conn.exec_driver_sql(f"SELECT last_value + is_called::integer FROM {name}").scalar_one()
+        if newest is not None and gives <= newest:
+            yield Fault(
+                f"{thing} gives {gives} next, and relation {table} goes up to {newest} already",
+                sql=f"SELECT setval({literal(name)}, (SELECT max({column}) FROM {table}));",
+            )
+
+
+_IS_SUPERUSER: Final = "SELECT r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user"
 _SETTING_HARMS: Final = {
     "selene.tenant_id": "whoever sets no tenant is in that one",
     "session_replication_role": "foreign keys are not kept where it is replica",
     "row_security": "reading fails where it is off",
 }
+# Names of settings have no case, nor have their values; a boolean may be cut short.
 _SETTINGS: Final = """
     SELECT pg_catalog.quote_ident(d.datname), pg_catalog.quote_ident(r.rolname), parts.name
     FROM pg_catalog.pg_db_role_setting AS s
@@ -285,13 +323,17 @@ _SETTINGS: Final = """
     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = s.setrole
     CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS item (setting)
     CROSS JOIN LATERAL (
-      VALUES (pg_catalog.split_part(item.setting, '=', 1), pg_catalog.substr(item.setting,
-        pg_catalog.strpos(item.setting, '=') + 1))
+      VALUES (
+        pg_catalog.lower(pg_catalog.split_part(item.setting, '=', 1)),
+        pg_catalog.lower(pg_catalog.substr(item.setting, pg_catalog.strpos(item.setting, '=') + 1))
+      )
     ) AS parts (name, value)
     WHERE (d.datname IS NULL OR d.datname = pg_catalog.current_database())
-      AND (parts.name = 'selene.tenant_id' AND parts.value <> ''
+      AND parts.value <> ''
+      AND (parts.name = 'selene.tenant_id'
         OR parts.name = 'session_replication_role' AND parts.value = 'replica'
-        OR parts.name = 'row_security' AND parts.value IN ('off', 'false', 'no', '0'))
+        OR parts.name = 'row_security' AND (parts.value IN ('0', 'of', 'off')
+          OR pg_catalog.starts_with('false', parts.value) OR pg_catalog.starts_with('no', parts.value)))
     ORDER BY 1, 2, 3
 """
 
@@ -340,4 +382,19 @@ _RISING_LOGINS: Final = f"""
       AND r.rolname NOT IN ('selene_app', 'selene_readonly')
       AND (m.is_usable OR m.admin_option)
     ORDER BY 1, 2, 3
+"""
+_PARAMETERS: Final = f"""
+    WITH RECURSIVE {_MEMBERS}
+    SELECT p.parname, item.privilege_type,
+      CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END,
+      CASE WHEN item.grantor <> 10 THEN pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(item.grantor)) END
+    FROM pg_catalog.pg_parameter_acl AS p
+    CROSS JOIN LATERAL pg_catalog.aclexplode(p.paracl) AS item
+    LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = item.grantee
+    WHERE p.parname IN ('session_replication_role', 'allow_system_table_mods', 'session_preload_libraries',
+        'dynamic_library_path')
+      AND r.rolsuper IS NOT TRUE
+      AND (item.grantee = 0 OR item.grantee IN (SELECT readers.role FROM readers)
+        OR item.grantee IN (SELECT risen.role FROM risen WHERE risen.name = 'selene_owner'))
+    ORDER BY item.grantor <> 10 DESC, 1, 2, 3
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -28,6 +28,27 @@ class Fault:
     what: str
     sql: str | None = None
     command: str | None = None
+
+
+def printable(fault: Fault) -> Fault:
+    """Write a fault's statement so that no name in it steers a terminal, or goes over the end of its line."""
+    if fault.sql is None:
+        return fault
+    return replace(fault, sql=_TOKENS.sub(_escape, fault.sql))
+
+
+# What is not looked into, and what may have a name in it.
+_TOKENS: Final = re.compile(
+    r"""\$\$.*?\$\$|--[^\n]*|E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*\"""", re.DOTALL
+)
+
+
+def _escape(token: re.Match[str]) -> str:
+    text = token[0]
+    if text[0] not in "\"'" or text.isprintable():
+        return text
+    escaped = text.replace("\\", "\\\\")
+    return "U&" + "".join(each if each.isprintable() else f"\\+{ord(each):06x}" for each in escaped)
 
 
 class Step(IntEnum):

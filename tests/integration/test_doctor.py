@@ -192,6 +192,16 @@ FAULTS = {
         " END $$",
         "sets selene.tenant_id for every session",
     ),
+    "foreign keys off for every session": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET session_replication_role = %L',"
+        " current_database(), 'REPLICA'); END $$",
+        "sets session_replication_role for every session",
+    ),
+    "row_security off for every session": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET row_security = %L', current_database(), 'Fal');"
+        " END $$",
+        "sets row_security for every session",
+    ),
     "version table dropped": ("DROP TABLE os_core.alembic_version", "has no revision, but its schema"),
     "version table empty": ("DELETE FROM os_core.alembic_version", "has no revision, but its schema"),
     "two revisions": (
@@ -237,6 +247,23 @@ ROLE_FAULTS = {
         "GRANT pg_write_all_data TO selene_readonly",
         "role selene_readonly must not be a member of pg_write_all_data",
     ),
+    "a parameter for a login": (
+        "GRANT SET ON PARAMETER session_replication_role TO {login}",
+        "{login} must not have SET on parameter session_replication_role",
+    ),
+    "a parameter for the application": (
+        "GRANT SET, ALTER SYSTEM ON PARAMETER session_replication_role TO selene_app WITH GRANT OPTION;"
+        "SET ROLE selene_app; GRANT SET ON PARAMETER session_replication_role TO {login}; RESET ROLE",
+        "selene_app must not have ALTER SYSTEM on parameter session_replication_role",
+    ),
+    "row_security off for a login": (
+        "ALTER ROLE {login} SET row_security = 'NO'",
+        "ROLE {login} sets row_security for every session",
+    ),
+    "row_security off for a login, by one letter": (
+        "ALTER ROLE {login} SET row_security = 'f'",
+        "ROLE {login} sets row_security for every session",
+    ),
     "a tenant for every session of a login": (
         "ALTER ROLE {login} SET selene.tenant_id = 'acme'",
         "ROLE {login} sets selene.tenant_id for every session",
@@ -246,6 +273,7 @@ ROLE_FAULTS = {
 FROM_16 = {"application login that can grant itself the owner"}
 BEFORE_16 = {"application login with CREATEROLE"}
 UNDONE = [
+    "REVOKE ALL ON PARAMETER session_replication_role FROM selene_app CASCADE",
     "ALTER ROLE selene_app NOLOGIN NOBYPASSRLS",
     "ALTER ROLE selene_owner NOBYPASSRLS",
     "REVOKE selene_owner FROM selene_app",
@@ -639,7 +667,7 @@ def test_doctor__healthy_is_one_line(database: Database, role: Any) -> None:
         return  # then it says so
     done = CliRunner().invoke(cli, ["doctor", "--url", url.render_as_string(hide_password=False)])
     assert done.exit_code == 0
-    assert done.stdout.startswith("Healthy: PostgreSQL ")
+    assert done.stdout.startswith("-- Healthy: PostgreSQL ")
     assert done.stdout.count("\n") == 1
 
 
@@ -658,6 +686,54 @@ def test_doctor__its_output_is_a_script_that_mends(database: Database) -> None:
         assert doctor(database.app_url)["healthy"]
     finally:
         run_all(database, [f"DROP OWNED BY {name}", f"DROP ROLE {name}"])
+
+
+def test_doctor__no_name_steers_the_terminal(database: Database) -> None:
+    """A name may have an escape sequence or the end of a line in it; its statement still finds it."""
+    evil = '"\x1b[2Jx\n\\d""; \x9b\u202e-- "'
+    run_all(
+        database,
+        [
+            f"CREATE POLICY {evil} ON {LEDGER} USING (TRUE)",
+            f"CREATE VIEW os_core.{evil} AS SELECT 1 AS x",
+            f'CREATE SEQUENCE os_core.{evil[:-1]}seq"',
+        ],
+    )
+    address = database.app_url.render_as_string(hide_password=False)
+    done = CliRunner().invoke(cli, ["doctor", "--url", address])
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    ran = psql(database, done.stdout)
+    assert ran.returncode == 0, ran.stderr
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__not_null_for_new_rows_only(database: Database) -> None:
+    if database.server.version < 18:
+        pytest.skip("NOT NULL is always valid before 18")
+    run_all(
+        database,
+        [
+            f"ALTER TABLE {CURRENT} ALTER turn_id DROP NOT NULL",
+            f"ALTER TABLE {CURRENT} ADD CONSTRAINT mine NOT NULL turn_id NOT VALID",
+        ],
+    )
+    told = doctor(database.app_url)
+    (fault,) = told["faults"]
+    assert fault["what"].startswith("column turn_id of relation os_core.work_orders_current is 'bigint'")
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+
+
+def test_doctor__sequence_behind_its_table(database: Database) -> None:
+    append_events(database.engine("app"), "acme", [created(), created()])
+    run_all(database, [f"ALTER SEQUENCE {EVENT_IDS} RESTART"])
+    assert doctor(database.app_url)["healthy"]  # it does not see the rows
+    told = doctor(database.admin_url)
+    (fault,) = told["faults"]
+    assert fault["what"].startswith(f"sequence {EVENT_IDS} gives 1 next")
+    mend(database, told)
+    assert doctor(database.admin_url)["healthy"]
+    append_events(database.engine("app"), "acme", [created()])
 
 
 def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
