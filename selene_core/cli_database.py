@@ -112,15 +112,13 @@ def _told(diagnosis: Diagnosis) -> Iterator[str]:
     yield from (_comment(f"Not seen: {line}") for line in diagnosis.unseen)
     where = f"PostgreSQL {diagnosis.server_version}, revision {diagnosis.revision or 'none'}"
     if diagnosis.healthy:
-        yield f"Healthy: {where}."
-        yield from (f"Note: {line}" for line in diagnosis.notes)
-        return
+        yield _comment(f"Healthy: {where}.")
     yield from (_comment(f"Note: {line}") for line in diagnosis.notes)
     if diagnosis.faults:
         yield _comment(
             f"{len(diagnosis.faults)} to mend ({where}): run what stands here as a superuser, in this order."
         )
-    else:
+    elif not diagnosis.healthy:
         yield _comment(f"Nothing is wrong in what was seen ({where}).")
 
 

@@ -97,6 +97,49 @@ def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
                 yield Difference(thing, aspect, None, value)
 
 
+def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference]:
+    """Name what is wrong at whatever revision the schema is: of the roles, and of what is there.
+
+    With is_guarded the tables have their policies and triggers already.
+    """
+    wanted = golden().facts
+    for difference in differences(wanted, found):
+        thing, aspect, expected = difference.thing, difference.aspect, difference.expected
+        there = found.get(thing, {})
+        if difference.kind == "role":
+            yield difference
+        elif difference.kind != "relation" or not there or not aspect:
+            continue
+        elif aspect.startswith("trigger "):
+            definition = (expected or "").rpartition(", enabled ")[0]
+            is_state = difference.found is not None and definition in difference.found
+            if is_state or (is_guarded and difference.found is None):
+                yield difference
+        elif is_guarded and expected is not None and aspect.startswith(("row sec", "force row", "policy ")):
+            yield difference
+    for thing, aspects in found.items():
+        for aspect, value in aspects.items():
+            if aspect.startswith("grant") and not thing.startswith("default "):
+                yield from _forbidden(thing, aspect, value)
+
+
+def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
+    """Name what no revision grants: anything to PUBLIC, and writing to the application's roles."""
+    match Grant.parse(aspect).grantee:
+        case "PUBLIC":
+            forbidden = privileges(value)
+        case "selene_app" | "selene_readonly" if thing.startswith("relation "):
+            forbidden = {each for each in privileges(value) if each.rstrip("*") in _WRITING}
+        case _:
+            return
+    forbidden -= privileges(golden().facts.get(thing, {}).get(aspect))
+    if forbidden:
+        yield Difference(thing, aspect, ",".join(sorted(privileges(value) - forbidden)) or None, value)
+
+
+_WRITING: Final = {"INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN"}
+
+
 def describe(difference: Difference) -> str:
     """Say in a sentence what is wrong."""
     thing, aspect, expected, found = (

@@ -1,14 +1,15 @@
 """The SQL that makes a difference from the golden catalogue good, derived from what kind of thing differs.
 
 No fault has a statement of its own here: a new table or function needs nothing but its facts in catalogue.txt
-and its file in alembic/sql. The statements are a superuser's.
+and its file in alembic/sql. The statements are a superuser's. None of them takes data away, or makes an empty
+table or column where data was: what only a backup or an operator's decision mends has no statement.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,7 @@ from selene_core.drift import Difference, Grant, describe, golden, privileges
 from selene_core.migrations import script_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,33 @@ class Fault:
     command: str | None = None
 
 
+def printable(fault: Fault) -> Fault:
+    """Write a fault's statement so that no name in it steers a terminal, or goes over the end of its line."""
+    if fault.sql is None:
+        return fault
+    return replace(fault, sql=_TOKENS.sub(_escape, fault.sql))
+
+
+# What is not looked into, and what may have a name in it.
+_TOKENS: Final = re.compile(
+    r"""\$\$.*?\$\$|--[^\n]*|E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*\"""", re.DOTALL
+)
+
+
+def _escape(token: re.Match[str]) -> str:
+    text = token[0]
+    if text[0] not in "\"'" or text.isprintable():
+        return text
+    escaped = text.replace("\\", "\\\\")
+    return "U&" + "".join(each if each.isprintable() else f"\\+{ord(each):06x}" for each in escaped)
+
+
 class Step(IntEnum):
     """The order in which statements can be run: first what others need, at last what must not be there."""
 
     ROLES = auto()
     SCHEMAS = auto()
+    VIEWS = auto()  # strange ones: the columns that they read may have to change
     SEQUENCES = auto()
     TABLES = auto()
     FUNCTIONS = auto()
@@ -53,10 +76,12 @@ class Step(IntEnum):
 
 
 _ATTRIBUTES: Final = ("LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "CREATEDB", "REPLICATION")
-_COLUMN: Final = re.compile(
+COLUMN: Final = re.compile(
     r"(?P<type>.+?)(?P<required> NOT NULL)?(?P<generated> GENERATED .+)?(?: DEFAULT (?P<default>.+))?",
     re.DOTALL,
 )
+VERSION_TABLE: Final = "relation os_core.alembic_version"
+_PROJECTION: Final = "relation os_core.work_orders_current"
 # What the grammar calls a thing in GRANT, ALTER and DROP.
 _CALLED: Final = {
     "schema": "SCHEMA",
@@ -72,21 +97,98 @@ def faults(found: Iterable[Difference]) -> list[Fault]:
     listed = [*found]
     missing = {d.thing for d in listed if not d.aspect and d.found is None}
     seen = {(d.thing, d.aspect): d for d in listed}
+    lost = [*_lost(listed)]
+    has_lost_tables = any(not column for _, column in lost)
+    views = [d for d in listed if d.kind == "relation" and not d.aspect and str(d.found).endswith("VIEW")]
     ranked: list[tuple[Step, str, Fault]] = []
     for difference in listed:
         if difference.thing in missing and not _is_apart(difference):
             continue
-        if _follows(difference, seen):
+        if _follows(difference, seen) or _needs_what_is_lost(difference, lost):
             continue
-        rank, sql = _statement(difference, anew=difference.thing in missing)
-        ranked.append((rank, f"{difference.thing} {difference.aspect}", Fault(describe(difference), sql)))
-    # One statement makes a function anew, whatever of it differs.
+        hint = _hint(difference, has_lost_tables=has_lost_tables)
+        rank, sql = (Step.TABLES, None) if hint else _statement(difference, anew=difference.thing in missing)
+        if difference in views:
+            rank, sql = Step.VIEWS, _drop_views(views, str(difference.found))
+        fault = Fault(describe(difference), sql, hint)
+        ranked.append((rank, f"{difference.thing} {difference.aspect}", fault))
     merged: dict[str, tuple[Step, str, Fault]] = {}
     for rank, key, fault in sorted(ranked, key=lambda entry: entry[:2]):
         same = merged.get(fault.sql or fault.what)
         what = f"{same[2].what}; {fault.what}" if same else fault.what
-        merged[fault.sql or fault.what] = (rank, key, Fault(what, fault.sql))
+        merged[fault.sql or fault.what] = (rank, key, Fault(what, fault.sql, fault.command))
     return [fault for _, _, fault in merged.values()]
+
+
+def _lost(listed: list[Difference]) -> Iterator[tuple[str, str]]:
+    """Return tables, and columns of tables, whose data is gone: nothing but a backup brings it back."""
+    for difference in listed:
+        if difference.kind != "relation" or difference.found is not None or difference.thing == VERSION_TABLE:
+            continue
+        if not difference.aspect:
+            yield difference.name, ""
+        elif difference.aspect.startswith("column ") and " GENERATED ALWAYS AS (" not in (
+            difference.expected or ""
+        ):
+            yield difference.name, difference.aspect.removeprefix("column ")
+
+
+def _needs_what_is_lost(difference: Difference, lost: list[tuple[str, str]]) -> bool:
+    """Tell whether a statement would need a table or column that is not there, or comes back with it."""
+    if difference.expected is None:
+        return False
+    facts = golden().facts.get(difference.thing, {})
+    owned, aspect = facts.get("owned by", ""), difference.aspect
+    made_of = ""
+    if difference.kind == "function":
+        body = _shipped(difference.name.partition("(")[0], facts["body"].partition(" ")[0])
+        made_of = f"{facts['signature']} {body}"
+    for table, column in lost:
+        is_its_own = difference.kind == "relation" and difference.name == table
+        if not column:
+            told = f"{difference.thing} {difference.expected} {owned} {made_of}"
+            if (aspect and is_its_own) or (not is_its_own and _mentions(told, table)):
+                return True
+        elif is_its_own and aspect != f"column {column}" and not aspect.startswith(("trigger ", "policy ")):
+            if _mentions(f"{aspect} {difference.expected}", column):
+                return True
+        elif _mentions(f"{difference.expected} {owned}", table) and _mentions(
+            f"{difference.expected} {owned}", column
+        ):
+            return aspect != f"column {column}"
+    return False
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf'(?<![\w"]){re.escape(name)}(?![\w"])', text) is not None
+
+
+def _hint(difference: Difference, *, has_lost_tables: bool) -> str | None:
+    """Say what is to be done where no statement may do it, because data is lost or would be."""
+    is_strange = not difference.aspect and difference.expected is None
+    if is_strange and has_lost_tables and not str(difference.found).endswith("VIEW"):
+        return "look whether it is what is left of a table that is missing, before it is put out of the way"
+    if difference.kind != "relation" or difference.thing == VERSION_TABLE:
+        return None
+    if difference.aspect.startswith("column "):
+        if difference.expected is None:
+            return "nothing is dropped here: what it holds, and whether it may go, is for you to decide"
+        if difference.found is None and " GENERATED ALWAYS AS (" not in difference.expected:
+            return "restore it with its data from a backup: a new one would be empty"
+    elif not difference.aspect and difference.found is None:
+        more = (
+            ", or make it anew as selene-core sql has it, then run selene-core rebuild for every tenant"
+            if difference.thing == _PROJECTION
+            else ": a new one would be empty"
+        )
+        return f"restore it with its data from a backup{more}; then ask doctor again"
+    return None
+
+
+def _drop_views(views: list[Difference], kind: str) -> str:
+    """Drop all of a kind at once, because one may be made of another; they have no data of their own."""
+    names = ", ".join(view.name for view in views if view.found == kind)
+    return f"DROP {kind} {names};"
 
 
 def _is_apart(difference: Difference) -> bool:
@@ -183,7 +285,7 @@ def _relation(difference: Difference) -> tuple[Step, str | None]:
             return Step.FLAGS, f"ALTER TABLE {name} SET LOGGED;"
         case "column":
             # After the functions, one of which may make its value.
-            return Step.COLUMNS, _column(name, part, expected, found)
+            return Step.COLUMNS, column_statement(name, part, expected, found)
         case "constraint":
             return _constraint(name, part, expected, found)
         case "index":
@@ -222,12 +324,13 @@ def _create_table(thing: str) -> str:
     return f"CREATE TABLE {name} (\n  {columns}\n);\nALTER TABLE {name} OWNER TO {facts['owner']};"
 
 
-def _column(table: str, name: str, expected: str | None, found: str | None) -> str | None:
+def column_statement(table: str, name: str, expected: str | None, found: str | None) -> str | None:
+    """Return what makes a column as it must be; None for what would take data away."""
     if expected is None:
-        return f"ALTER TABLE {table} DROP COLUMN {name};"
+        return None
     if found is None:
-        return f"ALTER TABLE {table} ADD COLUMN {name} {expected};"
-    wanted, there = _COLUMN.fullmatch(expected), _COLUMN.fullmatch(found)
+        return f"ALTER TABLE {table} ADD COLUMN {name} {expected};"  # of the version table, or generated
+    wanted, there = COLUMN.fullmatch(expected), COLUMN.fullmatch(found)
     if wanted is None or there is None or wanted["generated"] != there["generated"]:
         return None
     alter = f"ALTER COLUMN {name}"

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.drift import Difference, describe, differences, golden, privileges
+from selene_core.logins import POWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,11 +76,13 @@ def check_schema(bind: Engine | Connection) -> str:
     It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
     again after an error that looks like another schema. A newer database passes as long as every function
     and column that the application has at this version's revision is still there, with its types and
-    privileges, and row-level security is enabled and forced on its tables.
+    privileges, row-level security is enabled and forced on its tables with both policies of each, and the
+    ledgers are append-only.
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
-    something, SchemaDrifted for one that was changed by hand or a login that must not be used, ValueError
-    for a connection in AUTOCOMMIT, and SchemaLocked where a migration keeps a table locked for seconds.
+    something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
+    used, ValueError for a connection in AUTOCOMMIT, and SchemaLocked where a migration keeps a table locked
+    for seconds.
     """
     if isinstance(bind, Engine):
         with bind.connect() as conn:
@@ -98,7 +101,16 @@ def check_schema(bind: Engine | Connection) -> str:
 
 def _check(conn: Connection) -> str:
     wanted = golden()
-    revision, facts = _look(conn)
+    revisions, facts = _look(conn)
+    revision = " and ".join(revisions) or None
+    if len(revisions) > 1:
+        problem = f"the version table has {len(revisions)} revisions, {revision}: it can stand at one only"
+        raise SchemaDrifted(
+            f"{problem}. selene-core doctor says how to mend it", revision, wanted.head, (problem,)
+        )
+    if revision not in wanted.revisions and revision and not _has_tables(wanted.facts, facts):
+        problem = f"the database stands at revision {revision}, but none of our tables is there"
+        raise SchemaDrifted(f"{problem}: this os_core is not ours", revision, wanted.head, (problem,))
     if revision is None or revision in wanted.revisions[:-1]:
         stands = f"stands at revision {revision}" if revision else "is not migrated"
         raise SchemaOutdated(
@@ -131,7 +143,15 @@ def _check(conn: Connection) -> str:
     return revision
 
 
-def _look(conn: Connection) -> tuple[str | None, Facts]:
+def _has_tables(wanted: Facts, found: Facts) -> bool:
+    return any(_readable(facts) and thing in found for thing, facts in wanted.items() if _is_table(thing))
+
+
+def _is_table(thing: str) -> bool:
+    return thing.startswith("relation ") and thing != "relation os_core.alembic_version"
+
+
+def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
     """Read the revision and its facts; again, if a migration has gone on meanwhile."""
     try:
         return _look_again(conn)
@@ -142,7 +162,7 @@ def _look(conn: Connection) -> tuple[str | None, Facts]:
         raise SchemaLocked(problem, None, golden().head, (problem,)) from exc
 
 
-def _look_again(conn: Connection) -> tuple[str | None, Facts]:
+def _look_again(conn: Connection) -> tuple[tuple[str, ...], Facts]:
     for _ in range(_LOOKS - 1):
         before = _revision(conn)
         facts = read(conn)
@@ -151,7 +171,7 @@ def _look_again(conn: Connection) -> tuple[str | None, Facts]:
     return _revision(conn), read(conn)
 
 
-def _revision(conn: Connection) -> str | None:
+def _revision(conn: Connection) -> tuple[str, ...]:
     try:
         with conn.begin_nested():
             stamps = read_revisions(conn)
@@ -165,8 +185,7 @@ def _revision(conn: Connection) -> str | None:
             golden().head,
             (problem,),
         ) from exc
-    # More than one is no revision of ours: the last of them is none that is known, or the table was edited.
-    return " and ".join(stamps) if stamps else None
+    return stamps or ()
 
 
 def _some(problems: tuple[str, ...]) -> str:
@@ -187,6 +206,12 @@ def _login_problems(conn: Connection) -> Iterator[str]:
     name, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
     if is_superuser or bypasses:
         yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
+    for power, attributes, is_itself in conn.exec_driver_sql(POWERS):
+        held = f"{power} ({attributes})" if attributes else power
+        if not is_itself:
+            yield f"role {name} can become {held}: row-level security would not hold for it"
+        elif attributes == "CREATEROLE":
+            yield f"role {name} has CREATEROLE: it can grant itself selene_owner"
     if not is_member:
         yield f"role {name} is not a member of {_APPLICATION}"
 
@@ -235,6 +260,11 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
     for guard in ("row security", "force row security"):
         if facts[guard] == "enabled" and there.get(guard) != "enabled":
             yield describe(Difference(thing, guard, facts[guard], there.get(guard)))
+    # Another permissive policy opens nothing: the restrictive one stands above it. So do the guards of the
+    # ledgers, whatever a newer revision adds.
+    for aspect, expected in facts.items():
+        if aspect.startswith(("policy ", "trigger reject_mutation_")) and there.get(aspect) != expected:
+            yield describe(Difference(thing, aspect, expected, there.get(aspect)))
     readable = _readable(there)
     for column in sorted(_readable(facts)):
         aspect = f"column {column}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -70,6 +71,7 @@ COMPATIBLE = {
         arguments=f"{ARGUMENTS}, p_limit integer DEFAULT 7", columns=COLUMNS
     ),
     "a column of a result": VERIFY_ANEW.format(arguments=ARGUMENTS, columns=f"{COLUMNS}, more text"),
+    "a permissive policy": f"op.execute('CREATE POLICY more ON {CURRENT} USING (TRUE)')",
     "a policy": f"op.execute('CREATE POLICY more ON {CURRENT} AS RESTRICTIVE USING (TRUE)')",
 }
 # What a revision does, and what must be said of it.
@@ -121,6 +123,26 @@ INCOMPATIBLE = {
         f"op.execute('REVOKE SELECT ON {LEDGER} FROM selene_app')",
         "selene_app lacks SELECT on correlation_id of relation os_core.work_order_ledger",
     ),
+    "restrictive policy dropped": (
+        f"op.execute('DROP POLICY tenant_confine ON {CURRENT}')",
+        "policy tenant_confine of relation os_core.work_orders_current is missing",
+    ),
+    "restrictive policy opened": (
+        f"op.execute('ALTER POLICY tenant_confine ON {LEDGER} USING (TRUE)')",
+        "policy tenant_confine of relation os_core.work_order_ledger is",
+    ),
+    "permissive policy dropped": (
+        f"op.execute('DROP POLICY tenant_admit ON {CURRENT}')",
+        "policy tenant_admit of relation os_core.work_orders_current is missing",
+    ),
+    "ledger not append-only": (
+        "op.execute('DROP TRIGGER reject_mutation_row ON conversation.conversation_ledger')",
+        "trigger reject_mutation_row of relation conversation.conversation_ledger is missing",
+    ),
+    "ledger append-only but for replicas": (
+        f"op.execute('ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement')",
+        "is enabled as ORIGIN, not as ALWAYS",
+    ),
     "row security not forced": (
         f"op.execute('ALTER TABLE {LEDGER} NO FORCE ROW LEVEL SECURITY')",
         "row-level security is not forced on relation os_core.work_order_ledger",
@@ -131,6 +153,7 @@ DRIFTS = {
     f"DROP POLICY tenant_confine ON {CURRENT}": "policy tenant_confine",
     f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row": "is disabled",
     f"GRANT SELECT ON {LEDGER} TO PUBLIC": "PUBLIC must not have SELECT",
+    f"INSERT INTO os_core.alembic_version VALUES ('{BEFORE_HEAD}')": f"2 revisions, {BEFORE_HEAD} and {HEAD}",
     f"ALTER FUNCTION {VERIFY} OWNER TO CURRENT_USER": "belongs to",
     "DROP FUNCTION os_core.require_tenant(text)": "os_core.require_tenant(text) is missing",
     "REVOKE USAGE ON SCHEMA os_core FROM selene_app": "the login may not read the version table",
@@ -197,6 +220,19 @@ def test_check_schema__not_migrated(empty_database: Database, database: Database
     assert raised.value.revision is None
 
 
+def test_check_schema__schema_of_another_product(empty_database: Database) -> None:
+    run_all(
+        empty_database,
+        [
+            "CREATE SCHEMA os_core",
+            "CREATE TABLE os_core.alembic_version (version_num varchar(32) NOT NULL)",
+            "INSERT INTO os_core.alembic_version VALUES ('abcdef012345')",
+        ],
+    )
+    with pytest.raises(SchemaDrifted, match="this os_core is not ours"):
+        check_schema(empty_database.engine("admin"))
+
+
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_check_schema__drifted(database: Database, engine: sa.Engine, drift: str) -> None:
     assert check_schema(engine) == HEAD
@@ -219,6 +255,31 @@ def test_check_schema__what_is_harmless_passes(database: Database, engine: sa.En
 def test_check_schema__login_that_is_not_the_applications(database: Database, role: str, words: str) -> None:
     with pytest.raises(SchemaDrifted, match=words):
         check_schema(database.engine("admin" if role == "admin" else "readonly"))
+
+
+@pytest.mark.parametrize(
+    ("power", "words"),
+    [
+        ("GRANT pg_read_all_data TO {login}", "can become pg_read_all_data"),
+        ("GRANT selene_owner TO {login}", "can become selene_owner"),
+        ("CREATE ROLE {login}_b BYPASSRLS; GRANT {login}_b TO {login}", "can become {login}_b (BYPASSRLS)"),
+        ("ALTER ROLE {login} CREATEROLE", "CREATEROLE"),
+    ],
+)
+def test_check_schema__login_that_can_rise(database: Database, power: str, words: str) -> None:
+    name = f"riser_of_{database.name}"
+    run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test' IN ROLE selene_app"])
+    riser = create_selene_engine(database.server.url_for(name, database.name), poolclass=sa.NullPool)
+    try:
+        assert check_schema(riser) == HEAD
+        run_all(database, [power.format(login=name)])
+        if words == "CREATEROLE" and database.server.version >= 16:
+            assert check_schema(riser) == HEAD
+            return
+        with pytest.raises(SchemaDrifted, match=re.escape(words.format(login=name))):
+            check_schema(riser)
+    finally:
+        run_all(database, [f"DROP ROLE {name}", f"DROP ROLE IF EXISTS {name}_b"])
 
 
 def test_check_schema__login_without_any_rights(database: Database) -> None:
