@@ -175,6 +175,8 @@ def _hint(difference: Difference, *, has_lost_tables: bool) -> str | None:
             return "nothing is dropped here: what it holds, and whether it may go, is for you to decide"
         if difference.found is None and " GENERATED ALWAYS AS (" not in difference.expected:
             return "restore it with its data from a backup: a new one would be empty"
+        if difference.found is not None and not _converts_whole(difference.expected, difference.found):
+            return "another type may keep less of its values: how they are converted is for you to decide"
     elif not difference.aspect and difference.found is None:
         more = (
             ", or make it anew as selene-core sql has it, then run selene-core rebuild for every tenant"
@@ -183,6 +185,18 @@ def _hint(difference: Difference, *, has_lost_tables: bool) -> str | None:
         )
         return f"restore it with its data from a backup{more}; then ask doctor again"
     return None
+
+
+def _converts_whole(expected: str, found: str) -> bool:
+    """Tell whether every value of a column's type is kept in the other one, or refused."""
+    wanted, there = COLUMN.fullmatch(expected), COLUMN.fullmatch(found)
+    if wanted is None or there is None or wanted["type"] == there["type"]:
+        return True
+    to, of = (re.sub(r"\(\d+\)| COLLATE .*", "", match["type"]) for match in (wanted, there))
+    return to == of or {to, of} <= _INTEGERS or (to == "text" and of == "character varying")
+
+
+_INTEGERS: Final = {"smallint", "integer", "bigint"}
 
 
 def _drop_views(views: list[Difference], kind: str) -> str:

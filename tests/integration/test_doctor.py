@@ -131,6 +131,11 @@ FAULTS = {
         f"ALTER TABLE {LEDGER} ALTER COLUMN text DROP DEFAULT",
         "column work_order_event_id of relation os_core.work_order_ledger is missing, and column text",
     ),
+    "columns of other types": (
+        f"ALTER TABLE {CURRENT} ALTER COLUMN requester_user_id TYPE varchar COLLATE pg_catalog.default,"
+        " ALTER COLUMN turn_id TYPE integer",
+        "column requester_user_id of relation os_core.work_orders_current is 'character varying",
+    ),
     "table renamed": (
         f"ALTER TABLE {LEDGER} RENAME TO events",
         "relation os_core.work_order_ledger is missing, and relation os_core.events has its columns",
@@ -438,6 +443,11 @@ LOSSES = {
         f"ALTER TABLE {CURRENT} RENAME COLUMN turn_id TO turn; ALTER TABLE {CURRENT} ADD COLUMN mine bigint",
         "column turn_id of relation os_core.work_orders_current is missing",
         "from a backup",
+    ),
+    "column of a type that holds more": (
+        f"ALTER TABLE {CURRENT} ALTER COLUMN last_state_change_seq TYPE numeric",
+        "column last_state_change_seq of relation os_core.work_orders_current is 'numeric NOT NULL'",
+        "for you to decide",
     ),
     "table dropped": (
         f"DROP TABLE {CURRENT} CASCADE",
