@@ -167,8 +167,9 @@ def test_find_binaries__other_version_than_asked_for(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_local_server__ends_with_its_parent(how: str) -> None:
     script = """
-        import sys
+        import signal, sys
         from selene_core.local import local_server
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background ignores it
         with local_server() as server:
             print(server.pid, server.socket_directory, flush=True)
             sys.stdin.read()
