@@ -418,8 +418,11 @@ def test_reads__are_one_index_scan(
     )
     engine = full_database.engine(role)
     with tenant_scope(engine, "acme") as conn:
+        # The server's session may not have told yet what it did before, for whoever had it.
+        before = conn.execute(scans, {"index": index, "table": table}).one()
         assert read(IdentityRepository(conn)) is not None
-        assert conn.execute(scans, {"index": index, "table": table}).one() == (0, 1, 1)
+        after = conn.execute(scans, {"index": index, "table": table}).one()
+    assert [now - then for now, then in zip(after, before, strict=True)] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
