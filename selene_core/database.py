@@ -80,7 +80,7 @@ def create_async_selene_engine(
     **options: Any,
 ) -> AsyncEngine:
     """Make the asynchronous twin of create_selene_engine's engine; `options` are create_async_engine's."""
-    from sqlalchemy.ext.asyncio import create_async_engine  # it needs greenlet, which nothing else does
+    from sqlalchemy.ext.asyncio import create_async_engine
 
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))

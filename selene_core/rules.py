@@ -77,6 +77,10 @@ class Rule(Generic[T_co]):
         except ValueError:
             raise ContractViolation(field=field, rule=self.sentence) from None
 
+    def check_optional(self, field: str, value: object) -> T_co | None:
+        """Return the value in its own type, None where there is none; raises ContractViolation."""
+        return None if value is None else self.check(field, value)
+
 
 def text(sentence: str, pattern: str, *, longest: int, shortest: int = 1) -> Rule[str]:
     """Ask for text of so many characters that the pattern matches in full."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from selene_core import work_order_statements as statements
 from selene_core.continuity import (
@@ -35,7 +35,7 @@ from selene_core.enums import TERMINAL_STATUSES, PromptAction, PromptReason, Wor
 from selene_core.errors import ContractViolation, IdempotencyConflict, InvalidTransition
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import Repository, Unshown
-from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule, flag, identifier, integer, time_span
+from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import RowMapping
-
-T = TypeVar("T")
 
 MAX_BATCH: Final = 1000
 
@@ -123,8 +121,8 @@ class WorkOrderRepository(Repository):
         )
         rows = self._read(
             statement,
-            requester_user_id=_optional(_USER, "requester_user_id", requester_user_id),
-            within=_optional(_WINDOW, "within", within),
+            requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
+            within=_WINDOW.check_optional("within", within),
             limit=_LIMIT.check("limit", limit),
             after_at=cursor and cursor.last_updated_at,
             after_event_id=cursor and cursor.last_event_id,
@@ -144,7 +142,7 @@ class WorkOrderRepository(Repository):
             work_order_id=check_work_order_id(work_order_id),
             reason_code=EVENT_RULES["reason_code"].check("reason_code", reason_code),
             idempotency_key=EVENT_RULES["idempotency_key"].check("idempotency_key", idempotency_key),
-            note=_optional(_NOTE, "note", note),
+            note=_NOTE.check_optional("note", note),
         )
         return AppendResult(**rows[0])
 
@@ -167,10 +165,10 @@ class WorkOrderRepository(Repository):
         """
         work_order_id = check_work_order_id(work_order_id)
         given = {
-            "turn_id": _optional(EVENT_RULES["turn_id"], "turn_id", turn_id),
-            "reason_code": _optional(EVENT_RULES["reason_code"], "reason_code", reason_code),
+            "turn_id": EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
+            "reason_code": EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
         }
-        key = _optional(EVENT_RULES["idempotency_key"], "idempotency_key", idempotency_key)
+        key = EVENT_RULES["idempotency_key"].check_optional("idempotency_key", idempotency_key)
         required, prefilled = check_required_fields(required_fields), check_prefilled_fields(prefilled_fields)
         current = statements.work_order(self._run(statements.LOCK, work_order_id=work_order_id)[0])
         decided = decide_prompt(current, required, prefilled)
@@ -212,8 +210,8 @@ class WorkOrderRepository(Repository):
         rows = self._run(
             statements.NOTIFY_WAIT,
             work_order_id=check_work_order_id(work_order_id),
-            turn_id=_optional(EVENT_RULES["turn_id"], "turn_id", turn_id),
-            reason_code=_optional(EVENT_RULES["reason_code"], "reason_code", reason_code),
+            turn_id=EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
+            reason_code=EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
         )
         speaks: bool = rows[0]["speaks"]
         return speaks
@@ -300,10 +298,6 @@ class WorkOrderRepository(Repository):
             if len(page) < statements.EVENTS_PAGE:
                 return
             after = page[-1]["work_order_seq"]
-
-
-def _optional(rule: Rule[T], field: str, value: object) -> T | None:
-    return None if value is None else rule.check(field, value)
 
 
 def rebuild_by_groups(
