@@ -46,6 +46,8 @@ WORKERS = 32
 ROUNDS = 5
 ACTORS = 20
 ACTIONS = 50
+WORK = ("renew", "append", "release")
+HELD_MS = 3_600_000  # no machine is so slow that it expires within a test
 
 
 def hash_of(token: str) -> str:
@@ -127,7 +129,7 @@ def test_race__one_holder_at_any_moment(acme: Tenant, sessions: Sessions) -> Non
 
 
 class Actor:
-    """A worker who does whatever comes to its mind with the tokens that it ever had."""
+    """A worker who at times holds a lease and works, and else tries any token that it ever had."""
 
     def __init__(self, tenant_id: str, order: str, number: int) -> None:
         self.tenant_id, self.order, self.number = tenant_id, order, number
@@ -136,22 +138,35 @@ class Actor:
         self.done: Counter[str] = Counter()
 
     def run(self, conn: Connection) -> None:
-        """Act."""
-        for _ in range(ACTIONS):
+        """Act; what has to succeed is asked with a lease that cannot expire meanwhile."""
+        while (left := ACTIONS - self.done.total()) > 0:
             name = self.random.choice(["acquire", "acquire", "renew", "release", "append", "append", "bare"])
-            state = sqlstate_of(lambda name=name: self.act(conn, name))  # type: ignore[misc]  # of a default
-            assert state in ("00000", "SL010", "SL011"), state
-            self.done[f"{name} {state}"] += 1
+            if name == "acquire":
+                self.tokens.append(new_token())
+            if name == "acquire" and left > len(WORK) and self.random.random() < 0.5:
+                self.work(conn, self.tokens[-1])
+            else:
+                token = self.tokens[-1] if name == "acquire" else self.random.choice(self.tokens[-3:])
+                self.act(conn, name, token, self.random.choice([1, 5, 20, 50]))
 
-    def act(self, conn: Connection, name: str) -> None:
-        """Do one thing."""
-        token = self.random.choice(self.tokens[-3:])
-        ttl_ms = self.random.choice([1, 5, 20, 50])
+    def work(self, conn: Connection, token: str) -> None:
+        """Hold a lease for as long as it takes: the holder is never refused."""
+        if self.act(conn, "acquire", token, HELD_MS) == "00000":
+            assert [self.act(conn, name, token, HELD_MS) for name in WORK] == ["00000"] * len(WORK)
+
+    def act(self, conn: Connection, name: str, token: str, ttl_ms: int) -> str:
+        """Do one thing, and return how it went."""
+        state = sqlstate_of(lambda: self.call(conn, name, token, ttl_ms))
+        assert state in ("00000", "SL010", "SL011"), state
+        self.done[f"{name} {state}"] += 1
+        return state
+
+    def call(self, conn: Connection, name: str, token: str, ttl_ms: int) -> None:
+        """Ask the database for one thing."""
         match name:
             case "acquire":
-                self.tokens.append(new_token())
                 owner = f"worker-{self.number}"
-                acquire(conn, self.tenant_id, self.order, self.tokens[-1], owner=owner, ttl_ms=ttl_ms)
+                acquire(conn, self.tenant_id, self.order, token, owner=owner, ttl_ms=ttl_ms)
             case "renew":
                 renew(conn, self.tenant_id, self.order, token, ttl_ms)
             case "release":
