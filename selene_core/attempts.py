@@ -9,10 +9,9 @@ from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Text, and_, bindp
 
 from selene_core.contracts import check_work_order_id
 from selene_core.enums import AttemptOutcome, AttemptStatus, RetryAction
-from selene_core.errors import ContractViolation
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
-from selene_core.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, integer
+from selene_core.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, flag, integer
 from selene_core.tables import work_order_step_attempts
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ _MILLISECONDS: Final = integer(1, MAX_STEP_MS)
 _MAX_RETRIES: Final = integer(0, MAX_MAX_RETRIES)
 _STEP_ATTEMPT_ID: Final = integer(1, MAX_INT64)
 _OUTCOME: Final = choice(AttemptOutcome)
+_RETRYABLE: Final = flag()
 _LIMIT: Final = integer(1, MAX_DUE_RETRIES)
 
 
@@ -127,18 +127,14 @@ class StepAttemptRepository(Repository):
         Raises AttemptConflict, whose `reason` is OVER or UNKNOWN; LeaseHeld, LeaseLost, IdempotencyConflict
         and ContractViolation (SPEC.md section 8).
         """
-        if not isinstance(retryable, bool):
-            raise ContractViolation(field="retryable", rule="must be true or false")
         rows = self._run(
             _FINISH,
             step_attempt_id=_STEP_ATTEMPT_ID.check("step_attempt_id", step_attempt_id),
             outcome=_OUTCOME.check("outcome", outcome).value,
             reason_code=EVENT_RULES["reason_code"].check("reason_code", reason_code),
-            retryable=retryable,
+            retryable=_RETRYABLE.check("retryable", retryable),
             lease_token=_token(lease_token),
-            idempotency_key=None
-            if idempotency_key is None
-            else EVENT_RULES["idempotency_key"].check("idempotency_key", idempotency_key),
+            idempotency_key=EVENT_RULES["idempotency_key"].check_optional("idempotency_key", idempotency_key),
         )
         return RetryDecision(**{**rows[0], "action": RetryAction(rows[0]["action"])})
 
@@ -147,7 +143,7 @@ class StepAttemptRepository(Repository):
         rows = self._read(
             _HISTORY,
             work_order_id=check_work_order_id(work_order_id),
-            step_id=None if step_id is None else EVENT_RULES["step_id"].check("step_id", step_id),
+            step_id=EVENT_RULES["step_id"].check_optional("step_id", step_id),
         )
         return _attempts(rows)
 

@@ -130,7 +130,7 @@ class ConversationRepository(Repository):
             "reason_code": reason_code,
         }
         # A tombstone may have the very last place, which no other turn takes.
-        place = None if turn_id is None else EVENT_RULES["turn_id"].check("turn_id", turn_id)
+        place = EVENT_RULES["turn_id"].check_optional("turn_id", turn_id)
         return self._write(_TOMBSTONE, turn, {"idempotency_key": idempotency_key}, turn_id=place)
 
     def get(self, correlation_id: UUID, turn_id: int) -> ConversationTurn | None:
@@ -173,7 +173,7 @@ class ConversationRepository(Repository):
         if "text" in values:
             values["text"] = Unshown(values["text"])
         for name, value in optional.items():
-            values[name] = None if value is None else TURN_RULES[name].check(name, value)
+            values[name] = TURN_RULES[name].check_optional(name, value)
         return TurnResult(**self._run(statement, **values, **checked)[0])
 
 

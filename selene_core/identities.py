@@ -202,7 +202,7 @@ def _checked(name: str, value: object) -> str:
 
 
 def _optional(name: str, value: object) -> str | None:
-    return None if value is None else _checked(name, value)
+    return IDENTITY_RULES[name].check_optional(name, value)
 
 
 def _changed(name: str, value: object) -> str | None:

@@ -88,9 +88,7 @@ class LeaseRepository(Repository):
             owner=_OWNER.check("owner", owner),
             token=Unshown(token),
             ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
-            idempotency_key=None
-            if idempotency_key is None
-            else _KEY.check("idempotency_key", idempotency_key),
+            idempotency_key=_KEY.check_optional("idempotency_key", idempotency_key),
         )
         return HeldLease(**_facts(rows[0]), token=token)
 

@@ -256,9 +256,9 @@ class WorkOrderRepository(Repository):
         rows = self._run(
             statements.AS_OF,
             work_order_id=check_work_order_id(work_order_id),
-            event_id=None if event_id is None else _POSITION.check("event_id", event_id),
-            seq=None if seq is None else _POSITION.check("seq", seq),
-            at=None if at is None else EVENT_RULES["occurred_at"].check("at", at),
+            event_id=_POSITION.check_optional("event_id", event_id),
+            seq=_POSITION.check_optional("seq", seq),
+            at=EVENT_RULES["occurred_at"].check_optional("at", at),
         )
         return statements.only_work_order(rows)
 

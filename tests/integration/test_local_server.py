@@ -180,7 +180,7 @@ def test_local_server__ends_with_its_parent(how: str) -> None:
         assert _runs(int(pid))
         parent.send_signal(signal.Signals[how])
         parent.wait(30)
-        wait_until(lambda: _gone(int(pid), Path(folder)), "server and folder are gone", seconds=5)
+        wait_until(lambda: _gone(int(pid), Path(folder)), "server and folder are gone")
 
 
 def test_local_server__parent_killed_during_initdb(public_folder: Path) -> None:
