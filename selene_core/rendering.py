@@ -1,4 +1,4 @@
-"""Work orders as a person reads them, in 80 columns, and as JSON."""
+"""Work orders as a person reads them, in 80 columns (but an id is never cut), and as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import accumulate
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
-from unicodedata import east_asian_width
+from unicodedata import category, east_asian_width
 from uuid import UUID
 
 from selene_core.json_limits import thaw
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _INDENT = 17
 _MOST_LINES = 3
+_MOST_CHARACTERS = 8 * _WIDTH  # in a line, whose marks take no column
+_JOINERS = "\u200c\u200d"  # of Persian and Indic letters, and of emoji
 
 
 def to_json(value: Any) -> str:
@@ -179,14 +182,19 @@ def _time(at: datetime) -> str:
 
 def _cut(line: str) -> str:
     # What a payload holds goes to a terminal: no control characters, however they came in.
-    clean = "".join(character if character.isprintable() else "�" for character in line)
-    if _columns(clean) <= _WIDTH:
+    clean = "".join(each if each.isprintable() or each in _JOINERS else "�" for each in line)
+    if _columns(clean) <= _WIDTH and len(clean) <= _MOST_CHARACTERS:
         return clean
-    while _columns(clean) >= _WIDTH:
-        clean = clean[: _WIDTH - 1] if len(clean) >= _WIDTH else clean[:-1]
-    return clean + "…"
+    reached = accumulate(map(_columns_of, clean[:_MOST_CHARACTERS]))
+    return clean[: sum(columns < _WIDTH for columns in reached)] + "…"
 
 
 def _columns(text: str) -> int:
-    """Count the columns of a terminal: an ideograph takes two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+    """Count the columns of a terminal: an ideograph takes two, what joins or marks the one before it none."""
+    return sum(map(_columns_of, text))
+
+
+def _columns_of(character: str) -> int:
+    if category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(character) in "WF" else 1

@@ -101,6 +101,25 @@ def test_show__long_and_wide_texts_stay_in_80_columns(run: Run, engine: Engine) 
     assert f"{datetime.now(UTC):%Y-%m-%d} (UTC)" in shown
 
 
+def test_show__joined_letters_and_emoji_come_whole(run: Run, engine: Engine) -> None:
+    """What joins characters is shown; what turns the direction of the text around them is not."""
+    marked = "e\u0301"
+    fields = {
+        "fa": "می\u200cخواهم سفر کنم",
+        "with": "👨\u200d👩\u200d👧",
+        "y": marked * 100,
+        "z": "e" + "\u0301" * 5000,
+    }
+    hidden = {"override": "gpj.\u202etxt"}
+    append_events(engine, "acme", [created("wo_joined", payload={"fields": fields | hidden})])
+    shown = run("show", "acme", "wo_joined").stdout
+    assert f'  fa = "{fields["fa"]}"\n' in shown
+    assert f'  with = "{fields["with"]}"\n' in shown
+    assert f'  y = "{marked * 72}…\n' in shown  # a mark takes no column
+    assert max(map(len, shown.splitlines())) < 1000
+    assert "\u202e" not in shown
+
+
 def on_a_terminal(arguments: list[str]) -> str:
     """Run selene-core with standard error on a terminal, and return what is drawn there."""
     leader, follower = pty.openpty()
