@@ -7,7 +7,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 def backend_pid(conn: sa.Connection) -> int:

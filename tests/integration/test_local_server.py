@@ -169,7 +169,9 @@ def test_local_server__ends_with_its_parent(how: str) -> None:
     script = """
         import signal, sys
         from selene_core.local import local_server
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background ignores it
+        # Who runs in the background, or under nohup, ignores these.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with local_server() as server:
             print(server.pid, server.socket_directory, flush=True)
             sys.stdin.read()

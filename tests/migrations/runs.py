@@ -21,7 +21,7 @@ from tests.servers import Database
 ROOT = Path(__file__).parents[2]
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
 PAIRS = list(zip(["base", *REVISIONS], REVISIONS, strict=False))
-PATIENT = {"SELENE_LOCK_TIMEOUT": "60s"}
+PATIENT = {"SELENE_LOCK_TIMEOUT": "5min", "SELENE_MIGRATION_WAIT": "300"}
 """For a migration that is stopped by a lock: it must not give up while the test looks at it."""
 
 

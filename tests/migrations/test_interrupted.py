@@ -95,7 +95,7 @@ def test_script__interrupted(
     before: str,
     revision: str,
 ) -> None:
-    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "60s")
+    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", PATIENT["SELENE_LOCK_TIMEOUT"])
     text = script(f"{before}:head")
     with stopped_in(empty_database, before), psql_started(empty_database, text, tmp_path) as process:
         pid = wait_until_stopped(empty_database)

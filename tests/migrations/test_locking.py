@@ -26,7 +26,7 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
-from tests.races import backend_pid, wait_until, wait_until_blocked
+from tests.races import DEADLINE_SECONDS, backend_pid, wait_until, wait_until_blocked
 from tests.servers import Database
 
 LOCK = f"SELECT pg_advisory_lock({LOCK_KEY})"
@@ -136,7 +136,7 @@ def test_script__second_one_refuses(
     tmp_path: Path,
 ) -> None:
     upgrade(empty_database.admin_url, BEFORE_ISOLATION)
-    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "60s")
+    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", PATIENT["SELENE_LOCK_TIMEOUT"])
     text = script(f"{BEFORE_ISOLATION}:head")
     with (
         held(empty_database, VERSION_HELD) as holder,
@@ -169,7 +169,7 @@ def test_script__and_upgrade_refuse_each_other(
     empty_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     upgrade(empty_database.admin_url, BEFORE_ISOLATION)
-    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "60s")
+    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", PATIENT["SELENE_LOCK_TIMEOUT"])
     text = script(f"{BEFORE_ISOLATION}:head")
     with held(empty_database, VERSION_HELD), psql_started(empty_database, text, tmp_path):
         wait_until_stopped(empty_database)
@@ -186,7 +186,7 @@ def test_upgrade__long_reader_in_front_of_an_alter(
     """The migration gives up; a reader who came after it waited no longer than it did."""
     read = "SELECT count(*) FROM os_core.work_order_ledger"
     upgrade(empty_database.admin_url, BEFORE_ISOLATION)
-    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "1500ms")
+    monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "3s")
     engine = empty_database.engine("admin")
     with (
         ThreadPoolExecutor() as pool,  # outermost: what it waits for at the end is let go of before
@@ -200,9 +200,9 @@ def test_upgrade__long_reader_in_front_of_an_alter(
         reading = pool.submit(lambda: reader.exec_driver_sql(read).scalar_one())
         assert wait_until_blocked(watcher, pid) == [migrating]
         # The long reader has not moved: it was the migration that let the other one pass.
-        assert reading.result(timeout=10) == 0
+        assert reading.result(DEADLINE_SECONDS) == 0
         with pytest.raises(sa.exc.OperationalError) as failure:
-            migration.result(timeout=10)
+            migration.result(DEADLINE_SECONDS)
         assert isinstance(failure.value.orig, psycopg.errors.LockNotAvailable)
         assert long_reader.in_transaction()
         assert stands_at(empty_database) == BEFORE_ISOLATION
@@ -230,7 +230,7 @@ def test_upgrade__lock_timeout_is_short_by_default(empty_database: Database) -> 
     ):
         wait_until_stopped(empty_database)
         started = time.monotonic()
-        assert process.wait(timeout=20) != 0
+        assert process.wait(DEADLINE_SECONDS) != 0
         assert time.monotonic() - started > 1
         assert process.stdout is not None
         assert "canceling statement due to lock timeout" in process.stdout.read()
