@@ -14,9 +14,7 @@ DECLARE
   _state constant os_core.work_orders_current := os_core.lock_work_order(p_tenant_id, p_work_order_id);
   _event os_core.work_order_ledger;
 BEGIN
-  IF NOT _state.external_approval_pending THEN
-    RETURN FALSE;
-  END IF;
+  -- First, so that what is no turn or reason is refused at every time alike.
   _event := os_core.event_from_json(
     p_tenant_id,
     pg_catalog.jsonb_build_object(
@@ -26,10 +24,13 @@ BEGIN
       'event_type', 'EXTERNAL_APPROVAL_WAIT_NOTIFIED',
       'work_order_status', _state.work_order_status,
       'reason_code', COALESCE(p_reason_code, _state.last_reason_code),
-      'payload', pg_catalog.jsonb_build_object('request_id', _state.external_approval_request_id)
+      'payload', pg_catalog.jsonb_build_object('request_id', COALESCE(_state.external_approval_request_id, 'none'))
     ),
     NULL
   );
+  IF NOT _state.external_approval_pending THEN
+    RETURN FALSE;
+  END IF;
   -- What is refused as told already is the answer here. Time only ever allows more, so that the append, a moment later, agrees.
   _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   IF os_core.continuity_refusal(_state, _event) = 'SL008' THEN

@@ -452,12 +452,15 @@ def test_notify_wait__refuses_bad_arguments(engine: sa.Engine, name: str, value:
 
 
 def test_notify_wait__refuses_them_in_the_database_too(acme: Tenant) -> None:
+    """Whether anything is pending or not."""
     order = acme.order()
-    acme.append(request(order))
-    with refused("SL001") as refusal:
-        notify(acme.app, acme.id, order, turn_id=0)
-    assert (refusal.facts["field"], refusal.message.startswith("turn_id: ")) == ("turn_id", True)
-    assert len(acme.ledger(order)) == 2
+    for then in (request(order), wire("WORK_ORDER_CANCELED", order, work_order_status="CANCELED")):
+        with refused("SL001") as refusal:
+            notify(acme.app, acme.id, order, turn_id=0)
+        assert (refusal.facts["field"], refusal.message.startswith("turn_id: ")) == ("turn_id", True)
+        acme.append(then)
+    assert not notify(acme.app, acme.id, order)
+    assert len(acme.ledger(order)) == 3
 
 
 # --- cancel
