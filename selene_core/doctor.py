@@ -84,7 +84,10 @@ def examine(conn: Connection) -> Diagnosis:
     facts = seen("the schema", read)
     stamps = seen("the revision", read_revisions)
     is_stamped_unseen = any(line.startswith("the revision") for line in unseen)
-    mends, notes = _schema_faults(conn, facts, stamps, is_stamp_seen=not is_stamped_unseen)
+    mends, notes, uncompared = _schema_faults(
+        conn, facts, stamps, number // 10000, is_stamp_seen=not is_stamped_unseen
+    )
+    unseen += uncompared
     logins = seen("the logins", lambda conn: [*_login_faults(conn)]) or []
     settings = seen("the settings of roles and databases", lambda conn: [*_setting_faults(conn)]) or []
     if number // 10000 >= _OLDEST:
@@ -147,28 +150,52 @@ def _encoding_faults(conn: Connection) -> Iterator[Fault]:
 
 
 def _schema_faults(
-    conn: Connection, facts: Facts | None, stamps: tuple[str, ...] | None, *, is_stamp_seen: bool
-) -> tuple[list[Fault], list[str]]:
-    """Compare the schema, as far as the revision lets it be compared; return faults and notes."""
+    conn: Connection,
+    facts: Facts | None,
+    stamps: tuple[str, ...] | None,
+    version: int,
+    *,
+    is_stamp_seen: bool,
+) -> tuple[list[Fault], list[str], list[str]]:
+    """Compare the schema as far as the revision lets it be; return faults, notes, and what was not seen."""
     if facts is None:
-        return [], []
-    back, displaced = find_displaced(conn, facts)
+        return [], [], []
+    back, displaced = find_displaced(conn, facts, version)
     found = [*differences(golden().facts, back)]
     serious = [difference for difference in found if not difference.is_harmless]
     notes = [describe(each).replace("must not be there", "is not ours") for each in found if each.is_harmless]
+    if is_stamp_seen:
+        return _judge(facts, back, displaced, serious, stamps, version), notes, []
+    if _is_heads(serious, back, is_exact=False):
+        return [*displaced, *faults(serious, version)], notes, []
+    # What is missing may be what a newer revision makes.
+    shared = shared_differences(facts, is_guarded=_has_guards(facts))
+    unseen = "what else the schema has to have: that is the revision's to say"
+    return faults(shared, version), notes, [unseen]
+
+
+def _judge(
+    facts: Facts,
+    back: Facts,
+    displaced: list[Fault],
+    serious: list[Difference],
+    stamps: tuple[str, ...] | None,
+    version: int,
+) -> list[Fault]:
+    """Say what is wrong with a schema next to the revision that it says it stands at."""
     head = golden().head
     unknown = [stamp for stamp in stamps or () if stamp not in golden().revisions]
     says = f"stands at revision {' and '.join(stamps)}" if stamps else "has no revision"
     tables = [thing for thing in back if thing in golden().facts and _is_table(thing)]
-    if is_stamp_seen and stamps and not tables and (unknown or stamps[-1] >= _GUARDED_SINCE):
+    if stamps and not tables and (unknown or stamps[-1] >= _GUARDED_SINCE):
         return [
             Fault(
                 f"the database {says}, but none of our tables is there: this os_core is not ours, or empty",
                 command="give selene-core a database of its own, or restore this one from a backup",
             )
-        ], notes
-    if not is_stamp_seen or stamps == (head,):
-        return [*displaced, *faults(serious)], notes
+        ]
+    if stamps == (head,):
+        return [*displaced, *faults(serious, version)]
     shared = [*shared_differences(facts, is_guarded=_is_guarded(stamps))]
     if _is_heads(serious, facts if unknown else back, is_exact=bool(unknown)) and not (unknown and displaced):
         stamp = Fault(
@@ -176,16 +203,16 @@ def _schema_faults(
             sql="DELETE FROM os_core.alembic_version;\n"
             f"INSERT INTO os_core.alembic_version (version_num) VALUES ('{head}');",
         )
-        return [*displaced, *faults(serious), stamp], notes
+        return [*displaced, *faults(serious, version), stamp]
     if not stamps and tables:
         return [
-            *faults(shared),
+            *faults(shared, version),
             Fault(
                 f"the database {says}, but tables of ours are there: they were not compared",
                 command="put the revision that it stood at into os_core.alembic_version, then ask again",
             ),
-        ], notes
-    return [*faults(shared if stamps else []), *_stamp_faults(stamps or (), unknown, says)], notes
+        ]
+    return [*faults(shared if stamps else [], version), *_stamp_faults(stamps or (), unknown, says)]
 
 
 _GUARDED_SINCE: Final = "0006"  # from this revision on a table comes with its policies and triggers
@@ -194,6 +221,15 @@ _GUARDED_SINCE: Final = "0006"  # from this revision on a table comes with its p
 def _is_guarded(stamps: tuple[str, ...] | None) -> bool:
     known = golden().revisions
     return bool(stamps) and all(stamp not in known or stamp >= _GUARDED_SINCE for stamp in stamps or ())
+
+
+def _has_guards(facts: Facts) -> bool:
+    return any(
+        aspect.startswith("trigger ")
+        for thing, aspects in facts.items()
+        if thing in golden().facts and _is_table(thing)
+        for aspect in aspects
+    )
 
 
 def _is_table(thing: str) -> bool:
