@@ -15,8 +15,14 @@ from sqlalchemy.exc import DBAPIError
 from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.displaced import find_displaced
 from selene_core.drift import Difference, describe, differences, golden, shared_differences
-from selene_core.logins import EDGES
 from selene_core.mending import VERSION_TABLE, Fault, faults, printable
+from selene_core.surroundings import (
+    login_faults,
+    owned_elsewhere,
+    parameter_faults,
+    server_setting_faults,
+    setting_faults,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,10 +94,13 @@ def examine(conn: Connection) -> Diagnosis:
         conn, facts, stamps, number // 10000, is_stamp_seen=not is_stamped_unseen
     )
     unseen += uncompared
-    logins = seen("the logins", lambda conn: [*_login_faults(conn)]) or []
-    settings = seen("the settings of roles and databases", lambda conn: [*_setting_faults(conn)]) or []
+    mends += seen("what selene_owner has elsewhere", lambda conn: [*owned_elsewhere(conn, mends)]) or []
+    logins = seen("the logins", lambda conn: [*login_faults(conn)]) or []
+    of_server, hidden = seen("the settings of the server", server_setting_faults) or ([], [])
+    unseen += hidden
+    settings = seen("the settings of roles and databases", lambda conn: [*setting_faults(conn)]) or []
     if number // 10000 >= _OLDEST:
-        settings += seen("the privileges on parameters", lambda conn: [*_parameter_faults(conn)]) or []
+        settings += seen("the privileges on parameters", lambda conn: [*parameter_faults(conn)]) or []
     behind = seen("the sequences", lambda conn: [*_sequence_faults(conn, facts)]) if facts else None
     return Diagnosis(
         server_version=version,
@@ -105,6 +114,7 @@ def examine(conn: Connection) -> Diagnosis:
                 *_encoding_faults(conn),
                 *mends,
                 *logins,
+                *of_server,
                 *settings,
                 *(behind or []),
             )
@@ -285,47 +295,6 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _login_faults(conn: Connection) -> Iterator[Fault]:
-    """Name members of the reading roles who see every tenant or own the schema, or can come to that."""
-    for name, attribute in conn.exec_driver_sql(_POWERFUL_LOGINS):
-        harm = (
-            "it can grant itself selene_owner before PostgreSQL 16"
-            if attribute == "CREATEROLE"
-            else "it sees every tenant"
-        )
-        yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, has {attribute}: {harm}",
-            sql=f"ALTER ROLE {name} NO{attribute};",
-        )
-    for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_RISING_LOGINS):
-        by = f" GRANTED BY {grantor}" if grantor else ""
-        can = "can become" if is_usable else f"has ADMIN OPTION on {granted}, so can become"
-        yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, {can} {powers}",
-            sql=f"REVOKE {granted} FROM {name}{by} CASCADE;",
-        )
-
-
-def _setting_faults(conn: Connection) -> Iterator[Fault]:
-    for database, role, name in conn.exec_driver_sql(_SETTINGS):
-        within = f" IN DATABASE {database}" if database else ""
-        whose = f"ROLE {role}{within}" if role else f"DATABASE {database}" if database else "ROLE ALL"
-        yield Fault(
-            f"{whose} sets {name} for every session: {_SETTING_HARMS[name]}",
-            sql=f"ALTER {whose} RESET {name};",
-        )
-
-
-def _parameter_faults(conn: Connection) -> Iterator[Fault]:
-    """Name who of ours may set what switches triggers off, or brings other code into a session."""
-    for name, privilege, grantee, grantor in conn.exec_driver_sql(_PARAMETERS):
-        revoke = f"REVOKE {privilege} ON PARAMETER {name} FROM {grantee} CASCADE;"
-        yield Fault(
-            f"{grantee} must not have {privilege} on parameter {name}",
-            sql=f"SET ROLE {grantor};\n{revoke}\nRESET ROLE;" if grantor else revoke,
-        )
-
-
 def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
     """Name sequences that would give out again what is taken; only whom no policy binds sees all rows."""
     if not conn.exec_driver_sql(_IS_SUPERUSER).scalar_one():
@@ -346,91 +315,3 @@ def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
 
 
 _IS_SUPERUSER: Final = "SELECT r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user"
-_SETTING_HARMS: Final = {
-    "selene.tenant_id": "whoever sets no tenant is in that one",
-    "session_replication_role": "foreign keys are not kept where it is replica",
-    "row_security": "reading fails where it is off",
-}
-# Names of settings have no case, nor have their values; a boolean may be cut short.
-_SETTINGS: Final = """
-    SELECT pg_catalog.quote_ident(d.datname), pg_catalog.quote_ident(r.rolname), parts.name
-    FROM pg_catalog.pg_db_role_setting AS s
-    LEFT JOIN pg_catalog.pg_database AS d ON d.oid = s.setdatabase
-    LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = s.setrole
-    CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS item (setting)
-    CROSS JOIN LATERAL (
-      VALUES (
-        pg_catalog.lower(pg_catalog.split_part(item.setting, '=', 1)),
-        pg_catalog.lower(pg_catalog.substr(item.setting, pg_catalog.strpos(item.setting, '=') + 1))
-      )
-    ) AS parts (name, value)
-    WHERE (d.datname IS NULL OR d.datname = pg_catalog.current_database())
-      AND parts.value <> ''
-      AND (parts.name = 'selene.tenant_id'
-        OR parts.name = 'session_replication_role' AND parts.value = 'replica'
-        OR parts.name = 'row_security' AND (parts.value IN ('0', 'of', 'off')
-          OR pg_catalog.starts_with('false', parts.value) OR pg_catalog.starts_with('no', parts.value)))
-    ORDER BY 1, 2, 3
-"""
-
-_MEMBERS: Final = f"""
-    {EDGES},
-    readers AS (
-      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly')
-      UNION
-      SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role WHERE m.is_usable
-    ),
-    risen AS (
-      SELECT powerful.role, powerful.name, powerful.attributes FROM powerful
-      UNION
-      SELECT m.member, risen.name, risen.attributes FROM risen JOIN memberships AS m ON m.roleid = risen.role
-      WHERE m.is_usable OR m.admin_option
-    )
-"""
-_POWERFUL_LOGINS: Final = f"""
-    WITH RECURSIVE {_MEMBERS}
-    SELECT pg_catalog.quote_ident(r.rolname), power.attribute
-    FROM readers JOIN pg_catalog.pg_roles AS r ON r.oid = readers.role
-    CROSS JOIN LATERAL (VALUES
-      (r.rolsuper, 'SUPERUSER'), (r.rolbypassrls, 'BYPASSRLS'), (r.rolreplication, 'REPLICATION'),
-      (r.rolcreaterole AND NOT r.rolsuper
-        AND pg_catalog.current_setting('server_version_num')::integer < 160000, 'CREATEROLE')
-    ) AS power (held, attribute)
-    WHERE power.held AND r.rolname NOT IN ('selene_app', 'selene_readonly')
-    ORDER BY 1, 2
-"""
-_RISING_LOGINS: Final = f"""
-    WITH RECURSIVE {_MEMBERS}
-    SELECT pg_catalog.quote_ident(r.rolname), pg_catalog.quote_ident(granted.rolname),
-      pg_catalog.quote_ident(grantor.rolname), m.is_usable, (
-        SELECT pg_catalog.string_agg(
-          risen.name || CASE WHEN risen.attributes <> '' THEN ' (' || risen.attributes || ')' ELSE '' END,
-          ', ' ORDER BY risen.name)
-        FROM risen WHERE risen.role = m.roleid
-      )
-    FROM memberships AS m
-    JOIN pg_catalog.pg_roles AS r ON r.oid = m.member
-    JOIN pg_catalog.pg_roles AS granted ON granted.oid = m.roleid
-    LEFT JOIN pg_catalog.pg_roles AS grantor ON grantor.oid = m.grantor
-    WHERE m.member IN (SELECT readers.role FROM readers)
-      AND m.roleid IN (SELECT risen.role FROM risen)
-      AND m.roleid NOT IN (SELECT readers.role FROM readers)
-      AND r.rolname NOT IN ('selene_app', 'selene_readonly')
-      AND (m.is_usable OR m.admin_option)
-    ORDER BY 1, 2, 3
-"""
-_PARAMETERS: Final = f"""
-    WITH RECURSIVE {_MEMBERS}
-    SELECT p.parname, item.privilege_type,
-      CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END,
-      CASE WHEN item.grantor <> 10 THEN pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(item.grantor)) END
-    FROM pg_catalog.pg_parameter_acl AS p
-    CROSS JOIN LATERAL pg_catalog.aclexplode(p.paracl) AS item
-    LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = item.grantee
-    WHERE p.parname IN ('session_replication_role', 'allow_system_table_mods', 'session_preload_libraries',
-        'dynamic_library_path')
-      AND r.rolsuper IS NOT TRUE
-      AND (item.grantee = 0 OR item.grantee IN (SELECT readers.role FROM readers)
-        OR item.grantee IN (SELECT risen.role FROM risen WHERE risen.name = 'selene_owner'))
-    ORDER BY item.grantor <> 10 DESC, 1, 2, 3
-"""
