@@ -379,7 +379,8 @@ def column_statement(
     if wanted is None or there is None:
         return None
     alter = f"ALTER COLUMN {name}"
-    changes = []
+    changes: list[str] = []
+    first: list[str] = []
     if wanted["generated"] != there["generated"]:
         expression = _EXPRESSION.fullmatch(wanted["generated"] or "")
         # Made anew it would come last, and without its grants.
@@ -389,7 +390,8 @@ def column_statement(
             or not _EXPRESSION.fullmatch(there["generated"] or "")
         ):
             return None
-        changes.append(f"{alter} SET EXPRESSION AS {expression[1]}")
+        # Apart: the server makes what depends on it anew only once in a statement.
+        first.append(f"ALTER TABLE {table} {alter} SET EXPRESSION AS {expression[1]};")
     if wanted["type"] != there["type"]:
         changes.append(f"{alter} TYPE {wanted['type']}")
     if wanted["default"] != there["default"]:
@@ -397,7 +399,8 @@ def column_statement(
         changes.append(f"{alter} SET DEFAULT {default}" if default else f"{alter} DROP DEFAULT")
     if wanted["required"] != there["required"]:
         changes.append(f"{alter} {'SET' if wanted['required'] else 'DROP'} NOT NULL")
-    return f"ALTER TABLE {table} {', '.join(changes)};"
+    rest = [f"ALTER TABLE {table} {', '.join(changes)};"] if changes else []
+    return "\n".join([*first, *rest])
 
 
 def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[Step, str]:
