@@ -218,6 +218,19 @@ _QUERIES: Final = (
     WHERE fact.value IS NOT NULL
     """,
     _COLUMNS,
+    # The default is -1 up to 16, and NULL from 17 on.
+    f"""
+    SELECT c.thing, 'statistics target of ' || quote_ident(a.attname), a.attstattarget::text
+    FROM ({_RELATIONS}) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget <> -1
+    """,
+    f"""
+    SELECT c.thing, 'extended statistics ' || quote_ident(n.nspname) || '.' || quote_ident(s.stxname),
+      pg_get_statisticsobjdef(s.oid)
+    FROM pg_statistic_ext AS s
+    JOIN ({_RELATIONS}) AS c ON c.oid = s.stxrelid
+    JOIN pg_namespace AS n ON n.oid = s.stxnamespace
+    """,
     # From 18 on, NOT NULL is a constraint ('n') too; here it stands with its column.
     f"""
     SELECT 'relation ' || conrelid::regclass::text, 'constraint ' || quote_ident(conname),
@@ -265,6 +278,12 @@ _QUERIES: Final = (
       CASE WHEN child.relispartition THEN 'a partition' ELSE 'inherits from it' END
     FROM pg_inherits AS i JOIN ({_RELATIONS}) AS c ON c.oid = i.inhparent
     JOIN pg_class AS child ON child.oid = i.inhrelid
+    """,
+    # Who queries a parent needs no privilege on its children, and their policies do not hold.
+    f"""
+    SELECT c.thing, 'parent ' || i.inhparent::regclass::text,
+      CASE WHEN c.relispartition THEN 'it is a partition' ELSE 'it inherits' END
+    FROM pg_inherits AS i JOIN ({_RELATIONS}) AS c ON c.oid = i.inhrelid
     """,
     _grants("r", f"SELECT thing, '' AS part, relacl AS acl, relowner AS owner FROM ({_RELATIONS}) AS c"),
     _grants(

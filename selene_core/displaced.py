@@ -27,7 +27,7 @@ _ELSEWHERE: Final = """
 """
 
 
-def find_displaced(conn: Connection, found: Facts) -> tuple[Facts, list[Fault]]:
+def find_displaced(conn: Connection, found: Facts, version: int) -> tuple[Facts, list[Fault]]:
     """Return the facts as they are once everything is back in its place, and what puts it there."""
     wanted = golden().facts
     facts = {thing: {**aspects} for thing, aspects in found.items()}
@@ -41,7 +41,7 @@ def find_displaced(conn: Connection, found: Facts) -> tuple[Facts, list[Fault]]:
         faults += _tables(facts, [thing for thing in lost if thing not in facts], elsewhere)
     for thing in wanted:
         if thing.startswith("relation ") and thing in facts:
-            faults += _columns(facts, thing)
+            faults += _columns(facts, thing, version)
     return dict(sorted(facts.items())), faults
 
 
@@ -118,7 +118,7 @@ def _tables(facts: Facts, lost: list[str], elsewhere: list[tuple[str, str]]) -> 
             )
 
 
-def _columns(facts: Facts, thing: str) -> Iterator[Fault]:
+def _columns(facts: Facts, thing: str, version: int) -> Iterator[Fault]:
     """Find a column that was renamed: the only one that is missing, and one of its type in its stead."""
     wanted, there = golden().facts[thing], facts[thing]
     missing = [aspect for aspect in wanted if aspect.startswith("column ") and aspect not in there]
@@ -138,7 +138,7 @@ def _columns(facts: Facts, thing: str) -> Iterator[Fault]:
     table = thing.removeprefix("relation ")
     statements = [f"ALTER TABLE {table} RENAME COLUMN {called} TO {name};"]
     if there[other] != wanted[aspect]:
-        statements.append(column_statement(table, name, wanted[aspect], there[other]) or "")
+        statements.append(column_statement(table, name, wanted[aspect], there[other], version) or "")
     there[aspect] = wanted[aspect]
     del there[other]
     for each in [*facts]:

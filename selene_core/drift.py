@@ -43,8 +43,25 @@ class Difference:
         if self.kind != "relation" or self.expected is not None or self.found is None:
             return False
         if self.aspect.startswith("index "):
-            return self.found.startswith("CREATE INDEX ") and not self.found.endswith(" INVALID")
-        return self.aspect in {"options", "replica identity"}
+            is_plain = self.found.startswith("CREATE INDEX ") and not self.found.endswith(" INVALID")
+            return is_plain and not self._samples_hidden
+        if self.aspect.startswith("extended statistics "):
+            return not self._samples_hidden
+        return self.aspect.startswith("statistics target of ") or self.aspect in {
+            "options",
+            "replica identity",
+        }
+
+    @property
+    def _samples_hidden(self) -> bool:
+        """Whether ANALYZE keeps for it what it must not keep of a column: one whose target is 0."""
+        hidden = [
+            aspect.removeprefix("statistics target of ")
+            for aspect, value in golden().facts.get(self.thing, {}).items()
+            if aspect.startswith("statistics target of ") and value == "0"
+        ]
+        # Not the type of that name, in a cast.
+        return any(re.search(rf'(?<![\w":.]){re.escape(each)}(?![\w"])', self.found or "") for each in hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +138,14 @@ def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference
         for aspect, value in aspects.items():
             if aspect.startswith("grant") and not thing.startswith("default "):
                 yield from _forbidden(thing, aspect, value)
+            elif is_related_outside(aspect):
+                yield Difference(thing, aspect, None, value)
+
+
+def is_related_outside(aspect: str) -> bool:
+    """Tell whether a fact is a parent or child of a table outside our schemas."""
+    keyword, _, other = aspect.partition(" ")
+    return keyword in {"parent", "child"} and not other.startswith(("os_core.", "conversation."))
 
 
 def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
@@ -155,6 +180,10 @@ def describe(difference: Difference) -> str:
         return f"{thing} is {found}, and must be {expected}"
     if aspect.startswith("member of "):
         return f"{thing} must not be a {aspect.partition(' by ')[0]}"
+    if aspect.startswith("statistics target of "):
+        return f"{where} is {found or 'the default'}, not {expected or 'the default'}"
+    if aspect.startswith("parent ") and expected is None:
+        return f"{thing} has {aspect}, and must have none: whoever may query that reads its rows"
     if expected is None:
         if aspect.startswith("trigger ") and str(found).startswith("of a foreign key"):
             return f"{where}, which keeps a foreign key, is disabled"

@@ -56,6 +56,7 @@ class Step(IntEnum):
 
     ROLES = auto()
     SCHEMAS = auto()
+    PARENTS = auto()  # strange ones: what a child has from them cannot be changed
     VIEWS = auto()  # strange ones: the columns that they read may have to change
     SEQUENCES = auto()
     TABLES = auto()
@@ -80,6 +81,8 @@ COLUMN: Final = re.compile(
     r"(?P<type>.+?)(?P<required> NOT NULL)?(?P<generated> GENERATED .+)?(?: DEFAULT (?P<default>.+))?",
     re.DOTALL,
 )
+_EXPRESSION: Final = re.compile(r" GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
+_SETS_EXPRESSIONS: Final = 17
 VERSION_TABLE: Final = "relation os_core.alembic_version"
 _PROJECTION: Final = "relation os_core.work_orders_current"
 # What the grammar calls a thing in GRANT, ALTER and DROP.
@@ -92,8 +95,8 @@ _CALLED: Final = {
 }
 
 
-def faults(found: Iterable[Difference]) -> list[Fault]:
-    """Return the faults, in an order in which their statements can be run."""
+def faults(found: Iterable[Difference], version: int) -> list[Fault]:
+    """Return the faults, in an order in which their statements can be run by a server of that version."""
     listed = [*found]
     missing = {d.thing for d in listed if not d.aspect and d.found is None}
     seen = {(d.thing, d.aspect): d for d in listed}
@@ -107,7 +110,8 @@ def faults(found: Iterable[Difference]) -> list[Fault]:
         if _follows(difference, seen) or _needs_what_is_lost(difference, lost):
             continue
         hint = _hint(difference, has_lost_tables=has_lost_tables)
-        rank, sql = (Step.TABLES, None) if hint else _statement(difference, anew=difference.thing in missing)
+        is_new = difference.thing in missing
+        rank, sql = (Step.TABLES, None) if hint else _statement(difference, version, anew=is_new)
         if difference in views:
             rank, sql = Step.VIEWS, _drop_views(views, str(difference.found))
         fault = Fault(describe(difference), sql, hint)
@@ -245,7 +249,7 @@ def _follows(difference: Difference, seen: dict[tuple[str, str], Difference]) ->
     return False
 
 
-def _statement(difference: Difference, *, anew: bool) -> tuple[Step, str | None]:
+def _statement(difference: Difference, version: int, *, anew: bool) -> tuple[Step, str | None]:
     """Return where among the statements one stands, and the statement."""
     if difference.aspect.startswith("grant"):
         return Step.GRANTS, _grant(difference)
@@ -253,7 +257,7 @@ def _statement(difference: Difference, *, anew: bool) -> tuple[Step, str | None]
         case "role":
             return Step.ROLES, _role(difference)
         case "relation":
-            return _relation(difference)
+            return _relation(difference, version)
         case "sequence":
             return _sequence(difference, anew=anew)
         case "function":
@@ -278,7 +282,7 @@ def _role(difference: Difference) -> str | None:
     return f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''};"
 
 
-def _relation(difference: Difference) -> tuple[Step, str | None]:
+def _relation(difference: Difference, version: int) -> tuple[Step, str | None]:
     name, expected, found = difference.name, difference.expected, difference.found
     keyword, _, part = difference.aspect.partition(" ")
     match keyword:
@@ -299,7 +303,7 @@ def _relation(difference: Difference) -> tuple[Step, str | None]:
             return Step.FLAGS, f"ALTER TABLE {name} SET LOGGED;"
         case "column":
             # After the functions, one of which may make its value.
-            return Step.COLUMNS, column_statement(name, part, expected, found)
+            return Step.COLUMNS, column_statement(name, part, expected, found, version)
         case "constraint":
             return _constraint(name, part, expected, found)
         case "index":
@@ -318,8 +322,33 @@ def _relation(difference: Difference) -> tuple[Step, str | None]:
             return Step.FLAGS, f"ALTER TABLE {name} DETACH PARTITION {part};"
         case "child":
             return Step.FLAGS, f"ALTER TABLE {part} NO INHERIT {name};"
+        case "parent" if found == "it is a partition":
+            return Step.PARENTS, f"ALTER TABLE {part} DETACH PARTITION {name};"
+        case "parent":
+            return Step.PARENTS, f"ALTER TABLE {name} NO INHERIT {part};"
+        case "statistics":
+            return Step.FLAGS, _statistics(name, part.removeprefix("target of "), expected)
+        case "extended":
+            return Step.FLAGS, _extended(part.removeprefix("statistics "), expected, found)
         case _:  # kind, and the order of the columns: no statement changes them
             return Step.NONE, None
+
+
+def _statistics(table: str, column: str, expected: str | None) -> str:
+    target = f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS {expected or -1};"
+    if expected != "0":
+        return target
+    # What ANALYZE has kept it does not take away.
+    return (
+        f"{target}\nDELETE FROM pg_catalog.pg_statistic AS s USING pg_catalog.pg_attribute AS a\n"
+        f"WHERE s.starelid = '{table}'::regclass AND a.attrelid = s.starelid AND a.attnum = s.staattnum\n"
+        f"  AND pg_catalog.quote_ident(a.attname) = '{column}';"
+    )
+
+
+def _extended(name: str, expected: str | None, found: str | None) -> str:
+    statements = [f"DROP STATISTICS {name};" if found else "", f"{expected};" if expected else ""]
+    return "\n".join(filter(None, statements))
 
 
 def _enable(state: str | None) -> str:
@@ -338,17 +367,31 @@ def _create_table(thing: str) -> str:
     return f"CREATE TABLE {name} (\n  {columns}\n);\nALTER TABLE {name} OWNER TO {facts['owner']};"
 
 
-def column_statement(table: str, name: str, expected: str | None, found: str | None) -> str | None:
+def column_statement(
+    table: str, name: str, expected: str | None, found: str | None, version: int
+) -> str | None:
     """Return what makes a column as it must be; None for what would take data away."""
     if expected is None:
         return None
     if found is None:
         return f"ALTER TABLE {table} ADD COLUMN {name} {expected};"  # of the version table, or generated
     wanted, there = COLUMN.fullmatch(expected), COLUMN.fullmatch(found)
-    if wanted is None or there is None or wanted["generated"] != there["generated"]:
+    if wanted is None or there is None:
         return None
     alter = f"ALTER COLUMN {name}"
-    changes = []
+    changes: list[str] = []
+    first: list[str] = []
+    if wanted["generated"] != there["generated"]:
+        expression = _EXPRESSION.fullmatch(wanted["generated"] or "")
+        # Made anew it would come last, and without its grants.
+        if (
+            version < _SETS_EXPRESSIONS
+            or not expression
+            or not _EXPRESSION.fullmatch(there["generated"] or "")
+        ):
+            return None
+        # Apart: the server makes what depends on it anew only once in a statement.
+        first.append(f"ALTER TABLE {table} {alter} SET EXPRESSION AS {expression[1]};")
     if wanted["type"] != there["type"]:
         changes.append(f"{alter} TYPE {wanted['type']}")
     if wanted["default"] != there["default"]:
@@ -356,7 +399,8 @@ def column_statement(table: str, name: str, expected: str | None, found: str | N
         changes.append(f"{alter} SET DEFAULT {default}" if default else f"{alter} DROP DEFAULT")
     if wanted["required"] != there["required"]:
         changes.append(f"{alter} {'SET' if wanted['required'] else 'DROP'} NOT NULL")
-    return f"ALTER TABLE {table} {', '.join(changes)};"
+    rest = [f"ALTER TABLE {table} {', '.join(changes)};"] if changes else []
+    return "\n".join([*first, *rest])
 
 
 def _constraint(table: str, name: str, expected: str | None, found: str | None) -> tuple[Step, str]:
@@ -388,7 +432,7 @@ def _trigger(table: str, name: str, expected: str | None, found: str | None) -> 
     if expected is None:
         if str(found).startswith("of a foreign key"):
             return f"ALTER TABLE {table} ENABLE TRIGGER {name};"
-        return f"DROP TRIGGER {name} ON {table};"
+        return f"DROP TRIGGER IF EXISTS {name} ON {table};"  # it may have gone with the table's parent
     definition, _, state = expected.rpartition(", enabled ")
     enable = f"ALTER TABLE {table} {_TRIGGER_STATES[state]} TRIGGER {name};"
     if found is not None and found.rpartition(", enabled ")[0] == definition:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.catalogue import Facts, read, read_revisions
-from selene_core.drift import Difference, describe, differences, golden, privileges
+from selene_core.drift import Difference, describe, differences, golden, is_related_outside, privileges
 from selene_core.logins import POWERS
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def check_schema(bind: Engine | Connection) -> str:
     It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
     again after an error that looks like another schema. A newer database passes as long as every function
     and column that the application has at this version's revision is still there, with its types and
-    privileges, row-level security is enabled and forced on its tables with both policies of each, and the
-    ledgers are append-only.
+    privileges, row-level security is enabled and forced on its tables with both policies of each, none
+    has a parent or child outside our schemas, and the ledgers are append-only.
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
     something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
@@ -260,6 +260,9 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
     for guard in ("row security", "force row security"):
         if facts[guard] == "enabled" and there.get(guard) != "enabled":
             yield describe(Difference(thing, guard, facts[guard], there.get(guard)))
+    for aspect, value in there.items():
+        if is_related_outside(aspect):
+            yield describe(Difference(thing, aspect, None, value))
     # Another permissive policy opens nothing: the restrictive one stands above it. So do the guards of the
     # ledgers, whatever a newer revision adds.
     for aspect, expected in facts.items():

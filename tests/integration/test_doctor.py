@@ -3,31 +3,42 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
-from selene_core import append_events
+from selene_core import (
+    ConversationRepository,
+    IdentityRepository,
+    append_events,
+    tenant_scope,
+)
 from selene_core.cli import cli
-from selene_core.doctor import server_faults
+from selene_core.doctor import examine, server_faults
 from selene_core.drift import golden
-from selene_core.migrations import downgrade
+from selene_core.local import local_server
+from selene_core.migrations import downgrade, upgrade
 from tests.factories import created
 from tests.migrations.runs import admin, catalogue_of, held, psql, run_all
+from tests.races import wait_until
 from tests.scratch import upgrade_further
-from tests.servers import Database
+from tests.servers import Database, Server, embedded_server
 
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"
 EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
+TURNS = "conversation.conversation_ledger"
 APPEND = "os_core.append_work_order_events(text, jsonb)"
 EXCEEDED = (
     "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
     " prompt_dedupe_keys_json) IS NULL"
 )
+CONVERSATION = UUID("0189f7a2-7c3e-7000-8000-000000000001")
 HEAD = golden().head
 BEFORE_HEAD = golden().revisions[-2]
 
@@ -163,6 +174,61 @@ FAULTS = {
     ),
     "type added": ("CREATE TYPE os_core.mine AS ENUM ('x')", "type os_core.mine must not be there"),
     "child of a table": (f"CREATE TABLE public.child () INHERITS ({CURRENT})", "child public.child of"),
+    "child of a table elsewhere": (
+        'CREATE TABLE public.parent (tenant_id text COLLATE "C" NOT NULL);'
+        f"ALTER TABLE {CURRENT} INHERIT public.parent; GRANT SELECT, DELETE ON public.parent TO PUBLIC",
+        f"relation {CURRENT} has parent public.parent",
+    ),
+    "partition of a table elsewhere": (
+        "CREATE TABLE public.parent (LIKE os_core.identities) PARTITION BY LIST (tenant_id);"
+        "CREATE UNIQUE INDEX ON public.parent (tenant_id, user_id);"
+        "CREATE FUNCTION public.mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER mine AFTER INSERT ON public.parent FOR EACH ROW EXECUTE FUNCTION public.mine();"
+        "ALTER TABLE public.parent ATTACH PARTITION os_core.identities DEFAULT;"
+        "GRANT DELETE ON public.parent TO selene_app",
+        "relation os_core.identities has parent public.parent",
+    ),
+    "child of a table of ours": (
+        "CREATE TABLE os_core.mine (tenant_id text NOT NULL);"
+        'ALTER TABLE os_core.mine ALTER COLUMN tenant_id TYPE text COLLATE "C";'
+        f"ALTER TABLE {CURRENT} INHERIT os_core.mine",
+        f"relation {CURRENT} has parent os_core.mine",
+    ),
+    "statistics of what was said": (
+        f"ALTER TABLE {TURNS} ALTER COLUMN text SET STATISTICS -1",
+        f"statistics target of text of relation {TURNS} is the default, not 0",
+    ),
+    "extended statistics of what was said": (
+        f"CREATE STATISTICS public.mine (mcv) ON text, user_id FROM {TURNS};"
+        f"CREATE STATISTICS os_core.mine ON (pg_catalog.lower(text)) FROM {TURNS}",
+        f"extended statistics public.mine of relation {TURNS} must not be there",
+    ),
+    "index on what was said": (
+        f"CREATE INDEX mine ON {TURNS} (pg_catalog.lower(text))",
+        f"index mine of relation {TURNS} must not be there",
+    ),
+    "view of selene_owner's elsewhere": (
+        f"CREATE VIEW public.said AS SELECT text FROM {TURNS}; ALTER VIEW public.said OWNER TO selene_owner;"
+        "GRANT SELECT ON public.said TO selene_app",
+        "selene_owner owns view public.said, outside our schemas: it reads with its owner's rights",
+    ),
+    "function of selene_owner's elsewhere": (
+        "CREATE FUNCTION public.said() RETURNS text LANGUAGE sql SECURITY DEFINER RETURN 'x';"
+        "ALTER FUNCTION public.said() OWNER TO selene_owner;"
+        "CREATE PROCEDURE public.do(INOUT x integer) LANGUAGE sql AS 'SELECT 1';"
+        "ALTER PROCEDURE public.do OWNER TO selene_owner",
+        "selene_owner owns function public.said(), outside our schemas: it runs with its owner's rights",
+    ),
+    "other things of selene_owner's elsewhere": (
+        'CREATE SCHEMA "Its" AUTHORIZATION selene_owner; SET ROLE selene_owner;'
+        'CREATE TYPE "Its".mood AS ENUM (\'x\'); CREATE DOMAIN "Its".d AS text;'
+        'CREATE TYPE "Its".r AS RANGE (SUBTYPE = float8); CREATE TYPE "Its".c AS (x integer);'
+        'CREATE SEQUENCE "Its".s; CREATE COLLATION "Its".k FROM "C";'
+        'CREATE AGGREGATE "Its".total(*) (SFUNC = int8inc, STYPE = int8, INITCOND = 0);'
+        'CREATE OPERATOR "Its".=== (FUNCTION = int4eq, LEFTARG = integer, RIGHTARG = integer);'
+        'CREATE TEXT SEARCH CONFIGURATION "Its".t (COPY = simple); SELECT lo_create(0); RESET ROLE',
+        'selene_owner owns schema "Its", outside our schemas',
+    ),
     "rule added": (f"CREATE RULE quiet AS ON DELETE TO {CURRENT} DO INSTEAD NOTHING", "rule quiet of"),
     "table of another owner": (f"ALTER TABLE {LEDGER} OWNER TO CURRENT_USER", "work_order_ledger belongs to"),
     "schema of another owner": ("ALTER SCHEMA conversation OWNER TO CURRENT_USER", "schema conversation"),
@@ -466,6 +532,24 @@ LOSSES = {
         "relation os_core.events must not be there",
         "what is left of a table",
     ),
+    "table of selene_owner's elsewhere": (
+        f"CREATE TABLE public.mine (LIKE {LEDGER}, x bigserial);"
+        "ALTER TABLE public.mine OWNER TO selene_owner",
+        "selene_owner owns table public.mine, outside our schemas: what it holds may be ours",
+        "look at what it does and who may use it, then ALTER TABLE public.mine OWNER TO",
+    ),
+    "copy of selene_owner's elsewhere": (
+        f"CREATE MATERIALIZED VIEW public.mine AS SELECT text FROM {TURNS};"
+        "ALTER MATERIALIZED VIEW public.mine OWNER TO selene_owner",
+        "selene_owner owns materialized view public.mine",
+        "ALTER MATERIALIZED VIEW public.mine OWNER TO",
+    ),
+    "view of selene_owner's elsewhere, with rules": (
+        f"CREATE VIEW public.mine AS SELECT 1 AS x; ALTER VIEW public.mine OWNER TO selene_owner;"
+        f"CREATE RULE mine AS ON INSERT TO public.mine DO INSTEAD DELETE FROM {CURRENT}",
+        "selene_owner owns view public.mine, outside our schemas: its rules run with its owner's rights",
+        "ALTER VIEW public.mine OWNER TO",
+    ),
     "table copied elsewhere, twice": (
         f"CREATE TABLE public.work_order_ledger (LIKE {LEDGER}); CREATE SCHEMA old;"
         f"CREATE TABLE old.work_order_ledger (LIKE {LEDGER}); DROP TABLE {LEDGER} CASCADE",
@@ -505,6 +589,220 @@ def test_doctor__a_renamed_column_keeps_its_data(database: Database) -> None:
     with admin(database) as conn:
         assert conn.execute(state).mappings().all() == before
     append_events(database.engine("app"), "acme", [created()])
+
+
+PARENT = (
+    'CREATE TABLE public.parent (tenant_id text COLLATE "C" NOT NULL, text text COLLATE "C" NOT NULL);'
+    f"ALTER TABLE {TURNS} INHERIT public.parent; GRANT SELECT ON public.parent TO PUBLIC"
+)
+
+
+def test_doctor__a_parent_no_longer_shows_what_was_said(database: Database) -> None:
+    """Whoever queries a parent needs no privilege on its children, and meets none of their policies."""
+    say(database, "for nobody else")
+    run_all(database, [PARENT])
+    with database.engine("app").connect() as conn:
+        assert conn.exec_driver_sql("SELECT text FROM public.parent").scalars().all() == ["for nobody else"]
+    mend(database, doctor(database.app_url))
+    with database.engine("app").connect() as conn:
+        assert conn.exec_driver_sql("SELECT text FROM public.parent").scalars().all() == []
+    with tenant_scope(database.engine("app"), "acme") as conn:
+        assert len([*ConversationRepository(conn).turns(CONVERSATION)]) == 1
+
+
+def test_doctor__a_view_no_longer_shows_what_was_said(database: Database) -> None:
+    """A view reads with its owner's rights: the columns that nobody else may read, hidden turns too."""
+    say(database, "for nobody else")
+    run_all(database, [FAULTS["view of selene_owner's elsewhere"][0]])
+    with tenant_scope(database.engine("app"), "acme") as conn:
+        assert conn.exec_driver_sql("TABLE public.said").scalars().all() == ["for nobody else"]
+    mend(database, doctor(database.app_url))
+    with (
+        tenant_scope(database.engine("app"), "acme") as conn,
+        pytest.raises(sa.exc.ProgrammingError, match="permission denied for table conversation_ledger"),
+    ):
+        conn.exec_driver_sql("TABLE public.said")
+
+
+def say(database: Database, text: str) -> None:
+    """Append a turn."""
+    with tenant_scope(database.engine("app"), "acme") as conn:
+        IdentityRepository(conn).register_identity("ann")
+        ConversationRepository(conn).append(
+            correlation_id=CONVERSATION,
+            turn_id=1,
+            user_id="ann",
+            role="USER",
+            source="TYPED_TEXT",
+            text=text,
+            privacy_scope="PRIVATE_DELIVERY",
+        )
+
+
+def test_doctor__statistics_keep_nothing_of_what_was_said(database: Database) -> None:
+    say(database, "for nobody else")
+    kept = (
+        f"SELECT count(*) FROM pg_stats WHERE schemaname || '.' || tablename = '{TURNS}' AND attname = 'text'"
+    )
+    run_all(database, [f"ALTER TABLE {TURNS} ALTER COLUMN text SET STATISTICS -1", f"ANALYZE {TURNS}"])
+    with admin(database) as conn:
+        assert conn.exec_driver_sql(kept).scalar_one() == 1
+    mend(database, doctor(database.app_url))
+    run_all(database, [f"ANALYZE {TURNS}"])
+    with admin(database) as conn:
+        assert conn.exec_driver_sql(kept).scalar_one() == 0
+
+
+def test_doctor__generated_by_another_expression(database: Database) -> None:
+    another = f"ALTER TABLE {TURNS} ALTER COLUMN text_hash SET EXPRESSION AS (md5(text))"
+    if database.server.version < 17:
+        with pytest.raises(psycopg.errors.SyntaxError):  # an expression cannot be changed there
+            run_all(database, [another])
+        return
+    say(database, "x")
+    hashes = f"SELECT text_hash FROM {TURNS}"
+    with admin(database) as conn:
+        before = conn.exec_driver_sql(hashes).scalars().all()
+    run_all(database, [another, f"ALTER TABLE {TURNS} ALTER COLUMN text_hash TYPE varchar"])
+    told = doctor(database.app_url)
+    (fault,) = told["faults"]
+    assert fault["what"].startswith(f"column text_hash of relation {TURNS} is ")
+    mend(database, told)
+    assert doctor(database.app_url)["healthy"]
+    with admin(database) as conn:
+        assert conn.exec_driver_sql(hashes).scalars().all() == before
+
+
+def test_doctor__service_that_owns_the_database(database: Database, login: str) -> None:
+    run_all(database, [f"CREATE ROLE {login}_team", f"GRANT {login}_team TO {login}"])
+    try:
+        for owner, words in ((login, "owns"), (f"{login}_team", f"can become {login}_team, which owns")):
+            run_all(database, [f"ALTER DATABASE {database.name} OWNER TO {owner}"])
+            (fault,) = doctor(database.app_url)["faults"]
+            assert fault["what"].startswith(
+                f"role {login}, a member of selene_app or selene_readonly, {words} this database"
+            )
+            assert fault["command"].startswith(f"ALTER DATABASE {database.name} OWNER TO the migrator")
+    finally:
+        run_all(database, [f"ALTER DATABASE {database.name} OWNER TO CURRENT_USER"])
+    assert doctor(database.app_url)["healthy"]
+
+
+@pytest.fixture(scope="module")
+def server_of_its_own(server: Server) -> Iterator[Server]:
+    """Start a server whose settings concern no other test."""
+    with ExitStack() as stack:
+        yield embedded_server(stack, server.version if server.kind == "embedded" else None)
+
+
+@pytest.fixture
+def database_apart(server_of_its_own: Server) -> Iterator[Database]:
+    """Make a migrated database on that server."""
+    with server_of_its_own.new_database("apart") as database:
+        upgrade(database.admin_url)
+        server_of_its_own.make_login_roles()
+        yield database
+        with admin(database) as conn:
+            conn.exec_driver_sql("ALTER SYSTEM RESET ALL")
+        reload(database)
+
+
+def reload(database: Database) -> None:
+    """Let the server read its files, and wait until new sessions start with what they say."""
+    loaded = "SELECT pg_conf_load_time()"
+    with admin(database) as conn:
+        before = conn.exec_driver_sql(loaded).scalar_one()
+        conn.exec_driver_sql("SELECT pg_reload_conf()")
+
+    def is_loaded() -> bool:
+        with admin(database) as conn:
+            return bool(conn.exec_driver_sql(loaded).scalar_one() > before)
+
+    wait_until(is_loaded, "the server has read its files")
+
+
+FOR_THE_SERVER = {
+    "selene.tenant_id": ("acme", "whoever sets no tenant is in that one"),
+    "session_replication_role": ("replica", "foreign keys are not kept where it is replica"),
+    "row_security": ("off", "reading fails where it is off"),
+}
+
+
+@pytest.mark.parametrize("role", ["admin", "app"])
+@pytest.mark.parametrize("name", FOR_THE_SERVER)
+def test_doctor__setting_of_the_whole_server(database_apart: Database, name: str, role: Any) -> None:
+    value, harm = FOR_THE_SERVER[name]
+    assert doctor(database_apart.url(role))["healthy"]
+    with admin(database_apart) as conn:
+        conn.exec_driver_sql("SET selene.tenant_id = ''")  # before 17 it has to be known
+        conn.exec_driver_sql(f"ALTER SYSTEM SET {name} = '{value}'")
+    reload(database_apart)
+    told = doctor(database_apart.url(role))
+    (fault,) = told["faults"]
+    assert fault["what"].startswith(f"the server sets {name} for every session: {harm}")
+    assert psql(database_apart, fault["sql"]).returncode == 0
+    reload(database_apart)
+    assert doctor(database_apart.url(role))["healthy"]
+
+
+@pytest.mark.parametrize("name", FOR_THE_SERVER)
+def test_doctor__setting_of_a_file(database_apart: Database, name: str) -> None:
+    """Or of one that was taken out, and not yet read."""
+    assert database_apart.server.local is not None
+    file = database_apart.server.local.data_directory / "postgresql.conf"
+    before = file.read_text()
+    with file.open("a") as end:
+        end.write(f"\n{name.upper()} = {FOR_THE_SERVER[name][0]}\n")
+    try:
+        reload(database_apart)
+        (fault,) = doctor(database_apart.admin_url)["faults"]
+        assert fault["sql"] is None
+        assert f"take it out of {file}, line " in fault["command"]
+        (fault,) = doctor(database_apart.app_url)["faults"]
+        assert "it stands in postgresql.conf" in fault["what"]
+    finally:
+        file.write_text(before)
+    (fault,) = doctor(database_apart.admin_url)["faults"]
+    assert "SELECT pg_reload_conf();" in (fault["sql"] or fault["command"])
+    reload(database_apart)
+    assert doctor(database_apart.admin_url)["healthy"]
+
+
+@pytest.mark.parametrize("name", FOR_THE_SERVER)
+def test_doctor__setting_of_the_command_line(server: Server, name: str) -> None:
+    value, _ = FOR_THE_SERVER[name]
+    version = server.version if server.kind == "embedded" else None
+    with local_server(version=version, settings={name: value}) as local:
+        upgrade(local.admin_url)
+        (fault,) = doctor(sa.make_url(local.admin_url))["faults"]
+        assert fault["what"].startswith(f"the server sets {name} for every session")
+        assert "take it off the server's command line" in fault["command"]
+
+
+def test_doctor__setting_nearer_than_the_servers(database_apart: Database) -> None:
+    """What holds for the login alone is not taken for the server's, nor for the absence of one."""
+    with admin(database_apart) as conn:
+        conn.exec_driver_sql("ALTER SYSTEM SET row_security = 'off'")
+    reload(database_apart)
+    nearer = {"options": "-c row_security=on -c selene.tenant_id=acme"}
+    told = doctor(database_apart.app_url.update_query_dict(nearer))
+    assert told["faults"] == []
+    assert [line.partition(":")[0] for line in told["unseen"]] == [
+        "what the server sets row_security to",
+        "what the server sets selene.tenant_id to",
+    ]
+    (fault,) = doctor(database_apart.admin_url.update_query_dict(nearer))["faults"]
+    assert fault["what"].startswith("the server sets row_security for every session")
+
+
+def test_doctor__setting_of_the_session(database: Database) -> None:
+    """As one that came before behind a pooler has left it."""
+    with database.engine("app").connect() as conn:
+        conn.exec_driver_sql("SET selene.tenant_id = 'acme'")
+        conn.exec_driver_sql("SET row_security = off")
+        assert [fault for fault in examine(conn).faults if "for every session" in fault.what] == []
+        settings = "SELECT current_setting('selene.tenant_id'), current_setting('row_security')"
+        assert conn.exec_driver_sql(settings).one() == ("acme", "off")
 
 
 def test_doctor__several_faults_at_once(database: Database) -> None:
@@ -592,6 +890,9 @@ AT_ANY_REVISION = {
         "column granted",
         "function executable by PUBLIC",
         "schema open to PUBLIC",
+        "child of a table",
+        "child of a table elsewhere",
+        "function of selene_owner's elsewhere",
     )
 }
 
@@ -751,21 +1052,66 @@ def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
         [
             f"CREATE INDEX mine ON {CURRENT} (tenant_id, turn_id)",
             f"ALTER TABLE {LEDGER} SET (autovacuum_vacuum_scale_factor = 0.01)",
+            f"ALTER TABLE {LEDGER} ALTER COLUMN turn_id SET STATISTICS 1000",
+            f"CREATE STATISTICS public.mine ON user_id, session_id FROM {TURNS}",
+            f"CREATE INDEX mine ON {TURNS} (turn_id) WHERE role = 'user'::text",
         ],
     )
     told = doctor(database.app_url)
     assert told["healthy"]
-    assert [line.split(" of ")[0] for line in told["notes"]] == ["options", "index mine"]
+    assert sorted(told["notes"]) == [
+        f"extended statistics public.mine of relation {TURNS} is not ours",
+        f"index mine of relation {TURNS} is not ours",
+        f"index mine of relation {CURRENT} is not ours",
+        f"options of relation {LEDGER} is not ours",
+        f"statistics target of turn_id of relation {LEDGER} is 1000, not the default",
+    ]
 
 
-def test_doctor__says_what_it_cannot_see(database: Database) -> None:
-    """A login without any rights in our schemas."""
+@pytest.fixture
+def stranger(database: Database) -> Iterator[sa.URL]:
+    """Address the database as a login that has no rights in our schemas."""
     name = f"stranger_of_{database.name}"
     run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test'"])
-    try:
-        told = doctor(database.server.url_for(name, database.name))
-    finally:
-        run_all(database, [f"DROP ROLE {name}"])
+    yield database.server.url_for(name, database.name)
+    run_all(database, [f"DROP OWNED BY {name}", f"DROP ROLE {name}"])
+
+
+UNCOMPARED = "what else the schema has to have: that is the revision's to say"
+
+
+def test_doctor__older_revision_that_it_cannot_see(database: Database, stranger: sa.URL) -> None:
+    """Nothing is told as missing that a newer revision makes."""
+    for revision in golden().revisions[-2::-1]:
+        downgrade(database.admin_url, revision)
+        told = doctor(stranger)
+        assert told["faults"] == [], revision
+        assert told["unseen"] == ["the revision: permission denied for schema os_core", UNCOMPARED]
+
+
+def test_doctor__older_revision_that_the_application_cannot_see(database: Database) -> None:
+    downgrade(database.admin_url, "0009")
+    told = doctor(database.app_url)
+    assert told["faults"] == []
+    assert told["unseen"] == ["the revision: permission denied for table alembic_version", UNCOMPARED]
+
+
+@pytest.mark.parametrize("fault", ["policy dropped", "TRUNCATE granted", "child of a table elsewhere"])
+@pytest.mark.parametrize("revision", [HEAD, BEFORE_HEAD])
+def test_doctor__revision_that_it_cannot_see_and_a_fault(
+    database: Database, stranger: sa.URL, revision: str, fault: str
+) -> None:
+    downgrade(database.admin_url, revision)
+    plant, words = FAULTS[fault]
+    run_all(database, [plant])
+    told = doctor(stranger)
+    assert [each for each in told["faults"] if words in each["what"]], told
+    mend(database, told)
+    assert doctor(stranger)["faults"] == []
+
+
+def test_doctor__says_what_it_cannot_see(stranger: sa.URL) -> None:
+    told = doctor(stranger)
     assert told["faults"] == []
     assert told["unseen"] == ["the revision: permission denied for schema os_core"]
     assert not told["healthy"]

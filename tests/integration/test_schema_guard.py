@@ -155,6 +155,9 @@ DRIFTS = {
     f"GRANT SELECT ON {LEDGER} TO PUBLIC": "PUBLIC must not have SELECT",
     f"INSERT INTO os_core.alembic_version VALUES ('{BEFORE_HEAD}')": f"2 revisions, {BEFORE_HEAD} and {HEAD}",
     f"ALTER FUNCTION {VERIFY} OWNER TO CURRENT_USER": "belongs to",
+    f"CREATE TABLE public.parent (); ALTER TABLE {LEDGER} INHERIT public.parent": "has parent public.parent",
+    "ALTER TABLE conversation.conversation_ledger ALTER COLUMN text SET STATISTICS 100": "target of text",
+    "CREATE STATISTICS public.mine ON text, role FROM conversation.conversation_ledger": "public.mine of",
     "DROP FUNCTION os_core.require_tenant(text)": "os_core.require_tenant(text) is missing",
     "REVOKE USAGE ON SCHEMA os_core FROM selene_app": "the login may not read the version table",
 }
@@ -244,7 +247,13 @@ def test_check_schema__drifted(database: Database, engine: sa.Engine, drift: str
 
 def test_check_schema__what_is_harmless_passes(database: Database, engine: sa.Engine) -> None:
     run_all(
-        database, [f"CREATE INDEX mine ON {CURRENT} (turn_id)", f"ALTER TABLE {LEDGER} SET (fillfactor = 90)"]
+        database,
+        [
+            f"CREATE INDEX mine ON {CURRENT} (turn_id)",
+            f"ALTER TABLE {LEDGER} SET (fillfactor = 90)",
+            f"ALTER TABLE {LEDGER} ALTER COLUMN turn_id SET STATISTICS 1000",
+            f"CREATE STATISTICS public.mine ON turn_id, tenant_id FROM {CURRENT}",
+        ],
     )
     assert check_schema(engine) == HEAD
 
@@ -307,6 +316,14 @@ def test_check_schema__newer_and_incompatible(database: Database, engine: sa.Eng
         check_schema(engine)
     assert (raised.value.revision, raised.value.expected) == (NEXT, HEAD)
     assert [problem for problem in raised.value.problems if words in problem], raised.value.problems
+
+
+def test_check_schema__newer_and_a_parent_elsewhere(database: Database, engine: sa.Engine) -> None:
+    """Whoever may query the parent meets no policy of its children."""
+    upgrade_further(database, COMPATIBLE["a function"])
+    run_all(database, [f"CREATE TABLE public.parent (); ALTER TABLE {LEDGER} INHERIT public.parent"])
+    with pytest.raises(SchemaTooNew, match=f"relation {LEDGER} has parent public.parent"):
+        check_schema(engine)
 
 
 def test_check_schema__while_a_migration_is_under_way(database: Database, engine: sa.Engine) -> None:
