@@ -83,6 +83,7 @@ COLUMN: Final = re.compile(
 )
 _EXPRESSION: Final = re.compile(r" GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
 _SETS_EXPRESSIONS: Final = 17
+_CLEARS_STATISTICS: Final = 18
 VERSION_TABLE: Final = "relation os_core.alembic_version"
 _PROJECTION: Final = "relation os_core.work_orders_current"
 # What the grammar calls a thing in GRANT, ALTER and DROP.
@@ -327,18 +328,21 @@ def _relation(difference: Difference, version: int) -> tuple[Step, str | None]:
         case "parent":
             return Step.PARENTS, f"ALTER TABLE {name} NO INHERIT {part};"
         case "statistics":
-            return Step.FLAGS, _statistics(name, part.removeprefix("target of "), expected)
+            return Step.FLAGS, _statistics(name, part.removeprefix("target of "), expected, version)
         case "extended":
             return Step.FLAGS, _extended(part.removeprefix("statistics "), expected, found)
         case _:  # kind, and the order of the columns: no statement changes them
             return Step.NONE, None
 
 
-def _statistics(table: str, column: str, expected: str | None) -> str:
+def _statistics(table: str, column: str, expected: str | None, version: int) -> str:
     target = f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS {expected or -1};"
     if expected != "0":
         return target
-    # What ANALYZE has kept it does not take away.
+    # What ANALYZE has kept it does not take away. Before there was a function for it, only superusers could.
+    if version >= _CLEARS_STATISTICS:
+        place = ", ".join(f"'{part}'" for part in (*table.split("."), column))
+        return f"{target}\nSELECT pg_catalog.pg_clear_attribute_stats({place}, FALSE);"
     return (
         f"{target}\nDELETE FROM pg_catalog.pg_statistic AS s USING pg_catalog.pg_attribute AS a\n"
         f"WHERE s.starelid = '{table}'::regclass AND a.attrelid = s.starelid AND a.attnum = s.staattnum\n"
