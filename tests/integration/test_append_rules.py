@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.calls import TERMINAL, Appended, Event, Refusal, Tenant, append, refused
 from tests.factories import correlation_of, new_id, wire
@@ -979,6 +980,68 @@ def test_bound__bytes(lane: Lane, event_type: str, column: str) -> None:
     assert size() == 65_536
     lane.send(event(3, "x"))
     assert size() == 65_536 - 15_999
+
+
+COUNTED = {
+    "fields_json": 64,
+    "asked_fields_json": 64,
+    "resolved_fields_json": 64,
+    "conflicts_json": 64,
+    "prompt_dedupe_keys_json": 512,
+}
+
+
+@pytest.mark.parametrize("column", COUNTED)
+def test_bound__keys_are_counted_in_each_column(acme: Tenant, column: str) -> None:
+    """Every resolved field is a field too: no event gets past the bound of that column alone."""
+    order, limit = acme.order(), COUNTED[column]
+    bounds = f"SELECT os_core.exceeded_bound({', '.join(f'%({name})s' for name in COUNTED)})".encode()
+    write = f"UPDATE os_core.work_orders_current SET {column} = %s WHERE work_order_id = %s"
+    for count, exceeded in ((limit, None), (limit + 1, f"{column} keys {limit}")):
+        keys = Jsonb({f"f{n}": n for n in range(count)})
+        documents = {**dict.fromkeys(COUNTED, Jsonb({})), column: keys}
+        assert acme.admin.execute(bounds, documents).fetchone() == (exceeded,)
+        if exceeded is None:
+            assert acme.damage(write, keys, order) == 1
+        else:  # nor does a writer who goes past the functions
+            with refused("23514"):
+                acme.damage(write, keys, order)
+    assert len(acme.projection(order)[column]) == limit
+
+
+def test_bound__an_order_at_every_bound_stays_usable(lane: Lane) -> None:
+    order, names = lane.tenant.order(), [f"f{n}" for n in range(64)]
+    for n in range(8):
+        prompts = (prompt(order, name, f"{name}#{n}") for name in names)
+        lane.tenant.append(status(order, "CONFIRM"), *prompts)  # a change: from here on they may come again
+    lane.tenant.append(*(field_set(order, name) for name in names))
+    lane.tenant.append(
+        *(wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": name}) for name in names)
+    )
+    row = lane.tenant.projection(order)
+    assert {column: len(row[column]) for column in COUNTED} == COUNTED
+    past_the_bound(lane, field_set(order, "f64"), "fields_json", 64)
+    past_the_bound(lane, prompt(order, "f0", "f0#8"), "prompt_dedupe_keys_json", 512)
+    for event in (
+        prompt(order, "f0", "f0#0"),
+        field_set(order, "f0", "Bergen"),
+        wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": "f0"}),
+        wire("FIELD_CONFLICT_RESOLVED", order, payload={"field_key": "f0", "value": "Oslo"}),
+        wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": "f0"}),
+        wire("EXTERNAL_APPROVAL_REQUESTED", order),
+        wire("EXTERNAL_APPROVAL_WAIT_NOTIFIED", order),
+        wire("EXTERNAL_APPROVAL_RESOLVED", order),
+        status(order, "EXECUTING"),
+        wire("STEP_STARTED", order),
+        wire("STEP_FAILED", order),
+        wire("STEP_RETRY_SCHEDULED", order),
+        wire("STEP_FINISHED", order),
+        wire("WORK_ORDER_CANCELED", order),
+    ):
+        lane.send(event)
+        assert lane.tenant.ledger(order)[-1]["event_type"] == event["event_type"]
+    row = lane.tenant.projection(order)
+    assert {column: len(row[column]) for column in COUNTED} == COUNTED  # nothing is evicted
 
 
 def test_bound__within_one_batch(acme: Tenant) -> None:

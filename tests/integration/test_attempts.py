@@ -303,6 +303,23 @@ def test_start__dead_with_its_budget_spent(acme: Tenant) -> None:
     assert start(acme.app, acme.id, order, "more", max_retries=1)["attempt_index"] == 2
 
 
+def test_start__dead_with_its_budget_spent_and_more_granted(acme: Tenant) -> None:
+    """Closed by a call that allows more retries than it had: without a retry of its own, and in time."""
+    order = acme.order("EXECUTING")
+    dead = timed_out(acme, order, max_retries=0)
+    alive = start(acme.app, acme.id, order, "more", max_retries=1)
+    closed, running = attempts(acme, order)
+    assert running == alive
+    assert (alive["attempt_index"], alive["attempt_status"], alive["max_retries"]) == (2, "RUNNING", 1)
+    assert (closed["attempt_status"], closed["finished_at"], closed["next_retry_at"]) == (
+        "FAILED",
+        deadline(dead),
+        None,
+    )
+    assert [kind for kind, _ in step_events(acme, order)] == ["STEP_STARTED", "STEP_FAILED", "STEP_STARTED"]
+    assert acme.verify(order) == {}
+
+
 def test_start__dead_and_its_retry_at_once(acme: Tenant, sessions: Sessions) -> None:
     order = acme.order()
     timed_out(acme, order)
@@ -426,6 +443,23 @@ def test_finish__without_a_key_only_once(acme: Tenant) -> None:
         finish(acme.app, acme.id, attempt["step_attempt_id"])
 
 
+@pytest.mark.parametrize("status", TERMINAL)
+def test_finish__without_a_key_only_once_on_a_terminal_order(acme: Tenant, status: str) -> None:
+    order = acme.order("EXECUTING")
+    before_the_end, after_it = start(acme.app, acme.id, order), start(acme.app, acme.id, order, step="pay")
+    finish(acme.app, acme.id, before_the_end["step_attempt_id"])
+    acme.append(wire("STATUS_CHANGED", order, work_order_status=status))
+    finish(acme.app, acme.id, after_it["step_attempt_id"])
+    before = everything(acme, order)
+    assert [row["attempt_status"] for row in before[3]] == ["SUCCEEDED", "CANCELED"]
+    for row in before[3]:
+        for outcome in ("SUCCEEDED", "FAILED"):
+            with refused("SL012") as refusal:
+                finish(acme.app, acme.id, row["step_attempt_id"], outcome)
+            assert (refusal.facts["reason"], refusal.facts["step_id"]) == ("OVER", row["step_id"])
+    assert everything(acme, order) == before
+
+
 @pytest.mark.parametrize("outcome", ["SUCCEEDED", "FAILED"])
 @pytest.mark.parametrize(("retries", "action"), [(1, "RETRY_AT"), (0, "FAIL")])
 def test_finish__after_its_timeout(acme: Tenant, outcome: str, retries: int, action: str) -> None:
@@ -545,6 +579,23 @@ def test_due__oldest_first_and_only_what_may_start(acme: Tenant) -> None:
     for number, row in enumerate(found):
         start(acme.app, acme.id, row["work_order_id"], f"retry-{number}")
     assert due(acme.app, acme.id) == []
+
+
+@pytest.mark.parametrize("status", [*TERMINAL, "CONFIRM"])
+def test_due__not_on_an_order_that_has_ended_or_waits_for_an_approval(acme: Tenant, status: str) -> None:
+    failed, dead = acme.order("EXECUTING"), acme.order("EXECUTING")
+    wait_past(acme, fail(acme, start(acme.app, acme.id, failed, **QUICK))["next_due_at"])
+    timed_out(acme, dead)
+    found = due(acme.app, acme.id)
+    assert [row["work_order_id"] for row in found] == [failed, dead]
+    for order in (failed, dead):
+        kind = "STATUS_CHANGED" if status in TERMINAL else "EXTERNAL_APPROVAL_REQUESTED"
+        acme.append(wire(kind, order, work_order_status=status))
+        found.pop(0)
+        assert due(acme.app, acme.id) == found
+    if status not in TERMINAL:
+        acme.append(*(wire("EXTERNAL_APPROVAL_RESOLVED", order) for order in (failed, dead)))
+        assert [row["work_order_id"] for row in due(acme.app, acme.id)] == [failed, dead]
 
 
 @pytest.mark.parametrize("limit", [0, 1001, -1, None])

@@ -2,10 +2,11 @@
 
 import hashlib
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from threading import Barrier
 from typing import Any
@@ -23,12 +24,12 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from tests.calls import Row, Tenant, append
+from tests.calls import Row, Tenant, append, refused
 from tests.factories import event, wire
 from tests.races import DEADLINE_SECONDS
 from tests.raw import Connection
 from tests.servers import Database
-from tests.sessions import Session, Sessions
+from tests.sessions import Sessions
 from tests.workers import (
     LIMITS,
     acquire,
@@ -178,7 +179,9 @@ class Actor:
                 batch = [sent] * self.random.choice([1, 1, 3])
                 append(conn, self.tenant_id, *batch)
             case _:
-                append(conn, self.tenant_id, wire("STEP_STARTED", self.order))
+                harmless = wire("FIELD_SET", self.order, payload={"field_key": "by", "value": {}})
+                before = [harmless] * self.random.choice([0, 0, 2])
+                append(conn, self.tenant_id, *before, wire("STEP_STARTED", self.order))
 
 
 def test_history__no_event_enters_with_a_token_that_is_not_the_holders(
@@ -205,25 +208,60 @@ def test_history__no_event_enters_with_a_token_that_is_not_the_holders(
     assert leases(acme, order) == before
 
 
+STEPS = ("STEP_STARTED", "STEP_FINISHED", "STEP_FAILED", "STEP_RETRY_SCHEDULED")
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_batch__a_step_without_a_token_is_refused_while_somebody_holds_the_lease(
+    acme: Tenant, kind: str
+) -> None:
+    held, free, token = acme.order("EXECUTING"), acme.order("EXECUTING"), new_token()
+    acquire(acme.app, acme.id, held, token, owner="holder", ttl_ms=HELD_MS)
+    step, elsewhere = wire(kind, held), wire(kind, free)
+    # Each with the place of the event that is refused.
+    batches = [
+        (1, [wire("FIELD_SET", held), step]),
+        (0, [step, wire("FIELD_SET", held)]),
+        (1, [elsewhere, step]),
+        (0, [step, elsewhere]),
+        (1, [{**step, "lease_token": token}, step]),  # a token counts for its own event
+        (2, [elsewhere, {**step, "lease_token": token}, step, elsewhere]),
+    ]
+    before = acme.everything()
+    for index, batch in batches:
+        with refused("SL010") as refusal:
+            acme.append(*batch)
+        assert (refusal.facts["work_order_id"], refusal.facts["event_index"]) == (held, index)
+        assert refusal.facts["lease_owner_id"] == "holder"
+        assert acme.everything() == before
+    # Once it is expired, nobody holds it.
+    wait_past(acme, renew(acme.app, acme.id, held, token, 1)["lease_expires_at"])
+    for _, batch in batches[:4]:
+        assert len(acme.append(*batch)) == 2
+    assert acme.verify() == {}
+
+
 # --- zombies
 
 
 class Zombie:
-    """A worker whose lease was taken over while its transaction stood open."""
+    """A worker whose lease expired, and was taken over unless told, while its transaction stood open."""
 
-    def __init__(self, tenant: Tenant, session: Session) -> None:
-        self.tenant, self.session = tenant, session
+    def __init__(self, tenant: Tenant, conn: Connection, *, taken_over: bool = True) -> None:
+        self.tenant, self.conn = tenant, conn
         self.order, self.token = tenant.order("EXECUTING"), new_token()
+        # From here on its transaction is open: now() stays before the expiry.
+        conn.execute(f"SET LOCAL selene.tenant_id = '{tenant.id}'".encode())
         acquire(tenant.app, tenant.id, self.order, self.token, owner="zombie")
         self.attempt = start(tenant.app, tenant.id, self.order, token=self.token)
         lease = renew(tenant.app, tenant.id, self.order, self.token, 1)
-        self.set_tenant = f"SET LOCAL selene.tenant_id = '{tenant.id}'".encode()
-        session.conn.execute(self.set_tenant)
-        session.conn.execute("SELECT lease_owner_id FROM os_core.work_orders_current")
+        # And from here on its snapshot, where it keeps one.
+        conn.execute("SELECT lease_owner_id FROM os_core.work_orders_current")
         wait_past(tenant, lease["lease_expires_at"])
-        self.heir_token = new_token()
-        self.heir = acquire(tenant.app, tenant.id, self.order, self.heir_token, owner="heir")
-        assert self.heir["fence"] > lease["fence"]
+        if taken_over:
+            self.heir_token = new_token()
+            heir = acquire(tenant.app, tenant.id, self.order, self.heir_token, owner="heir")
+            assert heir["fence"] > lease["fence"]
 
     def calls(self) -> dict[str, Callable[[Connection], object]]:
         """Return all that it could do with its token."""
@@ -241,6 +279,15 @@ class Zombie:
             "fail": lambda conn: finish(conn, tenant_id, step_attempt_id, "FAILED", token=token),
         }
 
+    def try_all(self) -> dict[str, str]:
+        """Try each in its old transaction, take it back, and return how it went."""
+        states = {}
+        for name, call in self.calls().items():
+            self.conn.execute("SAVEPOINT before")
+            states[name] = sqlstate_of(lambda call=call: call(self.conn))  # type: ignore[misc]  # of a default
+            self.conn.execute("ROLLBACK TO SAVEPOINT before")
+        return states
+
 
 @pytest.mark.parametrize(
     ("isolation", "sqlstate"),
@@ -253,20 +300,34 @@ class Zombie:
 def test_zombie__in_its_old_transaction(
     acme: Tenant, sessions: Sessions, isolation: IsolationLevel, sqlstate: str
 ) -> None:
-    zombie = Zombie(acme, sessions.open(autocommit=False, isolation=isolation))
+    zombie = Zombie(acme, sessions.open(autocommit=False, isolation=isolation).conn)
     before = everything(acme, zombie.order)
-    conn = zombie.session.conn
-    for name, call in zombie.calls().items():
-        conn.execute("SAVEPOINT before")
-        state = sqlstate_of(lambda call=call: call(conn))  # type: ignore[misc]  # of a default
-        assert (name, state) == (name, sqlstate)
-        conn.execute("ROLLBACK TO SAVEPOINT before")
-    conn.commit()
+    assert zombie.try_all() == dict.fromkeys(zombie.calls(), sqlstate)
+    zombie.conn.commit()
     assert everything(acme, zombie.order) == before
     assert (
         finish(acme.app, acme.id, zombie.attempt["step_attempt_id"], token=zombie.heir_token)["action"]
         == "DONE"
     )
+
+
+@pytest.mark.parametrize(
+    "isolation", [IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+)
+def test_zombie__that_nobody_took_over_can_only_release(
+    acme: Tenant, sessions: Sessions, isolation: IsolationLevel
+) -> None:
+    """Its lease was valid when its transaction began: what counts is the clock at each call."""
+    zombie = Zombie(acme, sessions.open(autocommit=False, isolation=isolation).conn, taken_over=False)
+    before = everything(acme, zombie.order)
+    expected = {name: "00000" if name == "release" else "SL011" for name in zombie.calls()}
+    assert zombie.try_all() == expected
+    assert everything(acme, zombie.order) == before
+    assert release(zombie.conn, acme.id, zombie.order, zombie.token)
+    zombie.conn.commit()
+    (lease,) = leases(acme, zombie.order)
+    assert lease["lease_state"] == "RELEASED"
+    assert acme.verify(zombie.order) == {}
 
 
 def test_zombie__that_waits_for_the_lock_while_it_is_taken_over(acme: Tenant, sessions: Sessions) -> None:
@@ -285,45 +346,65 @@ def test_zombie__that_waits_for_the_lock_while_it_is_taken_over(acme: Tenant, se
     assert error.sqlstate == "SL011"
 
 
+class _AnyDatetime(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, datetime)
+
+
+def set_clock_off(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
+    """Set every clock off that the package could ask for the time of day."""
+
+    class Off(datetime, metaclass=_AnyDatetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # a plain one
+            return datetime.now(tz) + off
+
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + off.total_seconds())
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + off // timedelta(microseconds=1) * 1000)
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "selene_core"]
+    for module in [each for each in ours if vars(each).get("datetime") is datetime]:
+        monkeypatch.setattr(module, "datetime", Off)
+
+
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_zombie__with_a_wrong_clock(
-    acme: Tenant,
-    sessions: Sessions,
-    shared_database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    minutes: int,
+    acme: Tenant, shared_database: Database, monkeypatch: pytest.MonkeyPatch, minutes: int
 ) -> None:
-    zombie = Zombie(acme, sessions.open())
-    before = everything(acme, zombie.order)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 60 * minutes)
-    says = datetime.now(UTC) + timedelta(minutes=minutes)
-    step = event("STEP_FINISHED", zombie.order, lease_token=zombie.token, occurred_at=says)
-    token, step_attempt_id = zombie.token, zombie.attempt["step_attempt_id"]
-    calls: list[Callable[[sa.Connection], object]] = [
-        lambda conn: WorkOrderRepository(conn).append(step),
-        lambda conn: LeaseRepository(conn).renew(zombie.order, token, ttl_ms=60_000),
-        lambda conn: LeaseRepository(conn).release(zombie.order, token),
-        lambda conn: StepAttemptRepository(conn).start(
-            zombie.order, "pay", **LIMITS, idempotency_key="p", lease_token=token
-        ),
-        lambda conn: StepAttemptRepository(conn).finish(
-            step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=token
-        ),
-    ]
-    engine = shared_database.engine("app")
-    for call in calls:
-        with pytest.raises(LeaseLost), tenant_scope(engine, acme.id) as conn:
-            call(conn)
+    off = timedelta(minutes=minutes)
+    with tenant_scope(shared_database.engine("app"), acme.id) as old:
+        driver: Any = old.connection.driver_connection
+        zombie = Zombie(acme, driver)
+        before = everything(acme, zombie.order)
+        set_clock_off(monkeypatch, off)
+        token, step_attempt_id = zombie.token, zombie.attempt["step_attempt_id"]
+        step = event("STEP_FINISHED", zombie.order, lease_token=token, occurred_at=datetime.now(UTC) + off)
+        calls: list[Callable[[sa.Connection], object]] = [
+            lambda conn: WorkOrderRepository(conn).append(step),
+            lambda conn: WorkOrderRepository(conn).append_many([step, step]),
+            lambda conn: LeaseRepository(conn).renew(zombie.order, token, ttl_ms=60_000),
+            lambda conn: LeaseRepository(conn).release(zombie.order, token),
+            lambda conn: StepAttemptRepository(conn).start(
+                zombie.order, "pay", **LIMITS, idempotency_key="p", lease_token=token
+            ),
+            lambda conn: StepAttemptRepository(conn).finish(
+                step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=token
+            ),
+        ]
+        for call in calls:
+            with pytest.raises(LeaseLost), old.begin_nested():
+                call(old)
+            with pytest.raises(LeaseLost), tenant_scope(old.engine, acme.id) as new:
+                call(new)
     assert everything(acme, zombie.order) == before
 
 
+@pytest.mark.parametrize("minutes", [-10, 10])
 def test_heir__with_a_wrong_clock_works_as_any(
-    acme: Tenant, shared_database: Database, monkeypatch: pytest.MonkeyPatch
+    acme: Tenant, shared_database: Database, monkeypatch: pytest.MonkeyPatch, minutes: int
 ) -> None:
     order = acme.order()
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 600)
+    set_clock_off(monkeypatch, timedelta(minutes=minutes))
     with tenant_scope(shared_database.engine("app"), acme.id) as conn:
         held = LeaseRepository(conn)
         lease = held.acquire(order, "worker-1", ttl_ms=60_000)

@@ -22,15 +22,17 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from tests.calls import TERMINAL, Tenant, refused
+from tests.calls import TERMINAL, Tenant, append, refused
 from tests.factories import created, event, new_id, wire
 from tests.raw import connect
 from tests.servers import Database, Server
 from tests.sessions import Sessions
 from tests.workers import (
+    LIMITS,
     acquire,
     everything,
     expired_lease,
+    finish,
     leases,
     new_token,
     release,
@@ -324,6 +326,20 @@ def test_terminal__no_new_lease_but_a_release(acme: Tenant, status: str) -> None
     assert release(acme.app, acme.id, order, token)
     assert not release(acme.app, acme.id, order, token)
     assert acme.projection(order)["work_order_status"] == status
+    assert acme.verify(order) == {}
+
+
+@pytest.mark.parametrize("status", TERMINAL)
+def test_terminal__an_expired_lease_can_be_released(acme: Tenant, status: str) -> None:
+    order, token = acme.order(), new_token()
+    expired_lease(acme, order, token)
+    acme.append(wire("STATUS_CHANGED", order, work_order_status=status))
+    assert release(acme.app, acme.id, order, token)
+    (lease,) = leases(acme, order)
+    assert (lease["lease_state"], lease["released_at"] >= lease["lease_expires_at"]) == ("RELEASED", True)
+    assert events_of(acme, order)[-1] == "LEASE_RELEASED"
+    assert acme.projection(order)["lease_owner_id"] is None
+    assert not release(acme.app, acme.id, order, token)
     assert acme.verify(order) == {}
 
 
@@ -633,6 +649,9 @@ def test_token__is_in_no_table_error_or_log(
                 lambda conn: LeaseRepository(conn).acquire(order, "worker-1", ttl_ms=1, token=other),
                 lambda conn: LeaseRepository(conn).renew(order, other, ttl_ms=1),
                 lambda conn: LeaseRepository(conn).release(order, other),
+                lambda conn: StepAttemptRepository(conn).start(
+                    order, "pay", **LIMITS, idempotency_key="s", lease_token=other
+                ),
                 lambda conn: StepAttemptRepository(conn).finish(
                     attempt.step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=other
                 ),
@@ -650,6 +669,27 @@ def test_token__is_in_no_table_error_or_log(
                 for error in (refusal.value, refusal.value.__cause__, failed.value, failed.value.orig):
                     told += [repr(error), str(error)]
                 told.append(str(vars(refusal.value)))
+            # What the package would not even send.
+            with closing(connect(database.app_url, autocommit=True)) as app:
+                bad = TOKEN + "\t"
+                violations: list[Callable[[], object]] = [
+                    lambda: acquire(app, "acme", order, bad),
+                    lambda: renew(app, "acme", order, bad),
+                    lambda: release(app, "acme", order, bad),
+                    lambda: start(app, "acme", order, token=bad),
+                    lambda: finish(app, "acme", attempt.step_attempt_id, token=bad),
+                    lambda: append(app, "acme", wire("STEP_STARTED", order, lease_token=bad)),
+                    lambda: append(app, "acme", wire("STEP_STARTED", order, lease_token=TOKEN, turn_id=0)),
+                    lambda: append(app, "acme", wire("FIELD_SET", order, lease_token=[TOKEN])),
+                ]
+                for violation in violations:
+                    with pytest.raises(psycopg.Error) as violated:
+                        violation()
+                    assert violated.value.sqlstate == "SL001"
+                    diag = violated.value.diag
+                    told += [
+                        f"{diag.message_primary} {diag.message_detail} {diag.message_hint} {diag.context}"
+                    ]
             with tenant_scope(engine, "acme") as conn:
                 LeaseRepository(conn).release(order, TOKEN)
             tables = admin.execute(
@@ -664,4 +704,9 @@ def test_token__is_in_no_table_error_or_log(
             ]
         told.append(caplog.text)
         assert "acquire_lease" in caplog.text  # statements were logged indeed
+        if server.local is not None:  # one whose log can be read: it has the settings that are the default
+            log = (server.local.socket_directory / "log").read_text(errors="replace")
+            for words in ("worker-1 holds the lease", "not that of an active lease", "lease_token: must be"):
+                assert words in log
+            told.append(log)
         assert not [text for text in told if TOKEN in text]
