@@ -18,14 +18,14 @@ import sqlalchemy as sa
 
 from selene_core.tables import METADATA
 from tests.calls import refused
+from tests.catalogue_rules import CHANGED_TABLES, GUARDS
 from tests.raw import Connection, connect
 from tests.servers import Database, Server
 
 PERMISSION_DENIED = "42501"
 FOREIGN_KEY = "23503"
 TABLES = {table.fullname: table for table in METADATA.sorted_tables}
-LEDGERS = [name for name in TABLES if name.endswith("_ledger")]
-GUARDED = ["os_core.work_order_leases", "os_core.work_order_step_attempts"]  # their triggers refuse first
+LEDGERS = [name for name in TABLES if name not in CHANGED_TABLES and name not in GUARDS]
 FOREIGN_KEYS = {
     str(key.name): (name, key) for name, table in TABLES.items() for key in table.foreign_key_constraints
 }
@@ -77,6 +77,16 @@ CHANGED = {
     "turn, other session": (SAY.replace("'{tenant}-session'", "NULL"), "SL005"),
     "turn, other privacy": (SAY.replace("PUBLIC_CHAT", "PRIVATE_DELIVERY"), "SL005"),
     "tombstone": (CALLS["tombstone"].replace("), 7)", "), 8)"), "SL026"),
+}
+
+SOME_VALUE = {
+    "text": "'{tenant}-order'",
+    "uuid": "'{thread}'",
+    "bigint": "1",
+    "integer": "1",
+    "boolean": "TRUE",
+    "jsonb": "'[]'",
+    "timestamp with time zone": "now()",
 }
 
 
@@ -212,7 +222,7 @@ def test_isolation__no_row_is_written_past_the_policies(world: World, table: str
     )
     for no_tenant in (None, ""):
         assert sqlstate_of(owner, no_tenant, f"INSERT INTO {table} (tenant_id) VALUES ('acme')") == "SL002"
-    if table in GUARDED:
+    if table in GUARDS:  # which refuse first
         for each in (f"UPDATE {table} SET tenant_id = 'rival'", f"DELETE FROM {table} WHERE FALSE"):
             assert sqlstate_of(owner, "acme", each) == "SL003"
     elif table not in LEDGERS:
@@ -232,14 +242,34 @@ def test_isolation__a_later_policy_opens_nothing(world: World, table: str) -> No
         assert tenants_in(world.owner, table, "acme") == {"acme"}
 
 
+def test_isolation__no_function_takes_a_second_tenant(world: World) -> None:
+    """None that the server has for a service, one to come included."""
+    public = run(
+        world.admin,
+        "SELECT oid::regproc::text, proargnames[1:pronargs], proargtypes::regtype[]::text[] FROM pg_proc"
+        " WHERE pronamespace IN ('os_core'::regnamespace, 'conversation'::regnamespace)"
+        " AND has_function_privilege('selene_app', oid, 'EXECUTE')",
+    ).fetchall()
+    assert public
+    for function, names, types in public:
+        assert (names[0], types[0]) == ("p_tenant_id", "text"), function
+        given = [f", {name} => {SOME_VALUE[of]}" for name, of in zip(names[1:], types[1:], strict=True)]
+        check_refused_to_acme(world, f"{function}(p_tenant_id => '{{tenant}}'{''.join(given)})")
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_isolation__no_function_takes_a_second_tenant(world: World, name: str) -> None:
+def test_isolation__no_call_is_taken_for_a_second_tenant(world: World, name: str) -> None:
+    """Not where it would be a replay either."""
     call = CALLS[name].replace("read_turns('{tenant}'", "read_turns('acme'")
+    check_refused_to_acme(world, call)
+
+
+def check_refused_to_acme(world: World, call: str) -> None:
+    """Check that a call for rival is refused within a transaction of acme's, and names neither."""
     with refused("SL002") as refusal, world.app.transaction():
         run(world.app, "SET LOCAL selene.tenant_id = 'acme'")
         run(world.app, statement(call, "rival"))
-    assert "acme" not in refusal.message
-    assert "rival" not in refusal.message
+    assert (refusal.message, refusal.facts) == ("the transaction belongs to another tenant", {}), call
 
 
 # --- append-only
