@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,22 +23,24 @@ _APPEND: Final = """
     SELECT * FROM conversation.append_turn(
       %s, %s, %s, 'bench-user', 'USER', 'TYPED_TEXT', %s, 'PUBLIC_CHAT', 'bench-session', 'bench-phone', %s)
 """
-_READ: Final = "SELECT * FROM conversation.read_turns(%s, %s, %s, 10)"
+_READ: Final = "SELECT * FROM conversation.read_turns(%s, %s, %s, %s)"
 _TEXT: Final = "Could you move my appointment with the dentist to Thursday, some time after four? "
 _GROUP: Final = 50  # calls on one side, before it is the other's turn
 
 
 def turns(databases: Databases, scale: Scale) -> list[Result]:
-    """Append a turn to each of many conversations, and read it, round by round.
+    """Append a turn to each of many conversations, read it, and a page from anywhere, round by round.
 
     One session lives through the growth of its ledger from nothing. Its last tenth is timed, group by group
     in turns with the first tenth of a session on a fresh database: what disturbs one disturbs the other.
+    A page is as long on either side, half of the shorter conversation.
     """
     threads = [UUID(int=1 + number) for number in range(scale.conversations)]
     rounds = scale.turns // scale.conversations
     tenth = max(1, rounds // 10)
     appended: list[tuple[float, float]] = []
     read: list[tuple[float, float]] = []
+    paged: list[tuple[float, float]] = []
     with databases.new() as grown, databases.new() as fresh, grown.app() as last, fresh.app() as first:
         for conn in (last, first):
             _furnish(conn)
@@ -49,8 +53,11 @@ def turns(databases: Databases, scale: Scale) -> list[Result]:
                 sides = ((last, rounds - tenth + turn_id), (first, turn_id))
                 appended.append(_in_turns(_append, group, sides, swapped=len(appended) % 2 == 1))
                 read.append(_in_turns(_read, group, sides, swapped=len(read) % 2 == 1))
+                page = partial(_read_page, Random(start), (turn_id + 1) // 2)
+                paged.append(_in_turns(page, group, sides, swapped=len(paged) % 2 == 1))
     label = f"last of {rounds * len(threads):,}"
-    return [_result(f"append, {label}", appended), _result(f"read, {label}", read)]
+    timed = {"append": appended, "read": read, "page": paged}
+    return [_result(f"{what}, {label}", seconds) for what, seconds in timed.items()]
 
 
 def _furnish(app: Connection) -> None:
@@ -67,8 +74,17 @@ def _append(app: Connection, threads: Sequence[UUID], turn_id: int) -> None:
 
 def _read(app: Connection, threads: Sequence[UUID], turn_id: int) -> None:
     for thread in threads:
-        if len(app.execute(_READ, (TENANT, thread, turn_id - 1), prepare=True).fetchall()) != 1:
-            raise LookupError(thread)
+        _fetch(app, thread, turn_id - 1, 10, expected=1)
+
+
+def _read_page(luck: Random, length: int, app: Connection, threads: Sequence[UUID], turn_id: int) -> None:
+    for thread in threads:
+        _fetch(app, thread, luck.randint(0, turn_id - length), length, expected=length)
+
+
+def _fetch(app: Connection, thread: UUID, after: int, limit: int, *, expected: int) -> None:
+    if len(app.execute(_READ, (TENANT, thread, after, limit), prepare=True).fetchall()) != expected:
+        raise LookupError(thread)
 
 
 def _in_turns(

@@ -57,6 +57,22 @@ UNPINNED_FUNCTIONS = {
     "fold_work_order": "an aggregate cannot have a SET clause",
 }
 
+CHANGED_TABLES = {
+    "os_core.work_orders_current": "the projection: no trigger guards it, by contract; privileges do",
+    "os_core.identities": "state",
+    "os_core.devices": "state",
+    "os_core.sessions": "state",
+}
+"""What may be changed in place. Every other table is append-only, or has a guard of its own."""
+
+GUARDS = {
+    # Rows that go through states: none is deleted, and the guard decides what may change.
+    "os_core.work_order_leases": "os_core.guard_lease",
+    "os_core.work_order_step_attempts": "os_core.guard_step_attempt",
+}
+APPEND_ONLY = "os_core.reject_mutation"
+"""The guard of every table that is in neither of the two lists, one to come included."""
+
 _ROLES = ("selene_owner", "selene_app", "selene_readonly")
 _TENANT = "NULLIF(current_setting('selene.tenant_id'::text, true), ''::text)"
 _USING = f"(tenant_id = {_TENANT})"
@@ -65,6 +81,10 @@ _WITH_CHECK = f"(tenant_id = COALESCE({_TENANT}, os_core.no_tenant()))"
 
 def _listed(values: tuple[str, ...] | Mapping[str, str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
+
+
+def _paired(values: Mapping[str, str]) -> str:
+    return ", ".join(f"('{name}', '{value}')" for name, value in values.items())
 
 
 _OURS = "('os_core'::regnamespace, 'conversation'::regnamespace)"
@@ -137,16 +157,26 @@ RULES = {
         ) AS found (broken, problem)
         WHERE contype = 'f' AND connamespace IN {_OURS} AND broken
     """,
-    "ledgers: triggers refuse every change, in replica mode too": f"""
-        SELECT t.name || ' lacks the append-only ' || wanted.kind || ' trigger'
+    "guards: every table but what may be changed in place has them, in replica mode too": f"""
+        SELECT name || ' lacks the ' || wanted.kind || ' trigger of ' || of_table.guard
         FROM {_TABLES} AS t
-        CROSS JOIN (VALUES (1, 8 | 16, 'row'), (0, 8 | 16 | 32, 'statement')) AS wanted (level, events, kind)
-        WHERE t.relname LIKE '%\\_ledger' AND NOT EXISTS (
+        LEFT JOIN (VALUES {_paired(GUARDS)}) AS own (name, guard) USING (name)
+        CROSS JOIN LATERAL (SELECT coalesce(own.guard, '{APPEND_ONLY}')) AS of_table (guard)
+        CROSS JOIN LATERAL (VALUES
+          (1, 8 | 16, 'row'),
+          -- A guard of its own lets statements change rows, and looks at each.
+          (0, 8 | 32 | CASE WHEN own.guard IS NULL THEN 16 ELSE 0 END, 'statement')
+        ) AS wanted (level, events, kind)
+        WHERE name NOT IN ({_listed(CHANGED_TABLES)}) AND NOT EXISTS (
           SELECT FROM pg_trigger AS g
-          WHERE g.tgrelid = t.oid AND g.tgenabled = 'A' AND g.tgfoid = 'os_core.reject_mutation'::regproc
+          WHERE g.tgrelid = t.oid AND g.tgenabled = 'A' AND g.tgfoid = to_regproc(of_table.guard)
             AND g.tgtype & 1 = wanted.level AND g.tgtype & 2 = 2 AND g.tgtype & wanted.events = wanted.events
             AND g.tgqual IS NULL AND g.tgattr::text = ''
         )
+        UNION ALL
+        SELECT listed || ' is no table'
+        FROM unnest(ARRAY[{_listed(CHANGED_TABLES)}, {_listed(GUARDS)}]) AS listed
+        WHERE NOT EXISTS (SELECT FROM {_TABLES} AS t WHERE t.name = listed)
     """,
     "tables: text is collated C": f"""
         SELECT t.name || '.' || a.attname || ' is not collated "C"'

@@ -1,6 +1,7 @@
 """What is sent to the database, and how it would be carried out."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,3 +55,26 @@ def index_conditions(plan: Any) -> str:
     """Return by what the indexes of a plan are searched."""
     below = [index_conditions(child) for child in plan.get("Plans", [])]
     return " ".join([plan.get("Index Cond", ""), *below])
+
+
+_SCANS = sa.text("""
+  SELECT oid::regclass::text AS name, pg_stat_get_xact_numscans(oid) AS scans
+  FROM pg_class WHERE relkind IN ('r', 'i')
+    AND relnamespace IN ('os_core'::regnamespace, 'conversation'::regnamespace)
+""")
+
+
+@contextmanager
+def scans(conn: sa.Connection) -> Iterator[Counter[str]]:
+    """Count how often the server scans what while the block runs: indexes, and tables from end to end.
+
+    The block and the counting are one transaction's: a session may not have told yet what it did before, for
+    whoever had it, and a pooler may give it to somebody else after.
+    """
+
+    def counted() -> Counter[str]:
+        return Counter({row.name: row.scans for row in conn.execute(_SCANS)})
+
+    before, during = counted(), Counter[str]()
+    yield during
+    during.update(counted() - before)

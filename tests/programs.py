@@ -8,8 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import pytest
+
+from selene_core.binaries import LocalServerUnavailable, find_binaries
 
 
 def find_pgbouncer() -> list[str] | None:
@@ -27,9 +30,19 @@ def find_compose() -> list[str] | None:
     return None
 
 
+def find_server(version: int) -> list[str] | None:
+    """Find the programs of a PostgreSQL beside that of the run: the ends of what is supported."""
+    try:
+        return [str(find_binaries(version).folder / "postgres")]
+    except LocalServerUnavailable:
+        return None
+
+
 PROGRAMS: Mapping[str, Callable[[], list[str] | None]] = {
     "pgbouncer": find_pgbouncer,
     "docker compose": find_compose,
+    "PostgreSQL 15": partial(find_server, 15),
+    "PostgreSQL 18": partial(find_server, 18),
 }
 
 

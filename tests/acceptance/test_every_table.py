@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Barrier
 from typing import Any
-from uuid import NAMESPACE_DNS, uuid5
 
 import psycopg
 import pytest
@@ -18,14 +17,15 @@ import sqlalchemy as sa
 
 from selene_core.tables import METADATA
 from tests.calls import refused
+from tests.catalogue_rules import CHANGED_TABLES, GUARDS
 from tests.raw import Connection, connect
 from tests.servers import Database, Server
+from tests.writes import CALLS, CREATE, SAY, statement
 
 PERMISSION_DENIED = "42501"
 FOREIGN_KEY = "23503"
 TABLES = {table.fullname: table for table in METADATA.sorted_tables}
-LEDGERS = [name for name in TABLES if name.endswith("_ledger")]
-GUARDED = ["os_core.work_order_leases", "os_core.work_order_step_attempts"]  # their triggers refuse first
+LEDGERS = [name for name in TABLES if name not in CHANGED_TABLES and name not in GUARDS]
 FOREIGN_KEYS = {
     str(key.name): (name, key) for name, table in TABLES.items() for key in table.foreign_key_constraints
 }
@@ -33,38 +33,6 @@ REPLICA = "SET session_replication_role = replica"
 EVERY_TABLE = pytest.mark.parametrize("table", TABLES)
 EVERY_LEDGER = pytest.mark.parametrize("table", LEDGERS)
 
-# What writes each table: for a tenant, by names that no other tenant uses. {thread} is a correlation_id.
-EVENT = """os_core.append_work_order_events('{tenant}', '[{{
-    "work_order_id": "{tenant}-order", "correlation_id": "{thread}", "turn_id": 1, "event_type": "{type}",
-    "work_order_status": "DRAFT", "reason_code": 1, "idempotency_key": "{type}"}}]')"""
-TURN = """conversation.append_turn(
-    '{tenant}', '{thread}', {turn}, '{tenant}-user', '{role}', '{source}', '{text}', 'PUBLIC_CHAT',
-    '{tenant}-session', '{tenant}-device', 'turn-{turn}')"""
-CREATE = EVENT.replace("{type}", "WORK_ORDER_CREATED")
-SAY = (
-    TURN.replace("{turn}", "1")
-    .replace("{role}", "USER")
-    .replace("{source}", "TYPED_TEXT")
-    .replace("{text}", "Hello")
-)
-CALLS = {
-    "create": CREATE,
-    "step": EVENT.replace("{type}", "STEP_STARTED"),
-    "lease": """os_core.acquire_lease('{tenant}', '{tenant}-order', 'worker-1', 'lease-token-of-{tenant}',
-        60000, 'lease')""",
-    "attempt": """os_core.start_step_attempt('{tenant}', '{tenant}-order', 'book', 1000, 1, 1000, 'attempt',
-        'lease-token-of-{tenant}')""",
-    "identity": "os_core.register_identity('{tenant}', '{tenant}-user', '{tenant}-speaker', 'de')",
-    "device": "os_core.register_device('{tenant}', '{tenant}-user', '{tenant}-device', 'phone')",
-    "session": "os_core.open_session('{tenant}', '{tenant}-session', '{tenant}-user', '{tenant}-device')",
-    "turn": SAY,
-    "answer": TURN.replace("{turn}", "2")
-    .replace("{role}", "SELENE")
-    .replace("{source}", "SELENE_OUTPUT")
-    .replace("{text}", "Good day"),
-    "tombstone": """conversation.tombstone_turn('{tenant}', '{thread}', (
-        SELECT conversation_turn_id FROM conversation.read_turns('{tenant}', '{thread}', 0, 1)), 7)""",
-}
 # The same call with other content, and what it is refused with.
 CHANGED = {
     "create": (CREATE.replace('"reason_code": 1', '"reason_code": 2'), "SL005"),
@@ -79,11 +47,15 @@ CHANGED = {
     "tombstone": (CALLS["tombstone"].replace("), 7)", "), 8)"), "SL026"),
 }
 
-
-def statement(call: str, tenant_id: str) -> str:
-    """Return the SELECT that makes a call for a tenant."""
-    thread = str(uuid5(NAMESPACE_DNS, tenant_id))
-    return f"SELECT * FROM {call.format(tenant=tenant_id, thread=thread)}"
+SOME_VALUE = {
+    "text": "'{tenant}-order'",
+    "uuid": "'{thread}'",
+    "bigint": "1",
+    "integer": "1",
+    "boolean": "TRUE",
+    "jsonb": "'[]'",
+    "timestamp with time zone": "now()",
+}
 
 
 def run(conn: Connection, sql: str, *parameters: Any) -> psycopg.Cursor[tuple[Any, ...]]:
@@ -212,7 +184,7 @@ def test_isolation__no_row_is_written_past_the_policies(world: World, table: str
     )
     for no_tenant in (None, ""):
         assert sqlstate_of(owner, no_tenant, f"INSERT INTO {table} (tenant_id) VALUES ('acme')") == "SL002"
-    if table in GUARDED:
+    if table in GUARDS:  # which refuse first
         for each in (f"UPDATE {table} SET tenant_id = 'rival'", f"DELETE FROM {table} WHERE FALSE"):
             assert sqlstate_of(owner, "acme", each) == "SL003"
     elif table not in LEDGERS:
@@ -232,14 +204,34 @@ def test_isolation__a_later_policy_opens_nothing(world: World, table: str) -> No
         assert tenants_in(world.owner, table, "acme") == {"acme"}
 
 
+def test_isolation__no_function_takes_a_second_tenant(world: World) -> None:
+    """None that the server has for a service, one to come included."""
+    public = run(
+        world.admin,
+        "SELECT oid::regproc::text, proargnames[1:pronargs], proargtypes::regtype[]::text[] FROM pg_proc"
+        " WHERE pronamespace IN ('os_core'::regnamespace, 'conversation'::regnamespace)"
+        " AND has_function_privilege('selene_app', oid, 'EXECUTE')",
+    ).fetchall()
+    assert public
+    for function, names, types in public:
+        assert (names[0], types[0]) == ("p_tenant_id", "text"), function
+        given = [f", {name} => {SOME_VALUE[of]}" for name, of in zip(names[1:], types[1:], strict=True)]
+        check_refused_to_acme(world, f"{function}(p_tenant_id => '{{tenant}}'{''.join(given)})")
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_isolation__no_function_takes_a_second_tenant(world: World, name: str) -> None:
+def test_isolation__no_call_is_taken_for_a_second_tenant(world: World, name: str) -> None:
+    """Not where it would be a replay either."""
     call = CALLS[name].replace("read_turns('{tenant}'", "read_turns('acme'")
+    check_refused_to_acme(world, call)
+
+
+def check_refused_to_acme(world: World, call: str) -> None:
+    """Check that a call for rival is refused within a transaction of acme's, and names neither."""
     with refused("SL002") as refusal, world.app.transaction():
         run(world.app, "SET LOCAL selene.tenant_id = 'acme'")
         run(world.app, statement(call, "rival"))
-    assert "acme" not in refusal.message
-    assert "rival" not in refusal.message
+    assert (refusal.message, refusal.facts) == ("the transaction belongs to another tenant", {}), call
 
 
 # --- append-only

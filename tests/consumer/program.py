@@ -1,6 +1,7 @@
 """A service that uses everything that selene_core offers: mypy --strict reads it with the installed package.
 
-It is checked, not run. tests/packaging/test_consumer.py fails for a public name that is not used here.
+It is checked, not run. tests/packaging/test_consumer.py fails for a public name, or a method of a repository,
+that is not used here.
 """
 
 import logging
@@ -227,6 +228,9 @@ def maintain(engine: Engine, tenant_id: str) -> RebuildReport:
         drifted: list[DriftedOrder] = WorkOrderRepository(conn).verify()
     for order in drifted:
         log.warning("%s: %s", order.work_order_id, order.problem)
+        with tenant_scope(engine, tenant_id) as conn:
+            mended: RebuildReport = WorkOrderRepository(conn).rebuild(order.work_order_id)
+            log.info("%d", mended.changed)
     return rebuild_tenant(engine, tenant_id, lambda so_far: log.info("%d", so_far.work_orders))
 
 
@@ -337,8 +341,55 @@ def greet(engine: Engine, tenant_id: str, correlation_id: UUID) -> list[str | No
             device_id=phone.device_id,
         )
         conversation.tombstone(correlation_id, said.conversation_turn_id, reason_code=5)
+        again: ConversationTurn | None = conversation.get(correlation_id, said.turn_id)
+        log.info("%s", again is None or again.text is None)
         turns: Iterator[ConversationTurn] = conversation.turns(correlation_id)
         return [turn.text for turn in turns]
+
+
+def transcript(engine: Engine, tenant_id: str, correlation_id: UUID, after: int) -> tuple[list[str], int]:
+    with tenant_scope(engine, tenant_id) as conn:
+        page: list[ConversationTurn] = ConversationRepository(conn).page(
+            correlation_id, after=after, limit=50
+        )
+        said = [f"{turn.role.value}: {turn.text or turn.tombstone_reason_code}" for turn in page]
+        return said, page[-1].turn_id if page else after
+
+
+def household(engine: Engine, tenant_id: str, user_id: str) -> list[str]:
+    with tenant_scope(engine, tenant_id) as conn:
+        users = IdentityRepository(conn)
+        user: Identity | None = users.get_identity(user_id)
+        devices: Iterator[Device] = users.devices(user_id)
+        sessions: Iterator[Session] = users.sessions(user_id)
+        used = [users.get_device(session.device_id) for session in sessions]
+        seen: list[Device] = [device for device in used if device is not None]
+        return [str(user), *(device.device_type for device in (*devices, *seen))]
+
+
+def leave(engine: Engine, tenant_id: str, session_id: str, *, for_good: bool) -> Session | None:
+    with tenant_scope(engine, tenant_id) as conn:
+        users = IdentityRepository(conn)
+        session: Session | None = users.get_session(session_id)
+        if session is None:
+            return None
+        if for_good:
+            return users.close_session(session_id)
+        match session.session_state:
+            case SessionState.OPEN | SessionState.ACTIVE:
+                return users.soft_close_session(session_id)
+            case SessionState.SOFT_CLOSED:
+                return users.suspend_session(session_id)
+            case SessionState.SUSPENDED | SessionState.CLOSED:
+                return session
+            case _:
+                assert_never(session.session_state)
+
+
+def come_back(engine: Engine, tenant_id: str, session_id: str) -> datetime:
+    with tenant_scope(engine, tenant_id) as conn:
+        resumed: Session = IdentityRepository(conn).resume_session(session_id)
+        return resumed.last_activity_at
 
 
 # --- the same, asynchronously

@@ -19,6 +19,7 @@ from selene_core import (
     AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     ContractViolation,
+    IdentityRepository,
     PromptAction,
     TenantScopeViolation,
     WorkOrderLedgerEventInput,
@@ -32,6 +33,7 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.repository import Repository
+from selene_core.tables import METADATA
 from selene_core.work_order_statements import EVENTS_PAGE
 from tests.factories import created, event
 from tests.pooler import driver_options
@@ -245,52 +247,89 @@ def test_scope__many_tasks_share_a_pool_and_no_tenant(database: Database) -> Non
 # --- cancellation
 
 
+def everything(admin: sa.Connection) -> dict[str, list[str]]:
+    """Return all rows of all tables."""
+    return {
+        table.fullname: sorted(admin.execute(sa.text(f"SELECT row::text FROM {table} AS row")).scalars())
+        for table in METADATA.sorted_tables
+    }
+
+
 async def backend(conn: AsyncConnection) -> int:
     pid: int = (await conn.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
     return pid
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_cancellation__in_the_middle_of_an_append_leaves_nothing_and_a_clean_pool(
-    database: Database, engine: sa.Engine, admin_engine: sa.Engine, times: int
+TURN = {
+    "correlation_id": uuid4(),
+    "turn_id": 1,
+    "user_id": "alice",
+    "role": "USER",
+    "source": "TYPED_TEXT",
+    "text": "Hello",
+    "privacy_scope": "PUBLIC_CHAT",
+    "session_id": "session",
+}
+WRITES: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+    ("WorkOrderRepository", "append", (event("STEP_STARTED", "order"),), {}),
+    ("LeaseRepository", "acquire", ("order", "worker"), {"ttl_ms": 600_000}),
+    ("IdentityRepository", "close_session", ("session",), {}),
+    ("ConversationRepository", "append", (), TURN),
+]
+
+
+@pytest.mark.parametrize(
+    ("repository", "method", "given", "named"), WRITES, ids=[f"{row[0]}.{row[1]}" for row in WRITES]
+)
+def test_cancellation__in_the_middle_of_a_write_leaves_nothing_and_a_clean_pool(
+    database: Database,
+    engine: sa.Engine,
+    admin_engine: sa.Engine,
+    repository: str,
+    method: str,
+    given: tuple[Any, ...],
+    named: dict[str, Any],
 ) -> None:
-    append_events(engine, TENANT, [created("order")])
+    """Twice, on the one connection that the pool has; each time it waits for the same write of another's."""
+    with tenant_scope(engine, TENANT) as conn:
+        WorkOrderRepository(conn).append(created("order"))
+        users = IdentityRepository(conn)
+        users.register_identity("alice")
+        users.register_device("alice", "phone", device_type="phone")
+        users.open_session("session", user_id="alice", device_id="phone")
 
     async def story(async_engine: AsyncEngine) -> None:
         pids: list[int] = []
 
-        async def append() -> None:
+        async def write() -> None:
             async with async_tenant_scope(async_engine, TENANT) as conn:
-                orders = AsyncWorkOrderRepository(conn)
                 pids.append(await backend(conn))
-                await orders.append(created("other"))
-                await orders.append(event("STEP_STARTED", "order"))
+                await AsyncWorkOrderRepository(conn).append(created("other"))
+                await getattr(getattr(selene_core, f"Async{repository}")(conn), method)(*given, **named)
 
-        with tenant_scope(engine, TENANT) as holder, admin_engine.connect() as admin:
-            WorkOrderRepository(holder).append(event("FIELD_SET", "order"))
-            for _ in range(times):
-                pids.clear()
-                task = asyncio.create_task(append())
-                while not pids:
-                    await asyncio.sleep(0)
-                await asyncio.to_thread(wait_until_blocked, admin, pids[0])
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-        # One connection is all the pool has: it works, has no tenant and no transaction.
-        async with async_engine.connect() as conn:
-            setting = await conn.exec_driver_sql("SELECT current_setting('selene.tenant_id', TRUE)")
-            assert setting.scalar_one() in (None, "")
+        with admin_engine.connect() as admin:
+            before = everything(admin)
+            with engine.connect() as holder, holder.begin() as transaction, tenant_scope(holder, TENANT):
+                getattr(getattr(selene_core, repository)(holder), method)(*given, **named)
+                for _ in range(2):
+                    pids.clear()
+                    task = asyncio.create_task(write())
+                    while not pids:
+                        await asyncio.sleep(0)
+                    await asyncio.to_thread(wait_until_blocked, admin, pids[0])
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                transaction.rollback()
+            assert everything(admin) == before
+            # The connection works, has no tenant and no transaction.
+            async with async_engine.connect() as conn:
+                setting = await conn.exec_driver_sql("SELECT current_setting('selene.tenant_id', TRUE)")
+                assert setting.scalar_one() in (None, "")
+            await write()
+            assert everything(admin) != before
         async with async_tenant_scope(async_engine, TENANT) as conn:
-            orders = AsyncWorkOrderRepository(conn)
-            assert await orders.get("other") is None
-            assert [row.event_type async for row in orders.events("order")] == [
-                "WORK_ORDER_CREATED",
-                "FIELD_SET",
-            ]
-            assert await orders.verify() == []
-            (result,) = await orders.append_many([event("STEP_STARTED", "order")])
-            assert result.work_order_seq == 3
+            assert await AsyncWorkOrderRepository(conn).verify() == []
 
     run(database, story, pool_size=1, max_overflow=0, pool_timeout=10)
     with admin_engine.connect() as conn:

@@ -84,29 +84,54 @@ BREACHES = [
         f"ALTER TABLE {CURRENT} ALTER CONSTRAINT fk_work_orders_current_last_event DEFERRABLE",
         "is deferrable",
     ),
-    ("ledgers:", "CREATE TABLE conversation.new_ledger (x int)", "new_ledger lacks the append-only row"),
-    ("ledgers:", f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row", "lacks the append-only row"),
-    ("ledgers:", f"ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement", "append-only statement"),
+    ("guards:", "CREATE TABLE conversation.new (x int)", "conversation.new lacks the row trigger of"),
+    ("guards:", NEW_TABLE, "os_core.new lacks the statement trigger of os_core.reject_mutation"),
     (
-        "ledgers:",
+        "guards:",
+        f"{NEW_TABLE};"
+        "CREATE TRIGGER guard_row BEFORE UPDATE OR DELETE ON os_core.new"
+        " FOR EACH ROW EXECUTE FUNCTION os_core.guard_lease();"
+        "ALTER TABLE os_core.new ENABLE ALWAYS TRIGGER guard_row",
+        "os_core.new lacks the row trigger of os_core.reject_mutation",
+    ),
+    ("guards:", f"ALTER TABLE {LEDGER} DISABLE TRIGGER reject_mutation_row", "lacks the row trigger"),
+    ("guards:", f"ALTER TABLE {LEDGER} ENABLE TRIGGER reject_mutation_statement", "the statement trigger"),
+    (
+        "guards:",
+        "ALTER TABLE os_core.work_order_step_attempts ENABLE REPLICA TRIGGER guard_row",
+        "os_core.work_order_step_attempts lacks the row trigger of os_core.guard_step_attempt",
+    ),
+    (
+        "guards:",
+        "DROP TRIGGER guard_statement ON os_core.work_order_leases",
+        "os_core.work_order_leases lacks the statement trigger of os_core.guard_lease",
+    ),
+    (
+        "guards:",
+        "ALTER TABLE os_core.sessions RENAME TO session_history",
+        "os_core.session_history lacks the row trigger",
+    ),
+    ("guards:", "ALTER TABLE os_core.sessions RENAME TO other", "os_core.sessions is no table"),
+    (
+        "guards:",
         f"CREATE OR REPLACE TRIGGER reject_mutation_statement BEFORE UPDATE OR DELETE ON {LEDGER}"
         " FOR EACH STATEMENT EXECUTE FUNCTION os_core.reject_mutation();"
         f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_statement",
-        "append-only statement",
+        "the statement trigger",
     ),
     (
-        "ledgers:",
+        "guards:",
         f"CREATE OR REPLACE TRIGGER reject_mutation_row BEFORE UPDATE OF payload OR DELETE ON {LEDGER}"
         " FOR EACH ROW EXECUTE FUNCTION os_core.reject_mutation();"
         f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_row",
-        "append-only row",
+        "the row trigger",
     ),
     (
-        "ledgers:",
+        "guards:",
         f"CREATE OR REPLACE TRIGGER reject_mutation_row BEFORE UPDATE OR DELETE ON {LEDGER}"
         " FOR EACH ROW WHEN (OLD.turn_id > 1) EXECUTE FUNCTION os_core.reject_mutation();"
         f"ALTER TABLE {LEDGER} ENABLE ALWAYS TRIGGER reject_mutation_row",
-        "append-only row",
+        "the row trigger",
     ),
     ("tables: text", "CREATE TABLE os_core.new (note_id text)", 'os_core.new.note_id is not collated "C"'),
     ("tables: none", "CREATE UNLOGGED TABLE os_core.new (x int)", "os_core.new is unlogged"),

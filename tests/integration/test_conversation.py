@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from datetime import datetime
 from functools import partial
 from threading import Barrier
 from typing import Any
@@ -17,7 +18,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import sqlalchemy as sa
-from psycopg import IsolationLevel
+from psycopg import IsolationLevel, pq
 from sqlalchemy.engine import make_url
 
 from selene_core import (
@@ -36,12 +37,15 @@ from selene_core import (
     TenantScopeViolation,
     TombstoneConflict,
     TurnResult,
+    WorkOrderRepository,
     tenant_scope,
 )
 from selene_core.conversation import TURNS_PAGE
 from selene_core.local import LocalServerUnavailable, local_database
+from selene_core.rendering import conversation_lines
 from selene_core.tables import conversation_ledger
 from tests.calls import Tenant, refused
+from tests.plans import scans
 from tests.races import wait_until
 from tests.raw import Connection, connect
 from tests.servers import Database, Role, Server
@@ -243,14 +247,43 @@ def test_append__contract(scope: sa.Connection, acme: Tenant, field: str, value:
     assert SECRET not in refusal.message
 
 
-@pytest.mark.parametrize("escape", ["\\ud800", "\\ud83d", "\\u0000", "\\udc00\\ud800"])
-def test_append__what_no_text_can_hold_is_refused_by_the_server(acme: Tenant, escape: str) -> None:
+JSON_ESCAPES = [(r"\ud800", "22P02"), (r"\udc00\ud800", "22P02"), (r"\u0000", "22P05")]
+
+
+@pytest.mark.parametrize(
+    ("text", "sqlstate"),
+    [
+        *((rf"E'a{escape}'", "42601") for escape in (r"\ud800", r"\ud83d", r"\udc00\ud800", r"\u0000")),
+        *((rf"convert_from('\x61{octets}', 'UTF8')", "22021") for octets in ("eda080", "edbfbf", "00")),
+        *((f"jsonb_build_array(chr({number})) ->> 0", "54000") for number in (0, 0xD800)),
+        *((rf"""'["a{escape}"]'::jsonb ->> 0""", sqlstate) for escape, sqlstate in JSON_ESCAPES),
+    ],
+)
+def test_append__what_no_text_can_hold_is_refused_by_the_server(
+    acme: Tenant, text: str, sqlstate: str
+) -> None:
     ready(acme)
-    with pytest.raises(psycopg.Error):
+    with refused(sqlstate):
         acme.app.execute(
             f"SELECT conversation.append_turn('{acme.id}', '{THREAD}', 1, 'alice', 'USER', 'TYPED_TEXT',"
-            f" E'a{escape}', 'PUBLIC_CHAT')".encode()
+            f" {text}, 'PUBLIC_CHAT')".encode()
         )
+    assert rows_of(acme) == []
+
+
+@pytest.mark.parametrize(
+    "octets", [b"a\0", b"\0", b"a\xed\xa0\x80", b"\xed\xbf\xbf", b"\xed\xa0\xbd\xed\xb8\x80"]
+)
+def test_append__nor_as_bytes(acme: Tenant, octets: bytes) -> None:
+    """As a service in a language whose strings are bytes would send them."""
+    ready(acme)
+    query = (
+        f"SELECT conversation.append_turn('{acme.id}', '{THREAD}', 1, 'alice', 'USER', 'TYPED_TEXT',"
+        " $1, 'PUBLIC_CHAT')"
+    )
+    text, binary = acme.app.adapters.types["text"].oid, pq.Format.BINARY
+    result = acme.app.pgconn.exec_params(query.encode(), [octets], [text], [binary])
+    assert result.error_field(pq.DiagnosticField.SQLSTATE) == b"22021"
     assert rows_of(acme) == []
 
 
@@ -439,6 +472,23 @@ def test_tombstone__names_an_earlier_turn_of_this_conversation(engine: sa.Engine
     with tenant_scope(engine, "rival") as conn:
         (untouched,) = ConversationRepository(conn).turns(THREAD)
         assert untouched.text == SECRET
+
+
+def test_tombstone__names_no_later_turn(acme: Tenant) -> None:
+    """One that is there, in the same conversation: later is by place, whichever was written first."""
+    ready(acme)
+    late, early, latest = (call(acme.app, acme.id, turn_id=place)[0] for place in (8, 4, 9))
+    hide = "SELECT * FROM conversation.tombstone_turn(%s, %s, %s, 1, %s)"
+    for target, place in ((late, 8), (late, 7), (late, 3), (early, 4), (early, 3), (latest, 9), (latest, 5)):
+        with refused("SL001") as refusal:
+            acme.app.execute(hide, (acme.id, THREAD, target, place))
+        assert refusal.message == "turn_id: must be greater than that of the turn to hide"
+        assert refusal.facts["field"] == "turn_id"
+    assert [row[0] for row in rows_of(acme)] == [late, early, latest]
+    for target, place in ((early, 5), (late, 10)):
+        row = acme.app.execute(hide, (acme.id, THREAD, target, place)).fetchone()
+        assert row is not None
+        assert row[1] == place
 
 
 @pytest.mark.parametrize(
@@ -742,6 +792,13 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
                 f" '', privacy_scope, conversation_turn_id, 1 FROM {LEDGER}"
                 " WHERE conversation_turn_id % 3 = 0"
             )
+            admin.execute(
+                "INSERT INTO os_core.work_order_ledger (tenant_id, work_order_id, work_order_seq,"
+                " correlation_id, turn_id, event_type, work_order_status, reason_code, payload)"
+                " SELECT 'acme', 'order-' || n % 1000, 1 + n / 1000, md5('talk-' || n % 1000)::uuid,"
+                " 1 + n / 1000, CASE WHEN n < 1000 THEN 'WORK_ORDER_CREATED' ELSE 'STEP_STARTED' END,"
+                " 'DRAFT', 1, '{}' FROM generate_series(0, 4999) AS n"
+            )
             admin.execute("ANALYZE")
         yield database
 
@@ -795,52 +852,85 @@ def test_read__is_one_index_scan(full_database: Database, database: Database, st
             assert f"({column} " in found[index]
 
 
+TURNS = "conversation.ux_conversation_ledger_tenant_turn"
+MARKS = "conversation.ux_conversation_ledger_tombstone"
+
+
 def test_read__touches_what_it_returns(full_database: Database) -> None:
     """As the server counts it: no sequential scan, and one scan of the conversation."""
-    scans = (
-        "SELECT seq_scan,"
-        " pg_stat_get_xact_numscans('conversation.ux_conversation_ledger_tenant_turn'::regclass)"
-        f" FROM pg_stat_xact_user_tables WHERE relid = '{LEDGER}'::regclass"
-    )
-    with tenant_scope(full_database.engine("app"), "acme") as conn:
-        # A session of the server may not have told yet what it did before, for whoever had it.
-        before = conn.exec_driver_sql(scans).one()
-        ConversationRepository(conn).page(THREAD, after=1000)
-        after = conn.exec_driver_sql(scans).one()
-    assert [now - then for now, then in zip(after, before, strict=True)] == [0, 1]
+    with tenant_scope(full_database.engine("app"), "acme") as conn, scans(conn) as counted:
+        turns = ConversationRepository(conn).page(THREAD, after=1000)
+    assert counted == {TURNS: 1, MARKS: len(turns)}
+
+
+def test_read__beside_the_events_is_one_index_scan_each(full_database: Database) -> None:
+    """What `selene-core show --conversation` goes through, also where both tables are large."""
+    with tenant_scope(full_database.engine("app"), "acme") as conn, scans(conn) as counted:
+        events, turns_of = WorkOrderRepository(conn).events("order-7"), ConversationRepository(conn).turns
+        lines = [*conversation_lines(events, turns_of)]
+    turns = sum("USER: " in line for line in lines)
+    assert (turns, sum("STEP_STARTED" in line for line in lines)) == (27, 4)
+    assert counted == {"os_core.ux_work_order_ledger_tenant_work_order_seq": 1, TURNS: 1, MARKS: turns}
 
 
 # --- many at once
 
 
-def test_sixteen__append_to_one_conversation(sessions: Sessions, acme: Tenant) -> None:
-    """Each turn is sent by two, as after lost answers, and all are there once."""
+def test_sixteen__open_move_and_close_sessions_while_they_append(sessions: Sessions, acme: Tenant) -> None:
+    """Sessions of one user, turns of one conversation that name them, and each turn sent by two."""
     ready(acme)
+    states = ("SUSPENDED", "ACTIVE", "SOFT_CLOSED", "CLOSED")
 
-    def talk(number: int) -> Callable[[Connection], list[tuple[Any, ...]]]:
-        def job(conn: Connection) -> list[tuple[Any, ...]]:
-            results = []
-            for n in range(20):
-                turn_id = 1 + (number // 2) + 8 * n
-                results.append(
-                    call(
-                        conn, acme.id, turn_id=turn_id, text=f"turn {turn_id}", idempotency_key=f"k{turn_id}"
-                    )
-                )
-                conn.execute("SELECT os_core.touch_session(%s, 'alice-session')", (acme.id,))
-            return results
+    def talk(number: int) -> Callable[[Connection], tuple[list[tuple[Any, ...]], list[datetime]]]:
+        pair, leads = divmod(number, 2)
+
+        def job(conn: Connection) -> tuple[list[tuple[Any, ...]], list[datetime]]:
+            results, seen = [], []
+
+            def do(function: str, *given: str) -> Any:
+                arguments = (acme.id, *given)
+                holders = ", ".join(["%s"] * len(arguments))
+                row = conn.execute(f"SELECT * FROM os_core.{function}({holders})".encode(), arguments)
+                return row.fetchone()
+
+            for n in range(5):
+                own = f"own-{pair}-{n}"
+                do("open_session", own, "alice", "alice-device")
+                for place, state in enumerate(states):
+                    turn_id = 1 + place + 4 * (pair + 8 * n)
+                    given = {"turn_id": turn_id, "text": f"turn {turn_id}", "idempotency_key": f"k{turn_id}"}
+                    results.append(call(conn, acme.id, session_id=own, **given))
+                    if leads:
+                        do("move_session", own, state)
+                    else:
+                        seen.append(do("touch_session", "alice-session")[6])
+            return results, seen
 
         return job
 
-    results = [row for rows in sessions.at_once([talk(number) for number in range(16)]) for row in rows]
+    done = sessions.at_once([talk(number) for number in range(16)])
+    results = [row for rows, _ in done for row in rows]
     assert len(results) == 320
     assert sum(not replayed for *_, replayed in results) == 160
-    assert len({row[0] for row in results}) == 160
     stored = acme.admin.execute(
-        f"SELECT turn_id, text, idempotency_key FROM {LEDGER} WHERE tenant_id = %s ORDER BY turn_id".encode(),
+        "SELECT turn_id, text, idempotency_key, session_id, conversation_turn_id"
+        f" FROM {LEDGER} WHERE tenant_id = %s ORDER BY turn_id".encode(),
         (acme.id,),
     ).fetchall()
-    assert stored == [(n, f"turn {n}", f"k{n}") for n in range(1, 161)]
+    assert [row[:4] for row in stored] == [
+        (1 + n, f"turn {1 + n}", f"k{1 + n}", f"own-{n // 4 % 8}-{n // 32}") for n in range(160)
+    ]
+    assert {row[4] for row in stored} == {row[0] for row in results}
+    assert all(times == sorted(times) for _, times in done)
+    touches = [time for _, times in done for time in times]
+    assert len(set(touches)) == len(touches) == 160  # each took its own time, and nothing goes back
+    found = acme.admin.execute(
+        "SELECT session_state, count(*), count(closed_at), max(last_activity_at) FROM os_core.sessions"
+        " WHERE tenant_id = %s AND user_id = 'alice' GROUP BY 1 ORDER BY 1",
+        (acme.id,),
+    ).fetchall()
+    assert [row[:3] for row in found] == [("ACTIVE", 1, 0), ("CLOSED", 40, 40)]
+    assert found[0][3] == max(touches)
 
 
 def test_sixteen__hide_one_turn_while_others_append(sessions: Sessions, acme: Tenant) -> None:

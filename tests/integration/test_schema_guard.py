@@ -3,20 +3,26 @@
 import asyncio
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from threading import Event, Thread
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from selene_core import (
+    ConversationRepository,
+    IdentityRepository,
+    LeaseRepository,
     SchemaDrifted,
     SchemaError,
     SchemaLocked,
     SchemaOutdated,
     SchemaTooNew,
+    StepAttemptRepository,
+    WorkOrderLedgerEventInput,
     WorkOrderRepository,
     append_events,
     check_schema,
@@ -27,12 +33,14 @@ from selene_core import (
 )
 from selene_core.drift import golden
 from selene_core.migrations import downgrade, upgrade
+from selene_core.tables import METADATA
 from tests.factories import created, event
 from tests.migrations.runs import held, run_all, stands_at
 from tests.pooler import is_pooled
 from tests.races import wait_until
 from tests.scratch import NEXT, upgrade_further
 from tests.servers import Database
+from tests.workers import LIMITS
 
 HEAD = golden().head
 BEFORE_HEAD = golden().revisions[-2]
@@ -336,11 +344,22 @@ def test_check_schema__while_a_migration_is_under_way(database: Database, engine
     assert check_schema(engine) == HEAD
 
 
+A_COLUMN_MORE = [
+    A_COLUMN if table.fullname == CURRENT else f"op.execute('ALTER TABLE {table} ADD COLUMN mood text')"
+    for table in METADATA.sorted_tables
+]
+"""For every table, a revision each: none waits for one table while it has another."""
+
+OVERTAKEN = {"42804", "XX000"}
+"""The known limit: a call that waits for a table to get a column may find its row types outdated, once."""
+
+
 class Service:
-    """An old service at work: it appends and reads in a loop, in a thread of its own."""
+    """An old service at work: it writes and reads every table in a loop, in a thread of its own."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.orders = 0
+        self.overtaken = 0
         self.failure: Exception | None = None
         self._engine = engine
         self._stop = Event()
@@ -353,19 +372,75 @@ class Service:
                     return
                 order = created()
                 more = [event("FIELD_SET", order.work_order_id), event("STATUS_CHANGED", order.work_order_id)]
-                if number % 2:
-                    append_events(self._engine, "acme", [order, *more])
-                else:
-                    for each in (order, *more):
-                        append_events(self._engine, "acme", [each])
-                with tenant_scope(self._engine, "acme") as conn:
-                    orders = WorkOrderRepository(conn)
-                    assert orders.get(order.work_order_id) == orders.as_of(order.work_order_id, seq=3)
-                    assert len([*orders.events(order.work_order_id)]) == 3
-                    assert orders.verify(order.work_order_id) == []
+                for batch in [[order, *more]] if number % 2 else [[order], *([each] for each in more)]:
+                    self._do(append_events, self._engine, "acme", batch)
+                for work in (self._read, self._work_on, self._talk_about):
+                    self._do(work, order)
                 self.orders += 1
         except Exception as exc:
             self.failure = exc
+
+    def _do(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do a transaction's work; again where a revision took its table first, once for each revision."""
+        while True:
+            try:
+                work(*arguments)
+                return
+            except sa.exc.DBAPIError as exc:
+                known = isinstance(exc.orig, psycopg.Error) and exc.orig.sqlstate in OVERTAKEN
+                self.overtaken += 1
+                if not known or self.overtaken > len(A_COLUMN_MORE):
+                    raise
+
+    def _read(self, order: WorkOrderLedgerEventInput) -> None:
+        with tenant_scope(self._engine, "acme") as conn:
+            orders = WorkOrderRepository(conn)
+            assert orders.get(order.work_order_id) == orders.as_of(order.work_order_id, seq=3)
+            assert len([*orders.events(order.work_order_id)]) == 3
+            assert orders.verify(order.work_order_id) == []
+
+    def _work_on(self, order: WorkOrderLedgerEventInput) -> None:
+        with tenant_scope(self._engine, "acme") as conn:
+            leases, attempts = LeaseRepository(conn), StepAttemptRepository(conn)
+            lease = leases.acquire(order.work_order_id, "worker", ttl_ms=600_000)
+            assert leases.renew(order.work_order_id, lease.token, ttl_ms=600_000).fence == lease.fence
+            attempt = attempts.start(
+                order.work_order_id, "book", idempotency_key="book", lease_token=lease.token, **LIMITS
+            )
+            attempts.finish(
+                attempt.step_attempt_id, outcome="SUCCEEDED", reason_code=1, lease_token=lease.token
+            )
+            assert [each.attempt_status for each in attempts.history(order.work_order_id)] == ["SUCCEEDED"]
+            attempts.due_retries(1)
+            leases.release(order.work_order_id, lease.token)
+            assert leases.current(order.work_order_id) is None
+            assert WorkOrderRepository(conn).verify(order.work_order_id) == []
+
+    def _talk_about(self, order: WorkOrderLedgerEventInput) -> None:
+        session, thread = order.work_order_id, order.correlation_id
+        with tenant_scope(self._engine, "acme") as conn:
+            users, conversation = IdentityRepository(conn), ConversationRepository(conn)
+            users.register_identity("alice")
+            users.register_device("alice", "phone", device_type="phone")
+            users.open_session(session, user_id="alice", device_id="phone")
+            said = conversation.append(
+                correlation_id=thread,
+                turn_id=1,
+                user_id="alice",
+                role="USER",
+                source="TYPED_TEXT",
+                text="Hello",
+                privacy_scope="PUBLIC_CHAT",
+                session_id=session,
+            )
+            assert [turn.text for turn in conversation.turns(thread)] == ["Hello"]
+            conversation.tombstone(thread, said.conversation_turn_id, reason_code=1)
+            assert [turn.text for turn in conversation.turns(thread)] == [None, ""]
+            touched = users.touch_session(session)
+            assert users.get_session(session) == touched
+            assert users.close_session(session).session_state == "CLOSED"
+            assert users.get_identity("alice") is not None
+            assert [each.device_id for each in users.devices("alice")] == ["phone"]
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -382,11 +457,11 @@ class Service:
         wait_until(lambda: self.failure or self.orders >= goal, "the service works", 60)
 
 
-def test_old_service__works_while_the_next_revision_comes(database: Database, engine: sa.Engine) -> None:
+def test_old_service__works_while_the_next_revisions_come(database: Database, engine: sa.Engine) -> None:
     service = Service(engine)
     with service.at_work():
-        service.goes_on()
-        upgrade_further(database, A_COLUMN + "    " + COMPATIBLE["a function"])
+        service.goes_on(8)  # so often that its driver prepares what it sends
+        upgrade_further(database, *A_COLUMN_MORE, COMPATIBLE["a function"])
         assert stands_at(database) == NEXT
         service.goes_on()
         assert check_schema(engine) == NEXT

