@@ -303,6 +303,11 @@ RULES = {
           has_function_privilege('selene_readonly', to_regprocedure(wanted.signature), 'EXECUTE'), FALSE
         )
     """,
+    "functions: the public ones name the columns of what they return": f"""
+        SELECT signature || ' returns the row type of ' || t.name
+        FROM {_FUNCTIONS} AS f JOIN {_TABLES} AS t ON t.reltype = f.prorettype
+        WHERE signature IN ({_listed(PUBLIC_FUNCTIONS)})
+    """,
     "functions: the public ones run as the owner, the others as who calls them": f"""
         SELECT signature || CASE WHEN f.prosecdef THEN ' is' ELSE ' is not' END || ' SECURITY DEFINER'
         FROM {_FUNCTIONS} AS f

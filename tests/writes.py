@@ -41,6 +41,6 @@ def thread_of(tenant_id: str) -> UUID:
     return uuid5(NAMESPACE_DNS, tenant_id)
 
 
-def statement(call: str, tenant_id: str) -> str:
+def statement(call: str, tenant_id: str, **ids: int) -> str:
     """Return the SELECT that makes a call for a tenant."""
-    return f"SELECT * FROM {call.format(tenant=tenant_id, thread=thread_of(tenant_id))}"
+    return f"SELECT * FROM {call.format(tenant=tenant_id, thread=thread_of(tenant_id), **ids)}"

@@ -9,9 +9,23 @@ CREATE OR REPLACE FUNCTION os_core.acquire_lease(
   p_ttl_ms bigint,
   p_idempotency_key text DEFAULT NULL
 )
-RETURNS os_core.work_order_leases
+RETURNS TABLE (
+  lease_id uuid,
+  tenant_id text,
+  work_order_id text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_state text,
+  fence bigint,
+  acquired_at timestamptz,
+  renewed_at timestamptz,
+  lease_expires_at timestamptz,
+  released_at timestamptz,
+  idempotency_key text
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -27,7 +41,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('owner', p_work_order_id, p_owner, p_token, p_ttl_ms, p_idempotency_key);
-  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   _hash := os_core.token_hash(p_token);
 
@@ -65,7 +79,21 @@ BEGIN
     ELSIF _lease.lease_state <> 'ACTIVE' OR _lease.lease_expires_at <= _now THEN
       PERFORM os_core.refuse_event('SL011', NULL, os_core.event_carried(_state, 'LEASE_ACQUIRED', '{}'), _state, NULL);
     END IF;
-    RETURN _lease;
+    RETURN QUERY
+    SELECT
+      _lease.lease_id,
+      _lease.tenant_id,
+      _lease.work_order_id,
+      _lease.lease_owner_id,
+      _lease.lease_token_hash,
+      _lease.lease_state,
+      _lease.fence,
+      _lease.acquired_at,
+      _lease.renewed_at,
+      _lease.lease_expires_at,
+      _lease.released_at,
+      _lease.idempotency_key;
+    RETURN;
   END IF;
 
   PERFORM os_core.refuse_terminal(_state, 'LEASE_ACQUIRED');
@@ -99,8 +127,48 @@ BEGIN
   _event.lease_expires_at := _lease.lease_expires_at;
   SELECT appended.work_order_seq INTO _lease.fence
   FROM os_core.append_work_order_event(_event, NULL, NULL) AS appended;
-  INSERT INTO os_core.work_order_leases SELECT _lease.*;
-  RETURN _lease;
+  INSERT INTO os_core.work_order_leases (
+    lease_id,
+    tenant_id,
+    work_order_id,
+    lease_owner_id,
+    lease_token_hash,
+    lease_state,
+    fence,
+    acquired_at,
+    renewed_at,
+    lease_expires_at,
+    released_at,
+    idempotency_key
+  )
+  VALUES (
+    _lease.lease_id,
+    _lease.tenant_id,
+    _lease.work_order_id,
+    _lease.lease_owner_id,
+    _lease.lease_token_hash,
+    _lease.lease_state,
+    _lease.fence,
+    _lease.acquired_at,
+    _lease.renewed_at,
+    _lease.lease_expires_at,
+    _lease.released_at,
+    _lease.idempotency_key
+  );
+  RETURN QUERY
+  SELECT
+    _lease.lease_id,
+    _lease.tenant_id,
+    _lease.work_order_id,
+    _lease.lease_owner_id,
+    _lease.lease_token_hash,
+    _lease.lease_state,
+    _lease.fence,
+    _lease.acquired_at,
+    _lease.renewed_at,
+    _lease.lease_expires_at,
+    _lease.released_at,
+    _lease.idempotency_key;
 END;
 $$;
 

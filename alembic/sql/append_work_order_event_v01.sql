@@ -65,8 +65,45 @@ BEGIN
       END IF;
       IF _bound IS NULL THEN
         -- The event before must be there: a projection row that is ahead of its ledger must not tear a gap into it.
-        INSERT INTO os_core.work_order_ledger
-        SELECT p_event.*
+        INSERT INTO os_core.work_order_ledger (
+          work_order_event_id,
+          tenant_id,
+          work_order_id,
+          work_order_seq,
+          correlation_id,
+          turn_id,
+          event_type,
+          work_order_status,
+          reason_code,
+          step_id,
+          step_input_hash,
+          lease_owner_id,
+          lease_token_hash,
+          lease_expires_at,
+          payload,
+          idempotency_key,
+          occurred_at,
+          created_at
+        )
+        SELECT
+          p_event.work_order_event_id,
+          p_event.tenant_id,
+          p_event.work_order_id,
+          p_event.work_order_seq,
+          p_event.correlation_id,
+          p_event.turn_id,
+          p_event.event_type,
+          p_event.work_order_status,
+          p_event.reason_code,
+          p_event.step_id,
+          p_event.step_input_hash,
+          p_event.lease_owner_id,
+          p_event.lease_token_hash,
+          p_event.lease_expires_at,
+          p_event.payload,
+          p_event.idempotency_key,
+          p_event.occurred_at,
+          p_event.created_at
         WHERE _state.last_seq IS NULL OR EXISTS (
           SELECT FROM os_core.work_order_ledger AS ledger
           WHERE ledger.tenant_id = p_event.tenant_id

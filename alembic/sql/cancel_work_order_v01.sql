@@ -16,7 +16,7 @@ BEGIN
   IF p_idempotency_key IS NULL THEN
     PERFORM os_core.refuse_contract(NULL, 'idempotency_key: is required to cancel');
   END IF;
-  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   RETURN QUERY
   SELECT appended.*
   FROM os_core.append_work_order_event(

@@ -4,7 +4,25 @@
 -- what follows; the limit ends it. OFFSET 0 keeps the probes from becoming joins, and in this order. Planned at each call, as a poll can
 -- afford: a plan that was made for an empty table would last.
 CREATE OR REPLACE FUNCTION os_core.due_step_retries(p_tenant_id text, p_limit integer)
-RETURNS SETOF os_core.work_order_step_attempts
+RETURNS TABLE (
+  step_attempt_id bigint,
+  tenant_id text,
+  work_order_id text,
+  step_id text,
+  attempt_index integer,
+  attempt_status text,
+  timeout_ms bigint,
+  max_retries integer,
+  retry_backoff_ms bigint,
+  next_retry_at timestamptz,
+  started_at timestamptz,
+  finished_at timestamptz,
+  reason_code bigint,
+  idempotency_key text,
+  finish_idempotency_key text,
+  created_at timestamptz,
+  updated_at timestamptz
+)
 LANGUAGE plpgsql
 VOLATILE
 SECURITY DEFINER
@@ -22,7 +40,24 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, 'limit: must be an integer from 1 to 1000');
   END IF;
   RETURN QUERY
-  SELECT attempt.*
+  SELECT
+    attempt.step_attempt_id,
+    attempt.tenant_id,
+    attempt.work_order_id,
+    attempt.step_id,
+    attempt.attempt_index,
+    attempt.attempt_status,
+    attempt.timeout_ms,
+    attempt.max_retries,
+    attempt.retry_backoff_ms,
+    attempt.next_retry_at,
+    attempt.started_at,
+    attempt.finished_at,
+    attempt.reason_code,
+    attempt.idempotency_key,
+    attempt.finish_idempotency_key,
+    attempt.created_at,
+    attempt.updated_at
   FROM (
     (
       SELECT

@@ -60,7 +60,7 @@ BEGIN
     _attempt.step_attempt_id := p_step_attempt_id;
     PERFORM os_core.refuse_attempt('UNKNOWN', _attempt);
   END IF;
-  _state := os_core.lock_work_order(p_tenant_id, _attempt.work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, _attempt.work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   SELECT attempt.* INTO _attempt
   FROM os_core.work_order_step_attempts AS attempt

@@ -1,34 +1,73 @@
 -- os_core.lock_work_order: locks a work order's projection row to the end of the transaction and returns it as it then is, for a caller
 -- who decides by it and appends (SPEC.md section 6, ask). The application role may not lock rows itself. WorkOrderNotFound where there is none.
 CREATE OR REPLACE FUNCTION os_core.lock_work_order(p_tenant_id text, p_work_order_id text)
-RETURNS os_core.work_orders_current
+RETURNS TABLE (
+  work_order_id text,
+  tenant_id text,
+  correlation_id uuid,
+  turn_id bigint,
+  work_order_status text,
+  last_event_id bigint,
+  last_seq bigint,
+  last_reason_code bigint,
+  last_updated_at timestamptz,
+  created_at timestamptz,
+  requester_user_id text,
+  step_id text,
+  step_input_hash text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_expires_at timestamptz,
+  fields_json jsonb,
+  asked_fields_json jsonb,
+  resolved_fields_json jsonb,
+  conflicts_json jsonb,
+  prompt_dedupe_keys_json jsonb,
+  external_approval_pending boolean,
+  external_approval_request_id text,
+  external_approval_target_user_id text,
+  external_approval_expires_at timestamptz,
+  external_approval_notices smallint,
+  last_state_change_seq bigint
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-  _state os_core.work_orders_current;
-  _event os_core.work_order_ledger;
+  _state constant os_core.work_orders_current := os_core.lock_projection(p_tenant_id, p_work_order_id);
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
-  IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(
-      NULL, 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    );
-  END IF;
-  SELECT current.* INTO _state
-  FROM os_core.work_orders_current AS current
-  WHERE current.tenant_id = p_tenant_id AND current.work_order_id = p_work_order_id
-  FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
-    _event.tenant_id := p_tenant_id;
-    _event.work_order_id := p_work_order_id;
-    PERFORM os_core.refuse_event('SL016', NULL, _event, _state, NULL);
-  END IF;
-  RETURN _state;
+  RETURN QUERY
+  SELECT
+    _state.work_order_id,
+    _state.tenant_id,
+    _state.correlation_id,
+    _state.turn_id,
+    _state.work_order_status,
+    _state.last_event_id,
+    _state.last_seq,
+    _state.last_reason_code,
+    _state.last_updated_at,
+    _state.created_at,
+    _state.requester_user_id,
+    _state.step_id,
+    _state.step_input_hash,
+    _state.lease_owner_id,
+    _state.lease_token_hash,
+    _state.lease_expires_at,
+    _state.fields_json,
+    _state.asked_fields_json,
+    _state.resolved_fields_json,
+    _state.conflicts_json,
+    _state.prompt_dedupe_keys_json,
+    _state.external_approval_pending,
+    _state.external_approval_request_id,
+    _state.external_approval_target_user_id,
+    _state.external_approval_expires_at,
+    _state.external_approval_notices,
+    _state.last_state_change_seq;
 END;
 $$;
 

@@ -11,7 +11,7 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _state constant os_core.work_orders_current := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state constant os_core.work_orders_current := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _event os_core.work_order_ledger;
 BEGIN
   -- First, so that what is no turn or reason is refused at every time alike.

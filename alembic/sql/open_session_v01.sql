@@ -1,9 +1,19 @@
 -- os_core.open_session: opens a session of a user on one of the user's devices (SPEC.md section 2). The session_id is its idempotency
 -- key: opened again for the same user and device, it returns the session as it is now, whatever its state.
 CREATE OR REPLACE FUNCTION os_core.open_session(p_tenant_id text, p_session_id text, p_user_id text, p_device_id text)
-RETURNS SETOF os_core.sessions
+RETURNS TABLE (
+  tenant_id text,
+  session_id text,
+  user_id text,
+  device_id text,
+  session_state text,
+  opened_at timestamptz,
+  last_activity_at timestamptz,
+  closed_at timestamptz
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -41,7 +51,15 @@ BEGIN
     )
     VALUES (p_tenant_id, p_session_id, p_user_id, p_device_id, 'OPEN', _now, _now)
     ON CONFLICT DO NOTHING
-    RETURNING session.*;
+    RETURNING
+      session.tenant_id,
+      session.session_id,
+      session.user_id,
+      session.device_id,
+      session.session_state,
+      session.opened_at,
+      session.last_activity_at,
+      session.closed_at;
     IF FOUND THEN
       RETURN;
     END IF;
@@ -54,7 +72,16 @@ BEGIN
       pg_catalog.jsonb_build_object('session_id', p_session_id)
     );
   END IF;
-  RETURN NEXT _session;
+  RETURN QUERY
+  SELECT
+    _session.tenant_id,
+    _session.session_id,
+    _session.user_id,
+    _session.device_id,
+    _session.session_state,
+    _session.opened_at,
+    _session.last_activity_at,
+    _session.closed_at;
 END;
 $$;
 

@@ -7,9 +7,17 @@ CREATE OR REPLACE FUNCTION os_core.register_device(
   p_device_type text DEFAULT NULL,
   p_audio_profile_ref text DEFAULT NULL
 )
-RETURNS SETOF os_core.devices
+RETURNS TABLE (
+  tenant_id text,
+  device_id text,
+  user_id text,
+  device_type text,
+  last_seen_at timestamptz,
+  audio_profile_ref text
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -48,7 +56,13 @@ BEGIN
     INSERT INTO os_core.devices AS device (tenant_id, device_id, user_id, device_type, audio_profile_ref)
     VALUES (p_tenant_id, p_device_id, p_user_id, p_device_type, NULLIF(p_audio_profile_ref, ''))
     ON CONFLICT DO NOTHING
-    RETURNING device.*;
+    RETURNING
+      device.tenant_id,
+      device.device_id,
+      device.user_id,
+      device.device_type,
+      device.last_seen_at,
+      device.audio_profile_ref;
     IF FOUND THEN
       RETURN;
     END IF;
@@ -68,7 +82,13 @@ BEGIN
     last_seen_at = GREATEST(pg_catalog.clock_timestamp(), device.last_seen_at),
     audio_profile_ref = NULLIF(COALESCE(p_audio_profile_ref, device.audio_profile_ref), '')
   WHERE device.tenant_id = p_tenant_id AND device.device_id = p_device_id
-  RETURNING device.*;
+  RETURNING
+    device.tenant_id,
+    device.device_id,
+    device.user_id,
+    device.device_type,
+    device.last_seen_at,
+    device.audio_profile_ref;
 END;
 $$;
 

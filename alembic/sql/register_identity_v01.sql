@@ -8,9 +8,17 @@ CREATE OR REPLACE FUNCTION os_core.register_identity(
   p_primary_language text DEFAULT NULL,
   p_status text DEFAULT NULL
 )
-RETURNS SETOF os_core.identities
+RETURNS TABLE (
+  tenant_id text,
+  user_id text,
+  speaker_id text,
+  primary_language text,
+  status text,
+  created_at timestamptz
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -44,7 +52,13 @@ BEGIN
     OR identity.primary_language IS DISTINCT FROM NULLIF(COALESCE(p_primary_language, identity.primary_language), '')
     OR identity.status <> COALESCE(p_status, identity.status);
   RETURN QUERY
-  SELECT identity.*
+  SELECT
+    identity.tenant_id,
+    identity.user_id,
+    identity.speaker_id,
+    identity.primary_language,
+    identity.status,
+    identity.created_at
   FROM os_core.identities AS identity
   WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id;
 END;

@@ -16,7 +16,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call(NULL, p_work_order_id, NULL, p_token, NULL, NULL);
-  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
 
   SELECT lease.* INTO _lease
   FROM os_core.work_order_leases AS lease

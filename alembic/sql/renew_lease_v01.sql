@@ -1,8 +1,22 @@
 -- os_core.renew_lease: lets the holder of an unexpired lease hold it for p_ttl_ms from now on; LeaseLost for anyone else (SPEC.md section 8).
 CREATE OR REPLACE FUNCTION os_core.renew_lease(p_tenant_id text, p_work_order_id text, p_token text, p_ttl_ms bigint)
-RETURNS os_core.work_order_leases
+RETURNS TABLE (
+  lease_id uuid,
+  tenant_id text,
+  work_order_id text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_state text,
+  fence bigint,
+  acquired_at timestamptz,
+  renewed_at timestamptz,
+  lease_expires_at timestamptz,
+  released_at timestamptz,
+  idempotency_key text
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -16,7 +30,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('ttl_ms', p_work_order_id, NULL, p_token, p_ttl_ms, NULL);
-  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
 
   SELECT lease.* INTO _lease
@@ -45,7 +59,20 @@ BEGIN
     renewed_at = _lease.renewed_at,
     lease_expires_at = _lease.lease_expires_at
   WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_id = _lease.lease_id;
-  RETURN _lease;
+  RETURN QUERY
+  SELECT
+    _lease.lease_id,
+    _lease.tenant_id,
+    _lease.work_order_id,
+    _lease.lease_owner_id,
+    _lease.lease_token_hash,
+    _lease.lease_state,
+    _lease.fence,
+    _lease.acquired_at,
+    _lease.renewed_at,
+    _lease.lease_expires_at,
+    _lease.released_at,
+    _lease.idempotency_key;
 END;
 $$;
 

@@ -12,9 +12,28 @@ CREATE OR REPLACE FUNCTION os_core.start_step_attempt(
   p_idempotency_key text,
   p_lease_token text DEFAULT NULL
 )
-RETURNS os_core.work_order_step_attempts
+RETURNS TABLE (
+  step_attempt_id bigint,
+  tenant_id text,
+  work_order_id text,
+  step_id text,
+  attempt_index integer,
+  attempt_status text,
+  timeout_ms bigint,
+  max_retries integer,
+  retry_backoff_ms bigint,
+  next_retry_at timestamptz,
+  started_at timestamptz,
+  finished_at timestamptz,
+  reason_code bigint,
+  idempotency_key text,
+  finish_idempotency_key text,
+  created_at timestamptz,
+  updated_at timestamptz
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -50,7 +69,7 @@ BEGIN
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;
-  _state := os_core.lock_work_order(p_tenant_id, p_work_order_id);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
 
   -- A retry comes before everything that can refuse: it gets the row as it now is.
@@ -67,7 +86,26 @@ BEGIN
     THEN
       PERFORM os_core.refuse_key(p_work_order_id, p_idempotency_key);
     END IF;
-    RETURN _attempt;
+    RETURN QUERY
+    SELECT
+      _attempt.step_attempt_id,
+      _attempt.tenant_id,
+      _attempt.work_order_id,
+      _attempt.step_id,
+      _attempt.attempt_index,
+      _attempt.attempt_status,
+      _attempt.timeout_ms,
+      _attempt.max_retries,
+      _attempt.retry_backoff_ms,
+      _attempt.next_retry_at,
+      _attempt.started_at,
+      _attempt.finished_at,
+      _attempt.reason_code,
+      _attempt.idempotency_key,
+      _attempt.finish_idempotency_key,
+      _attempt.created_at,
+      _attempt.updated_at;
+    RETURN;
   END IF;
 
   -- The lease is judged here, so that whoever lost it learns that first, and again for every event that is written.
@@ -136,11 +174,67 @@ BEGIN
   _attempt.created_at := _now;
   _attempt.updated_at := _now;
   PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
-  INSERT INTO os_core.work_order_step_attempts SELECT _attempt.* ON CONFLICT DO NOTHING;
+  INSERT INTO os_core.work_order_step_attempts (
+    step_attempt_id,
+    tenant_id,
+    work_order_id,
+    step_id,
+    attempt_index,
+    attempt_status,
+    timeout_ms,
+    max_retries,
+    retry_backoff_ms,
+    next_retry_at,
+    started_at,
+    finished_at,
+    reason_code,
+    idempotency_key,
+    finish_idempotency_key,
+    created_at,
+    updated_at
+  )
+  VALUES (
+    _attempt.step_attempt_id,
+    _attempt.tenant_id,
+    _attempt.work_order_id,
+    _attempt.step_id,
+    _attempt.attempt_index,
+    _attempt.attempt_status,
+    _attempt.timeout_ms,
+    _attempt.max_retries,
+    _attempt.retry_backoff_ms,
+    _attempt.next_retry_at,
+    _attempt.started_at,
+    _attempt.finished_at,
+    _attempt.reason_code,
+    _attempt.idempotency_key,
+    _attempt.finish_idempotency_key,
+    _attempt.created_at,
+    _attempt.updated_at
+  )
+  ON CONFLICT DO NOTHING;
   IF NOT FOUND THEN
     PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
   END IF;
-  RETURN _attempt;
+  RETURN QUERY
+  SELECT
+    _attempt.step_attempt_id,
+    _attempt.tenant_id,
+    _attempt.work_order_id,
+    _attempt.step_id,
+    _attempt.attempt_index,
+    _attempt.attempt_status,
+    _attempt.timeout_ms,
+    _attempt.max_retries,
+    _attempt.retry_backoff_ms,
+    _attempt.next_retry_at,
+    _attempt.started_at,
+    _attempt.finished_at,
+    _attempt.reason_code,
+    _attempt.idempotency_key,
+    _attempt.finish_idempotency_key,
+    _attempt.created_at,
+    _attempt.updated_at;
 END;
 $$;
 

@@ -3,9 +3,38 @@
 CREATE OR REPLACE FUNCTION os_core.work_order_as_of(
   p_tenant_id text, p_work_order_id text, p_seq bigint DEFAULT NULL, p_event_id bigint DEFAULT NULL, p_at timestamptz DEFAULT NULL
 )
-RETURNS SETOF os_core.work_orders_current
+RETURNS TABLE (
+  work_order_id text,
+  tenant_id text,
+  correlation_id uuid,
+  turn_id bigint,
+  work_order_status text,
+  last_event_id bigint,
+  last_seq bigint,
+  last_reason_code bigint,
+  last_updated_at timestamptz,
+  created_at timestamptz,
+  requester_user_id text,
+  step_id text,
+  step_input_hash text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_expires_at timestamptz,
+  fields_json jsonb,
+  asked_fields_json jsonb,
+  resolved_fields_json jsonb,
+  conflicts_json jsonb,
+  prompt_dedupe_keys_json jsonb,
+  external_approval_pending boolean,
+  external_approval_request_id text,
+  external_approval_target_user_id text,
+  external_approval_expires_at timestamptz,
+  external_approval_notices smallint,
+  last_state_change_seq bigint
+)
 LANGUAGE plpgsql
 VOLATILE
+ROWS 1
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -17,7 +46,6 @@ BEGIN
   IF pg_catalog.num_nonnulls(p_seq, p_event_id, p_at) <> 1 THEN
     PERFORM os_core.refuse_contract(NULL, 'as_of: takes exactly one of seq, event_id and at');
   END IF;
-  -- A variable and not (state).*: a session keeps the columns of that, also when a later revision has added one.
   _state := (
     SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq)
     FROM os_core.work_order_ledger AS ledger
@@ -28,7 +56,35 @@ BEGIN
       AND (p_at IS NULL OR ledger.created_at <= p_at)
   );
   IF _state.last_seq IS NOT NULL THEN
-    RETURN NEXT _state;
+    RETURN QUERY
+    SELECT
+      _state.work_order_id,
+      _state.tenant_id,
+      _state.correlation_id,
+      _state.turn_id,
+      _state.work_order_status,
+      _state.last_event_id,
+      _state.last_seq,
+      _state.last_reason_code,
+      _state.last_updated_at,
+      _state.created_at,
+      _state.requester_user_id,
+      _state.step_id,
+      _state.step_input_hash,
+      _state.lease_owner_id,
+      _state.lease_token_hash,
+      _state.lease_expires_at,
+      _state.fields_json,
+      _state.asked_fields_json,
+      _state.resolved_fields_json,
+      _state.conflicts_json,
+      _state.prompt_dedupe_keys_json,
+      _state.external_approval_pending,
+      _state.external_approval_request_id,
+      _state.external_approval_target_user_id,
+      _state.external_approval_expires_at,
+      _state.external_approval_notices,
+      _state.last_state_change_seq;
   END IF;
 END;
 $$;

@@ -35,11 +35,13 @@ def upgrade() -> None:
     op.execute(sql("append_work_order_event", version=1))
     op.execute(sql("append_work_order_batch", version=1))
     op.execute(sql("append_work_order_events", version=1))
+    op.execute(sql("lock_projection", version=1))
     op.execute(sql("lock_work_order", version=1))
 
 
 def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.lock_work_order(text, text)")
+    op.execute("DROP FUNCTION os_core.lock_projection(text, text)")
     op.execute("DROP FUNCTION os_core.append_work_order_events(text, jsonb)")
     op.execute("DROP FUNCTION os_core.append_work_order_batch(text, jsonb)")
     op.execute("DROP FUNCTION os_core.append_work_order_event(os_core.work_order_ledger, bigint, text)")

@@ -256,12 +256,19 @@ BREACHES = [
         "selene_app may not execute os_core.work_order_as_of",
     ),
     (
-        "functions: the public",
+        "functions: the public ones name",
+        "DROP FUNCTION os_core.touch_session(text, text);"
+        "CREATE FUNCTION os_core.touch_session(text, text) RETURNS SETOF os_core.sessions"
+        " LANGUAGE sql AS 'TABLE os_core.sessions'",
+        "os_core.touch_session(text,text) returns the row type of os_core.sessions",
+    ),
+    (
+        "functions: the public ones run",
         "ALTER FUNCTION os_core.append_work_order_events(text, jsonb) SECURITY INVOKER",
         "append_work_order_events(text,jsonb) is not SECURITY DEFINER",
     ),
     (
-        "functions: the public",
+        "functions: the public ones run",
         "ALTER FUNCTION os_core.no_tenant() SECURITY DEFINER",
         "no_tenant() is SECURITY DEFINER",
     ),

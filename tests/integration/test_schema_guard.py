@@ -3,12 +3,11 @@
 import asyncio
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from threading import Event, Thread
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -350,16 +349,12 @@ A_COLUMN_MORE = [
 ]
 """For every table, a revision each: none waits for one table while it has another."""
 
-OVERTAKEN = {"42804", "XX000"}
-"""The known limit: a call that waits for a table to get a column may find its row types outdated, once."""
-
 
 class Service:
     """An old service at work: it writes and reads every table in a loop, in a thread of its own."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.orders = 0
-        self.overtaken = 0
         self.failure: Exception | None = None
         self._engine = engine
         self._stop = Event()
@@ -373,24 +368,13 @@ class Service:
                 order = created()
                 more = [event("FIELD_SET", order.work_order_id), event("STATUS_CHANGED", order.work_order_id)]
                 for batch in [[order, *more]] if number % 2 else [[order], *([each] for each in more)]:
-                    self._do(append_events, self._engine, "acme", batch)
-                for work in (self._read, self._work_on, self._talk_about):
-                    self._do(work, order)
+                    append_events(self._engine, "acme", batch)
+                self._read(order)
+                self._work_on(order)
+                self._talk_about(order)
                 self.orders += 1
         except Exception as exc:
             self.failure = exc
-
-    def _do(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do a transaction's work; again where a revision took its table first, once for each revision."""
-        while True:
-            try:
-                work(*arguments)
-                return
-            except sa.exc.DBAPIError as exc:
-                known = isinstance(exc.orig, psycopg.Error) and exc.orig.sqlstate in OVERTAKEN
-                self.overtaken += 1
-                if not known or self.overtaken > len(A_COLUMN_MORE):
-                    raise
 
     def _read(self, order: WorkOrderLedgerEventInput) -> None:
         with tenant_scope(self._engine, "acme") as conn:

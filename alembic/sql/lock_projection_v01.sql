@@ -1,0 +1,32 @@
+-- os_core.lock_projection: locks a work order's projection row to the end of the transaction and returns it as it then is, for a function
+-- that decides by it and appends. WorkOrderNotFound where there is none.
+CREATE OR REPLACE FUNCTION os_core.lock_projection(p_tenant_id text, p_work_order_id text)
+RETURNS os_core.work_orders_current
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _state os_core.work_orders_current;
+  _event os_core.work_order_ledger;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
+    PERFORM os_core.refuse_contract(
+      NULL, 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
+    );
+  END IF;
+  SELECT current.* INTO _state
+  FROM os_core.work_orders_current AS current
+  WHERE current.tenant_id = p_tenant_id AND current.work_order_id = p_work_order_id
+  FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
+    _event.tenant_id := p_tenant_id;
+    _event.work_order_id := p_work_order_id;
+    PERFORM os_core.refuse_event('SL016', NULL, _event, _state, NULL);
+  END IF;
+  RETURN _state;
+END;
+$$;
