@@ -72,22 +72,111 @@ BEGIN
   _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
 
-  -- A retry comes before everything that can refuse: it gets the row as it now is.
-  SELECT attempt.* INTO _attempt
-  FROM os_core.work_order_step_attempts AS attempt
-  WHERE attempt.tenant_id = p_tenant_id
-    AND attempt.work_order_id = p_work_order_id
-    AND attempt.step_id = p_step_id
-    AND attempt.idempotency_key = p_idempotency_key;
-  IF FOUND THEN
-    IF _attempt.timeout_ms <> p_timeout_ms
-      OR _attempt.max_retries <> p_max_retries
-      OR _attempt.retry_backoff_ms <> p_retry_backoff_ms
-    THEN
-      PERFORM os_core.refuse_key(p_work_order_id, p_idempotency_key);
+  <<started>>
+  BEGIN
+    -- A retry comes before everything that can refuse: it gets the row as it now is.
+    SELECT attempt.* INTO _attempt
+    FROM os_core.work_order_step_attempts AS attempt
+    WHERE attempt.tenant_id = p_tenant_id
+      AND attempt.work_order_id = p_work_order_id
+      AND attempt.step_id = p_step_id
+      AND attempt.idempotency_key = p_idempotency_key;
+    IF FOUND THEN
+      IF _attempt.timeout_ms <> p_timeout_ms
+        OR _attempt.max_retries <> p_max_retries
+        OR _attempt.retry_backoff_ms <> p_retry_backoff_ms
+      THEN
+        PERFORM os_core.refuse_key(p_work_order_id, p_idempotency_key);
+      END IF;
+      EXIT started;
     END IF;
-    RETURN QUERY
-    SELECT
+
+    -- The lease is judged here, so that whoever lost it learns that first, and again for every event that is written.
+    PERFORM os_core.refuse_terminal(_state, 'STEP_STARTED');
+    _event := os_core.event_carried(_state, 'STEP_STARTED', '{}');
+    _event.created_at := _now;
+    _refusal := os_core.lease_refusal(_state, _event, p_lease_token);
+    IF _refusal IS NOT NULL THEN
+      PERFORM os_core.refuse_event(_refusal, NULL, _event, _state, NULL);
+    END IF;
+
+    SELECT attempt.* INTO _last
+    FROM os_core.work_order_step_attempts AS attempt
+    WHERE attempt.tenant_id = p_tenant_id AND attempt.work_order_id = p_work_order_id AND attempt.step_id = p_step_id
+    ORDER BY attempt.attempt_index DESC
+    LIMIT 1;
+    _deadline := _last.started_at + _last.timeout_ms * INTERVAL '1 millisecond';
+    CASE
+      WHEN _last.step_attempt_id IS NULL THEN
+        NULL;
+      WHEN _last.attempt_status = 'RUNNING' AND _deadline > _now THEN
+        PERFORM os_core.refuse_attempt('RUNNING', _last);
+      WHEN _last.attempt_status = 'SUCCEEDED' THEN
+        PERFORM os_core.refuse_attempt('SUCCEEDED', _last);
+      WHEN _last.attempt_index > p_max_retries THEN
+        PERFORM os_core.refuse_attempt('BUDGET_SPENT', _last);
+      WHEN _last.next_retry_at > _now THEN
+        PERFORM os_core.refuse_attempt('NOT_DUE', _last);
+      WHEN _last.attempt_status = 'RUNNING' THEN
+        _last.attempt_status := 'FAILED';
+        _last.finished_at := _deadline;
+        _last.reason_code := _state.last_reason_code;
+        IF _last.attempt_index <= _last.max_retries THEN
+          _last.next_retry_at := _deadline;
+        END IF;
+        PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _last, TRUE, p_lease_token);
+        UPDATE os_core.work_order_step_attempts AS attempt
+        SET
+          attempt_status = _last.attempt_status,
+          next_retry_at = _last.next_retry_at,
+          finished_at = _last.finished_at,
+          reason_code = _last.reason_code,
+          updated_at = _now
+        WHERE attempt.tenant_id = p_tenant_id
+          AND attempt.work_order_id = p_work_order_id
+          AND attempt.step_id = p_step_id
+          AND attempt.attempt_index = _last.attempt_index;
+      ELSE
+        NULL;
+    END CASE;
+
+    _attempt.step_attempt_id := pg_catalog.nextval('os_core.work_order_step_attempts_step_attempt_id_seq');
+    IF _attempt.step_attempt_id <= _last.step_attempt_id THEN
+      PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
+    END IF;
+    _attempt.tenant_id := p_tenant_id;
+    _attempt.work_order_id := p_work_order_id;
+    _attempt.step_id := p_step_id;
+    _attempt.attempt_index := COALESCE(_last.attempt_index, 0) + 1;
+    _attempt.attempt_status := 'RUNNING';
+    _attempt.timeout_ms := p_timeout_ms;
+    _attempt.max_retries := p_max_retries;
+    _attempt.retry_backoff_ms := p_retry_backoff_ms;
+    _attempt.started_at := _now;
+    _attempt.idempotency_key := p_idempotency_key;
+    _attempt.created_at := _now;
+    _attempt.updated_at := _now;
+    PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
+    INSERT INTO os_core.work_order_step_attempts (
+      step_attempt_id,
+      tenant_id,
+      work_order_id,
+      step_id,
+      attempt_index,
+      attempt_status,
+      timeout_ms,
+      max_retries,
+      retry_backoff_ms,
+      next_retry_at,
+      started_at,
+      finished_at,
+      reason_code,
+      idempotency_key,
+      finish_idempotency_key,
+      created_at,
+      updated_at
+    )
+    VALUES (
       _attempt.step_attempt_id,
       _attempt.tenant_id,
       _attempt.work_order_id,
@@ -104,118 +193,13 @@ BEGIN
       _attempt.idempotency_key,
       _attempt.finish_idempotency_key,
       _attempt.created_at,
-      _attempt.updated_at;
-    RETURN;
-  END IF;
-
-  -- The lease is judged here, so that whoever lost it learns that first, and again for every event that is written.
-  PERFORM os_core.refuse_terminal(_state, 'STEP_STARTED');
-  _event := os_core.event_carried(_state, 'STEP_STARTED', '{}');
-  _event.created_at := _now;
-  _refusal := os_core.lease_refusal(_state, _event, p_lease_token);
-  IF _refusal IS NOT NULL THEN
-    PERFORM os_core.refuse_event(_refusal, NULL, _event, _state, NULL);
-  END IF;
-
-  SELECT attempt.* INTO _last
-  FROM os_core.work_order_step_attempts AS attempt
-  WHERE attempt.tenant_id = p_tenant_id AND attempt.work_order_id = p_work_order_id AND attempt.step_id = p_step_id
-  ORDER BY attempt.attempt_index DESC
-  LIMIT 1;
-  _deadline := _last.started_at + _last.timeout_ms * INTERVAL '1 millisecond';
-  CASE
-    WHEN _last.step_attempt_id IS NULL THEN
-      NULL;
-    WHEN _last.attempt_status = 'RUNNING' AND _deadline > _now THEN
-      PERFORM os_core.refuse_attempt('RUNNING', _last);
-    WHEN _last.attempt_status = 'SUCCEEDED' THEN
-      PERFORM os_core.refuse_attempt('SUCCEEDED', _last);
-    WHEN _last.attempt_index > p_max_retries THEN
-      PERFORM os_core.refuse_attempt('BUDGET_SPENT', _last);
-    WHEN _last.next_retry_at > _now THEN
-      PERFORM os_core.refuse_attempt('NOT_DUE', _last);
-    WHEN _last.attempt_status = 'RUNNING' THEN
-      _last.attempt_status := 'FAILED';
-      _last.finished_at := _deadline;
-      _last.reason_code := _state.last_reason_code;
-      IF _last.attempt_index <= _last.max_retries THEN
-        _last.next_retry_at := _deadline;
-      END IF;
-      PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _last, TRUE, p_lease_token);
-      UPDATE os_core.work_order_step_attempts AS attempt
-      SET
-        attempt_status = _last.attempt_status,
-        next_retry_at = _last.next_retry_at,
-        finished_at = _last.finished_at,
-        reason_code = _last.reason_code,
-        updated_at = _now
-      WHERE attempt.tenant_id = p_tenant_id
-        AND attempt.work_order_id = p_work_order_id
-        AND attempt.step_id = p_step_id
-        AND attempt.attempt_index = _last.attempt_index;
-    ELSE
-      NULL;
-  END CASE;
-
-  _attempt.step_attempt_id := pg_catalog.nextval('os_core.work_order_step_attempts_step_attempt_id_seq');
-  IF _attempt.step_attempt_id <= _last.step_attempt_id THEN
-    PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
-  END IF;
-  _attempt.tenant_id := p_tenant_id;
-  _attempt.work_order_id := p_work_order_id;
-  _attempt.step_id := p_step_id;
-  _attempt.attempt_index := COALESCE(_last.attempt_index, 0) + 1;
-  _attempt.attempt_status := 'RUNNING';
-  _attempt.timeout_ms := p_timeout_ms;
-  _attempt.max_retries := p_max_retries;
-  _attempt.retry_backoff_ms := p_retry_backoff_ms;
-  _attempt.started_at := _now;
-  _attempt.idempotency_key := p_idempotency_key;
-  _attempt.created_at := _now;
-  _attempt.updated_at := _now;
-  PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
-  INSERT INTO os_core.work_order_step_attempts (
-    step_attempt_id,
-    tenant_id,
-    work_order_id,
-    step_id,
-    attempt_index,
-    attempt_status,
-    timeout_ms,
-    max_retries,
-    retry_backoff_ms,
-    next_retry_at,
-    started_at,
-    finished_at,
-    reason_code,
-    idempotency_key,
-    finish_idempotency_key,
-    created_at,
-    updated_at
-  )
-  VALUES (
-    _attempt.step_attempt_id,
-    _attempt.tenant_id,
-    _attempt.work_order_id,
-    _attempt.step_id,
-    _attempt.attempt_index,
-    _attempt.attempt_status,
-    _attempt.timeout_ms,
-    _attempt.max_retries,
-    _attempt.retry_backoff_ms,
-    _attempt.next_retry_at,
-    _attempt.started_at,
-    _attempt.finished_at,
-    _attempt.reason_code,
-    _attempt.idempotency_key,
-    _attempt.finish_idempotency_key,
-    _attempt.created_at,
-    _attempt.updated_at
-  )
-  ON CONFLICT DO NOTHING;
-  IF NOT FOUND THEN
-    PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
-  END IF;
+      _attempt.updated_at
+    )
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+      PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
+    END IF;
+  END started;
   RETURN QUERY
   SELECT
     _attempt.step_attempt_id,
