@@ -192,4 +192,4 @@ def _wait_for(process: subprocess.Popen[bytes], console: URL, log: Path) -> None
             if process.poll() is not None or time.monotonic() > deadline:
                 tail = log.read_text(errors="replace")[-2000:] if log.exists() else "nothing"
                 raise NoPooler(f"PgBouncer does not answer: {exc}; the end of its log: {tail}") from exc
-            time.sleep(0.02)
+            time.sleep(0.02)  # until the next look: nothing tells when it listens

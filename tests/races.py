@@ -22,7 +22,7 @@ def wait_until(happened: Callable[[], T], what: str, seconds: float = DEADLINE_S
     while not (answer := happened()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} seconds: {what}")
-        time.sleep(0.005)
+        time.sleep(0.005)  # until the next look
     return answer
 
 

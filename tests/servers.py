@@ -282,7 +282,7 @@ def _wait_for(address: URL) -> None:
         except psycopg.OperationalError as exc:
             if time.monotonic() > deadline:
                 raise _NoContainer(f"it does not answer: {exc}") from exc
-            time.sleep(0.1)
+            time.sleep(0.1)  # until the next look: nothing tells when it listens
 
 
 def _programs(version: int) -> Path | None:
