@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TENANT: Final = "acme"
 STRANGER: Final = "globex"
-_LEASE_MS: Final = 1_000
+_LAST_TTL_MS: Final = 500
 _LIMITS: Final[dict[str, Any]] = {"timeout_ms": 60_000, "max_retries": 2, "retry_backoff_ms": 500}
 _DAMAGE: Final = text(
     "UPDATE os_core.work_orders_current SET work_order_status = 'DRAFT', fields_json = '{}'"
@@ -189,7 +189,7 @@ def _wait_quietly(stage: _Stage, order: _Order) -> None:
 
 def _take_over(stage: _Stage, order: _Order) -> None:
     stage.act("A worker takes the lease, starts a step and dies. Another takes over and retries it.")
-    lease = _acquire(stage, order, "worker-1", _LEASE_MS)
+    lease = _acquire(stage, order, "worker-1")
     with tenant_scope(stage.app, TENANT) as conn:
         attempt = StepAttemptRepository(conn).start(
             order.id, "book", **_LIMITS, idempotency_key="book-1", lease_token=lease.token
@@ -198,6 +198,9 @@ def _take_over(stage: _Stage, order: _Order) -> None:
         f"worker-1   holds the lease behind fence {lease.fence} and runs attempt {attempt.attempt_index}"
     )
     stage.refused("worker-2 wants it too", lambda: _acquire(stage, order, "worker-2"))
+    with tenant_scope(stage.app, TENANT) as conn:
+        LeaseRepository(conn).renew(order.id, lease.token, ttl_ms=_LAST_TTL_MS)
+    stage.tell(f"worker-1   renews it for {_LAST_TTL_MS} ms, and is not heard of again")
     while _current_lease(stage, order) is not None:  # by the database's clock
         time.sleep(0.05)
     heir = _acquire(stage, order, "worker-2")
@@ -235,9 +238,9 @@ def _take_over(stage: _Stage, order: _Order) -> None:
             stage.tell(line)
 
 
-def _acquire(stage: _Stage, order: _Order, owner: str, ttl_ms: int = 60_000) -> HeldLease:
+def _acquire(stage: _Stage, order: _Order, owner: str) -> HeldLease:
     with tenant_scope(stage.app, TENANT) as conn:
-        return LeaseRepository(conn).acquire(order.id, owner, ttl_ms=ttl_ms)
+        return LeaseRepository(conn).acquire(order.id, owner, ttl_ms=60_000)
 
 
 def _current_lease(stage: _Stage, order: _Order) -> Lease | None:
