@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 _START: Final = datetime(2027, 3, 1, 9, 0, tzinfo=UTC)
 _STEP: Final = timedelta(seconds=20)
-_LEASE: Final = timedelta(seconds=30)  # over before another takes it
+# The last renewal is over before another takes the lease, and the retry due when it starts.
+_HELD: Final = {"LEASE_ACQUIRED": timedelta(minutes=2), "LEASE_RENEWED": timedelta(seconds=10)}
 _ORDER: Final = "wo_0195500f-0c00-7000-8000-000000000001"
 _THREAD: Final = UUID("00000000-0000-4000-8000-000000000001")
 _VARYING: Final = (
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), str(_THREAD)),
     (
         re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}(Z|[+-][0-9:]{5})"),
-        f"{_START:%Y-%m-%dT%H}:30:00Z",
+        f"{_START:%Y-%m-%dT%H}:06:00Z",
     ),
     (re.compile(r"[0-9a-f]{64}"), f"{0:064}"),
 )
@@ -87,7 +88,7 @@ def _fixed(order: WorkOrder, events: list[WorkOrderEvent]) -> tuple[WorkOrder, l
                 event,
                 work_order_id=_ORDER,
                 payload=_steady(event.payload),
-                lease_expires_at=event.lease_expires_at and at + _LEASE,
+                lease_expires_at=event.lease_expires_at and at + _HELD[event.event_type],
                 created_at=at,
             )
             for event, at in zip(events, times, strict=True)
