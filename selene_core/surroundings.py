@@ -104,7 +104,7 @@ def server_setting_faults(conn: Connection) -> tuple[list[Fault], list[str]]:
         if name in files:
             found.append(_in_file(what, name, *files[name]))
         elif is_nearer and not may_read:
-            unseen.append(f"what the server sets {name} to: a nearer setting holds for this login")
+            unseen.append(f"what the server sets {name} to: a nearer setting holds for this session")
         elif is_harmful and not is_nearer:
             found.append(_in_force(what, name, source, is_in_no_file=may_read))
     return found, unseen
@@ -121,7 +121,10 @@ def _in_force(what: str, name: str, source: str | None, *, is_in_no_file: bool) 
     if source == "command line":
         return Fault(what, command="take it off the server's command line, then restart the server")
     if not is_in_no_file:
-        elsewhere = "where doctor says so again, it stands in postgresql.conf or on the command line"
+        elsewhere = (
+            "where doctor says so again, it stands in postgresql.conf or on the command line,"
+            " or a pooler keeps sessions of before"
+        )
         return Fault(f"{what} ({elsewhere})", sql=f"ALTER SYSTEM RESET {name};\n{_RELOAD}")
     if source is None:
         return Fault(what, command=f"{_RELOAD} or take it off the server's command line, then restart it")

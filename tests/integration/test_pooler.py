@@ -267,4 +267,4 @@ def test_direct__names_tests_that_exist() -> None:
     for name in pooling.DIRECT:
         file, _, function = name.partition("::")
         (path,) = Path(__file__).parent.glob(file)
-        assert f"def {function}(" in path.read_text(encoding="utf-8"), name
+        assert f"def {function.split('[')[0]}(" in path.read_text(encoding="utf-8"), name
