@@ -93,7 +93,7 @@ class Sessions:
 
     def blockers(self, session: Session) -> set[int]:
         """Wait until a session waits for a lock, and return the backends that it waits for."""
-        return set(wait_until(lambda: self._blocking(session), f"backend {session.pid} waits for a lock"))
+        return set(wait_until(lambda: self.blockers_now(session), f"backend {session.pid} waits for a lock"))
 
     def at_once(self, jobs: Iterable[Callable[[Connection], T]]) -> list[T]:
         """Run each job on a session of its own, all from the same moment; raise what any of them raises."""
@@ -125,7 +125,8 @@ class Sessions:
         self._pool.shutdown()
         self.admin.close()
 
-    def _blocking(self, session: Session) -> list[int]:
+    def blockers_now(self, session: Session) -> list[int]:
+        """Return the backends that a session waits for at this moment."""
         row = self.admin.execute("SELECT pg_blocking_pids(%s)", (session.pid,)).fetchone()
         assert row is not None
         pids: list[int] = row[0]

@@ -122,5 +122,4 @@ def waits_or_is_done(sessions: Sessions, session: Session, answer: Future[Any]) 
     """Tell which it is, once it is one."""
     if answer.done():
         return "is done"
-    row = sessions.admin.execute("SELECT pg_blocking_pids(%s)", (session.pid,)).fetchone()
-    return "waits" if row and row[0] else None
+    return "waits" if sessions.blockers_now(session) else None
