@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import (
@@ -30,7 +30,7 @@ from selene_core.enums import (
     WorkOrderStatus,
 )
 from selene_core.errors import IDEMPOTENCY_REPLAY_CODE, ContractViolation
-from selene_core.json_limits import freeze_object, label, thaw
+from selene_core.json_limits import freeze_object, jsonb_order, label, thaw
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TENANT_ID
 
 if sys.version_info >= (3, 14):
@@ -118,7 +118,10 @@ class WorkOrderLedgerEventInput(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_value(cls, value: object, info: ValidationInfo) -> object:
-        name = info.field_name or ""
+        return cls._checked(info.field_name or "", value)
+
+    @classmethod
+    def _checked(cls, name: str, value: object) -> object:
         if name == "payload":
             return freeze_object(value, field=name)
         if value is None and not cls.model_fields[name].is_required():
@@ -130,29 +133,29 @@ class WorkOrderLedgerEventInput(BaseModel):
     def _check_event(cls, data: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             event = build(data)
-        except ValidationError as exc:
-            raise _contract_violation(exc) from None
+        except (ValidationError, ContractViolation):
+            raise cls._first_violation(data) from None
         if rule := STATUS_RULES.get(event.event_type):
             rule.check("work_order_status", event.work_order_status)
         if rules := PAYLOAD_RULES.get(event.event_type):
             rules.check(event.event_type, event.payload)
         return event
 
-
-_PYDANTIC_RULES: Final = {
-    "missing": "is required",
-    "extra_forbidden": "is not a key of an event",
-    "invalid_key": "is not a key of an event",
-    "string_unicode": "must have keys without lone surrogates",
-    "model_type": "must be an object",
-}
-
-
-def _contract_violation(exc: ValidationError) -> ContractViolation:
-    """Translate what is left to pydantic: missing, unknown and non-text keys."""
-    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-    key = ".".join(label(part) for part in first["loc"]) or "event"
-    return ContractViolation(field=key, rule=_PYDANTIC_RULES.get(first["type"], first["msg"]))
+    @classmethod
+    def _first_violation(cls, data: object) -> ContractViolation:
+        """Say what os_core.event_violation says: the keys in their order, then unknown ones."""
+        if not isinstance(data, dict):
+            return ContractViolation(field="event", rule="must be an object")
+        for name, info in cls.model_fields.items():
+            try:
+                if name in data:
+                    cls._checked(name, data[name])
+                elif info.is_required():
+                    return ContractViolation(field=name, rule="is required")
+            except ContractViolation as exc:
+                return exc
+        unknown = min((str(key) for key in data if key not in cls.model_fields), key=jsonb_order)
+        return ContractViolation(field=label(unknown), rule="is not a key of an event")
 
 
 def _to_json(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
@@ -13,10 +15,14 @@ MIN_INT64: Final = -(2**63)
 MAX_INT64: Final = 2**63 - 1
 MAX_ECHO: Final = 40
 
-_SIZE_RULE = f"must be at most {MAX_PAYLOAD_BYTES} bytes as jsonb text"
-_DEPTH_RULE = f"must be nested at most {MAX_PAYLOAD_DEPTH} levels deep"
+_SIZE_RULE = (
+    f"must be at most {MAX_PAYLOAD_BYTES} bytes as jsonb text,"
+    f" and nested at most {MAX_PAYLOAD_DEPTH} levels deep"
+)
 _NUMBER_RULE = "must be a finite number, within 64 bits where it is an integer"
 _TEXT_RULE = "must not contain NUL or lone surrogates"
+# As in os_core.key_shown: control characters, and what steers how a line is written; and what is no text.
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _KIND_RULE = "must be JSON: null, a boolean, a number, text, a list or an object with text keys"
 
 
@@ -65,8 +71,14 @@ class FrozenList(list[Any]):
 def freeze_object(value: object, *, field: str) -> FrozenDict:
     """Copy a JSON object into an unchangeable one; raises ContractViolation (SPEC.md section 2)."""
     if not isinstance(value, dict):
-        raise ContractViolation(field=field, rule="must be a JSON object")
-    frozen: FrozenDict = _Walk(field).copy(value, depth=1)
+        raise ContractViolation(field=field, rule="must be an object")
+    try:
+        frozen: FrozenDict = _Walk(field).copy(value, depth=1)
+    except _BadNumber:
+        # The database measures the whole before it looks for numbers, in the order in which jsonb keeps keys.
+        walk = _PatientWalk(field)
+        walk.copy(value, depth=1)
+        raise walk.first_bad_number from None
     return frozen
 
 
@@ -82,9 +94,19 @@ def thaw(value: Any) -> Any:
 
 
 def label(key: object) -> str:
-    """Name a caller's key in an error: printable and short."""
-    shown = repr(str(key))[1:-1]
+    """Name a caller's key in an error: in one line and short, as os_core.key_shown does."""
+    shown = _UNSHOWN.sub("?", str(key))
     return shown if len(shown) <= MAX_ECHO else shown[: MAX_ECHO - 1] + "…"
+
+
+def jsonb_order(key: str) -> tuple[int, bytes]:
+    """Return what jsonb sorts an object's keys by: the length in UTF-8, then the bytes."""
+    encoded = key.encode("utf-8", "surrogatepass")
+    return len(encoded), encoded
+
+
+class _BadNumber(ContractViolation):
+    """A number that not every client can read back."""
 
 
 class _Walk:
@@ -108,17 +130,20 @@ class _Walk:
             case float():
                 return self.floating(value)
             case dict() | list() if depth > MAX_PAYLOAD_DEPTH:
-                raise ContractViolation(field=self.field, rule=_DEPTH_RULE)
+                raise ContractViolation(field=self.field, rule=_SIZE_RULE)
             case dict():
                 self.spend(max(2, 4 * len(value)))  # {}, and ": " and ", "
                 return FrozenDict(
-                    (self.key(key), self.child(key, item, depth)) for key, item in value.items()
+                    (self.key(key), self.child(key, item, depth)) for key, item in self.items(value)
                 )
             case list():
                 self.spend(max(2, 2 * len(value)))  # [], and ", "
                 return FrozenList(self.child(index, item, depth) for index, item in enumerate(value))
             case _:
                 return self.refuse(_KIND_RULE)
+
+    def items(self, value: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+        return value.items()
 
     def child(self, key: object, item: object, depth: int) -> Any:
         self.path.append(key)
@@ -139,15 +164,19 @@ class _Walk:
         return str.__str__(value) if "\0" not in value else self.refuse(_TEXT_RULE)
 
     def integer(self, value: int) -> int:
-        if not MIN_INT64 <= value <= MAX_INT64:
-            self.refuse(_NUMBER_RULE)
         plain = int.__int__(value)
-        self.spend(len(str(plain)))
+        if not MIN_INT64 <= plain <= MAX_INT64:
+            self.bad_number()
+        # str() takes no integer of more than 4300 digits.
+        huge = plain.bit_length() > 4 * MAX_PAYLOAD_BYTES
+        self.spend(MAX_PAYLOAD_BYTES + 1 if huge else Decimal(plain).adjusted() + 1 + (plain < 0))
         return plain
 
     def floating(self, value: float) -> float:
-        if not math.isfinite(value) or (value.is_integer() and not MIN_INT64 <= value <= MAX_INT64):
-            self.refuse(_NUMBER_RULE)
+        if not math.isfinite(value):
+            self.refuse(_NUMBER_RULE)  # it is no JSON: the database cannot be asked
+        if value.is_integer() and not MIN_INT64 <= value <= MAX_INT64:
+            self.bad_number()
         plain = float.__float__(value)
         # jsonb keeps the digits that JSON text had, without an exponent and without the sign of zero.
         self.spend(len(f"{Decimal(repr(plain or 0.0)):f}"))
@@ -158,6 +187,31 @@ class _Walk:
         if self.left < 0:
             raise ContractViolation(field=self.field, rule=_SIZE_RULE)
 
+    def bad_number(self) -> None:
+        raise _BadNumber(field=self.place(), rule=_NUMBER_RULE)
+
     def refuse(self, rule: str) -> NoReturn:
+        raise ContractViolation(field=self.place(), rule=rule)
+
+    def place(self) -> str:
         steps = (f"[{key}]" if isinstance(key, int) else f".{label(key)}" for key in self.path)
-        raise ContractViolation(field=self.field + "".join(steps), rule=rule)
+        return self.field + "".join(steps)
+
+
+class _PatientWalk(_Walk):
+    """Walk on past bad numbers, in the order of jsonb; remember the first."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.first_bad_number = ContractViolation(field=field, rule=_NUMBER_RULE)
+        self._met_one = False
+
+    def items(self, value: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+        if not all(isinstance(key, str) for key in value):
+            self.refuse(_KIND_RULE)
+        return sorted(value.items(), key=lambda item: jsonb_order(item[0]))
+
+    def bad_number(self) -> None:
+        if not self._met_one:
+            self._met_one = True
+            self.first_bad_number = ContractViolation(field=self.place(), rule=_NUMBER_RULE)

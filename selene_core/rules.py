@@ -19,7 +19,7 @@ from selene_core.enums import (
     WorkOrderStatus,
 )
 from selene_core.errors import ContractViolation
-from selene_core.json_limits import MAX_INT64, label
+from selene_core.json_limits import MAX_INT64, jsonb_order, label
 
 T_co = TypeVar("T_co", covariant=True)
 E = TypeVar("E", bound=StrEnum)
@@ -105,7 +105,9 @@ def identifier(longest: int) -> Rule[str]:
 
 def trimmed(longest: int) -> Rule[str]:
     """Ask for text in one line that neither starts nor ends blank."""
-    sentence = f"must be 1..{longest} characters, without control characters or white space at an end"
+    sentence = (
+        f"must be 1..{longest} characters, without control characters, and without white space at either end"
+    )
     return text(sentence, TRIMMED_PATTERN, longest=longest)
 
 
@@ -191,9 +193,12 @@ def _parse_fields(value: Any) -> Any:
 
 _ID = identifier(MAX_ID)
 _STATUS = choice(WorkOrderStatus)
-_UUID_TEXT = text("must be a UUID, or its text as 8-4-4-4-12 hexadecimal digits", UUID_PATTERN, longest=36)
-_TIMESTAMP_RULE = "RFC 3339 text with an offset, from 0001-01-02 to 9999-12-30 UTC"
-_TIMESTAMP_TEXT = text(f"must be {_TIMESTAMP_RULE}", TIMESTAMP_PATTERN, longest=32)
+_UUID_TEXT = text("must be a UUID as 8-4-4-4-12 hexadecimal digits", UUID_PATTERN, longest=36)
+_TIMESTAMP_TEXT = text(
+    "must be a time in RFC 3339 with an offset, from 0001-01-02 to 9999-12-30 UTC",
+    TIMESTAMP_PATTERN,
+    longest=32,
+)
 _TIMESTAMP_SCHEMA = {**_TIMESTAMP_TEXT.schema, "format": "date-time"}
 _LEASE_EVENT_TYPES = frozenset(kind for kind in WorkOrderEventType if kind.startswith("LEASE_"))
 
@@ -213,9 +218,7 @@ EVENT_RULES: Final[Mapping[str, Rule[Any]]] = {
     "step_id": identifier(MAX_STEP_ID),
     "step_input_hash": trimmed(MAX_STEP_INPUT_HASH),
     "idempotency_key": trimmed(MAX_IDEMPOTENCY_KEY),
-    "occurred_at": Rule(
-        f"must be an aware datetime or {_TIMESTAMP_RULE}", _TIMESTAMP_SCHEMA, _parse_timestamp
-    ),
+    "occurred_at": Rule(_TIMESTAMP_TEXT.sentence, _TIMESTAMP_SCHEMA, _parse_timestamp),
     "expected_seq": integer(0, MAX_INT64),
     "lease_token": text(
         f"must be {MIN_LEASE_TOKEN}..{MAX_LEASE_TOKEN} printable ASCII characters without blanks",
@@ -250,13 +253,15 @@ class PayloadRules(NamedTuple):
     def check(self, event_type: WorkOrderEventType, payload: Mapping[str, Any]) -> None:
         """Refuse a payload that breaks these rules; raises ContractViolation."""
         known = {**self.required, **self.optional}
-        for key, value in payload.items():
-            if key not in known:
-                raise ContractViolation(field=f"payload.{label(key)}", rule=f"is not a key of {event_type}")
-            known[key].check(f"payload.{key}", value)
-        for key in self.required:
-            if key not in payload:
+        for key, rule in known.items():
+            if key in payload:
+                rule.check(f"payload.{key}", payload[key])
+            elif key in self.required:
                 raise ContractViolation(field=f"payload.{key}", rule=f"is required by {event_type}")
+        if unknown := sorted(payload.keys() - known.keys(), key=jsonb_order):
+            raise ContractViolation(
+                field=f"payload.{label(unknown[0])}", rule=f"is not a key of {event_type}"
+            )
 
 
 _KIND = WorkOrderEventType
@@ -324,7 +329,7 @@ TURN_RULES: Final[Mapping[str, Rule[Any]]] = {
     "source": choice(
         ConversationSource,
         without=frozenset({ConversationSource.TOMBSTONE}),
-        because="; TOMBSTONE is written by tombstone() only",
+        because="; TOMBSTONE is written by tombstone_turn only",
     ),
     "text": Rule(
         f"must be text of at most {MAX_TURN_TEXT_BYTES} bytes in UTF-8, without NUL or lone surrogates",

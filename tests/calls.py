@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import pytest
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from selene_core.errors import BY_SQLSTATE
 from tests.factories import new_id, wire
 from tests.raw import Connection
 
@@ -57,6 +58,8 @@ def refused(sqlstate: str) -> Iterator[Refusal]:
     refusal.message = caught.value.diag.message_primary or ""
     if sqlstate.startswith("SL"):
         refusal.facts = json.loads(caught.value.diag.message_detail or "")
+        declared = {fact.name for fact in fields(BY_SQLSTATE[sqlstate])}
+        assert refusal.facts.keys() <= declared, "a fact that its error class does not declare is lost"
 
 
 def append(conn: Connection, tenant_id: str | None, *events: Mapping[str, Any]) -> list[Appended]:

@@ -54,6 +54,10 @@ UNPINNED_FUNCTIONS = {
     "is_label": "called for every key of every row",
     "is_uuid": "called for every event",
     "is_work_order_status": "called for every row",
+    "identifier_violation": "called for every id of a call",
+    "label_violation": "called for every key of a call",
+    "integer_violation": "called for every number of a call",
+    "lease_token_violation": "called for every token of a call",
     "fold_work_order": "an aggregate cannot have a SET clause",
 }
 

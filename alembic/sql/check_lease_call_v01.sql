@@ -9,18 +9,13 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _violation constant text := CASE
-    WHEN os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE
-      THEN 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN p_takes = 'owner' AND os_core.is_identifier(p_owner, 128) IS NOT TRUE
-      THEN 'owner: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN os_core.is_lease_token(p_token) IS NOT TRUE
-      THEN 'token: must be 16..128 printable ASCII characters without blanks'
-    WHEN p_takes IN ('owner', 'ttl_ms') AND (p_ttl_ms BETWEEN 1 AND 3600000) IS NOT TRUE
-      THEN 'ttl_ms: must be an integer from 1 to 3600000'
-    WHEN p_idempotency_key IS NOT NULL AND NOT os_core.is_label(p_idempotency_key, 128)
-      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
-  END;
+  _violation constant text := COALESCE(
+    os_core.identifier_violation('work_order_id', p_work_order_id, 128),
+    CASE WHEN p_takes = 'owner' THEN os_core.identifier_violation('owner', p_owner, 128) END,
+    os_core.lease_token_violation('token', p_token),
+    CASE WHEN p_takes IN ('owner', 'ttl_ms') THEN os_core.integer_violation('ttl_ms', p_ttl_ms, 1, 3600000) END,
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128, FALSE)
+  );
 BEGIN
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);

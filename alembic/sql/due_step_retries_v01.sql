@@ -37,7 +37,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF (p_limit BETWEEN 1 AND 1000) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(NULL, 'limit: must be an integer from 1 to 1000');
+    PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 1000));
   END IF;
   RETURN QUERY
   SELECT

@@ -7,11 +7,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF os_core.is_identifier(p_tenant_id, 64) IS NOT TRUE THEN
-    PERFORM os_core.refuse(
-      'SL001',
-      'tenant_id: must be 1..64 ASCII letters, digits or ._:/@+-, starting with a letter or digit',
-      '{"field": "tenant_id", "rule": "must be 1..64 ASCII letters, digits or ._:/@+-, starting with a letter or digit"}'
-    );
+    PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('tenant_id', p_tenant_id, 64));
   END IF;
   IF NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '') IS NULL THEN
     -- The statement and not set_config(): a distributed engine forwards SET LOCAL to its nodes.

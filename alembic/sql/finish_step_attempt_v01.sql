@@ -34,20 +34,14 @@ DECLARE
   _event os_core.work_order_ledger;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN (p_step_attempt_id >= 1) IS NOT TRUE
-      THEN 'step_attempt_id: must be an integer from 1 to 9223372036854775807'
-    WHEN (p_outcome IN ('SUCCEEDED', 'FAILED')) IS NOT TRUE
-      THEN 'outcome: must be one of SUCCEEDED, FAILED'
-    WHEN (p_reason_code BETWEEN 1 AND 4294967295) IS NOT TRUE
-      THEN 'reason_code: must be an integer from 1 to 4294967295'
-    WHEN p_retryable IS NULL
-      THEN 'retryable: must be true or false'
-    WHEN p_lease_token IS NOT NULL AND NOT os_core.is_lease_token(p_lease_token)
-      THEN 'lease_token: must be 16..128 printable ASCII characters without blanks'
-    WHEN p_idempotency_key IS NOT NULL AND NOT os_core.is_label(p_idempotency_key, 128)
-      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
-  END;
+  _violation := COALESCE(
+    os_core.integer_violation('step_attempt_id', p_step_attempt_id, 1, 9223372036854775807),
+    CASE WHEN (p_outcome IN ('SUCCEEDED', 'FAILED')) IS NOT TRUE THEN 'outcome: must be one of SUCCEEDED, FAILED' END,
+    os_core.integer_violation('reason_code', p_reason_code, 1, 4294967295),
+    CASE WHEN p_retryable IS NULL THEN 'retryable: must be true or false' END,
+    os_core.lease_token_violation('lease_token', p_lease_token, FALSE),
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128, FALSE)
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;
@@ -92,7 +86,7 @@ BEGIN
 
     _attempt.finished_at := _now;
     _attempt.reason_code := p_reason_code;
-    IF _state.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
+    IF os_core.is_terminal(_state.work_order_status) THEN
       _attempt.attempt_status := 'CANCELED';
     ELSE
       _attempt.attempt_status := _status;

@@ -14,9 +14,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(
-      NULL, 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    );
+    PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('work_order_id', p_work_order_id, 128));
   END IF;
   SELECT current.* INTO _state
   FROM os_core.work_orders_current AS current

@@ -10,9 +10,7 @@ DECLARE
   _session os_core.sessions;
 BEGIN
   IF os_core.is_identifier(p_session_id, 128) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(
-      NULL, 'session_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    );
+    PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('session_id', p_session_id, 128));
   END IF;
   SELECT session.* INTO _session
   FROM os_core.sessions AS session

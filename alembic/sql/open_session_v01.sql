@@ -25,14 +25,11 @@ DECLARE
   _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN os_core.is_identifier(p_session_id, 128) IS NOT TRUE
-      THEN 'session_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
-      THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN os_core.is_identifier(p_device_id, 128) IS NOT TRUE
-      THEN 'device_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-  END;
+  _violation := COALESCE(
+    os_core.identifier_violation('session_id', p_session_id, 128),
+    os_core.identifier_violation('user_id', p_user_id, 128),
+    os_core.identifier_violation('device_id', p_device_id, 128)
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;

@@ -1,17 +1,34 @@
--- os_core.payload_keys_violation: 'payload: rule' where a payload lacks a required key or has one that is neither required nor optional.
-CREATE OR REPLACE FUNCTION os_core.payload_keys_violation(p_payload jsonb, p_required text[], p_optional text[])
+-- os_core.payload_keys_violation: the first rule that a payload breaks whose keys are these, as 'payload.key: rule', or NULL: the
+-- required keys, then the optional ones, then the first that is neither.
+CREATE OR REPLACE FUNCTION os_core.payload_keys_violation(
+  p_event_type text, p_payload jsonb, p_required text[], p_optional text[]
+)
 RETURNS text
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+  _key text;
+  _violation text;
 BEGIN
-  RETURN CASE
-    WHEN NOT p_payload ?& p_required
-      THEN pg_catalog.concat('payload: must have ', pg_catalog.array_to_string(p_required, ', '))
-    WHEN p_payload - p_required - p_optional <> '{}'
-      THEN pg_catalog.concat('payload: may only have ', pg_catalog.array_to_string(p_required || p_optional, ', '))
-  END;
+  FOREACH _key IN ARRAY p_required || p_optional LOOP
+    IF p_payload ? _key THEN
+      _violation := os_core.payload_value_violation(_key, p_payload -> _key);
+      IF _violation IS NOT NULL THEN
+        RETURN _violation;
+      END IF;
+    ELSIF _key = ANY(p_required) THEN
+      RETURN pg_catalog.format('payload.%s: is required by %s', _key, p_event_type);
+    END IF;
+  END LOOP;
+  IF p_payload - p_required - p_optional <> '{}' THEN
+    -- The first as jsonb keeps them: the shortest, then by bytes.
+    RETURN pg_catalog.format('payload.%s: is not a key of %s', os_core.key_shown(unknown.key), p_event_type)
+    FROM pg_catalog.jsonb_object_keys(p_payload - p_required - p_optional) AS unknown (key)
+    LIMIT 1;
+  END IF;
+  RETURN NULL;
 END;
 $$;

@@ -35,10 +35,10 @@ AS $$
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF (p_limit BETWEEN 1 AND 1000) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(NULL, 'limit: must be from 1 to 1000');
+    PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 1000));
   END IF;
   IF (p_after >= 0) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(NULL, 'after: must be from 0 to 9223372036854775807');
+    PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('after', p_after, 0, 9223372036854775807));
   END IF;
   RETURN QUERY
   SELECT

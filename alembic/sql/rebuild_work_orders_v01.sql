@@ -16,7 +16,7 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF (p_limit BETWEEN 1 AND 10000) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(NULL, 'p_limit: must be from 1 to 10000');
+    PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 10000));
   END IF;
 
   -- The ledger is walked id by id (one index probe each), however many events an order has; rows without events come from the projection.

@@ -7,7 +7,7 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  IF p_state.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
+  IF os_core.is_terminal(p_state.work_order_status) THEN
     PERFORM os_core.refuse(
       'SL007',
       pg_catalog.format('work order %s is %s: nothing follows', p_state.work_order_id, p_state.work_order_status),

@@ -28,16 +28,12 @@ DECLARE
   _user_id text;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
-      THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN os_core.is_identifier(p_device_id, 128) IS NOT TRUE
-      THEN 'device_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN NOT os_core.is_label(p_device_type, 64)
-      THEN 'device_type: must be 1..64 characters without control characters or white space at the ends'
-    WHEN p_audio_profile_ref <> '' AND NOT os_core.is_label(p_audio_profile_ref, 256)
-      THEN 'audio_profile_ref: must be 1..256 characters without control characters or white space at the ends'
-  END;
+  _violation := COALESCE(
+    os_core.identifier_violation('user_id', p_user_id, 128),
+    os_core.identifier_violation('device_id', p_device_id, 128),
+    os_core.label_violation('device_type', p_device_type, 64, FALSE),
+    os_core.label_violation('audio_profile_ref', NULLIF(p_audio_profile_ref, ''), 256, FALSE)
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;

@@ -28,15 +28,15 @@ DECLARE
   _violation text;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
-      THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN p_speaker_id <> '' AND NOT os_core.is_identifier(p_speaker_id, 128)
-      THEN 'speaker_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN p_primary_language <> '' AND NOT os_core.is_language_tag(p_primary_language)
-      THEN 'primary_language: must be a language tag of at most 35 characters, such as de or pt-BR'
-    WHEN p_status NOT IN ('ACTIVE', 'DISABLED') THEN 'status: must be one of ACTIVE, DISABLED'
-  END;
+  _violation := COALESCE(
+    os_core.identifier_violation('user_id', p_user_id, 128),
+    os_core.identifier_violation('speaker_id', NULLIF(p_speaker_id, ''), 128, FALSE),
+    CASE
+      WHEN p_primary_language <> '' AND NOT os_core.is_language_tag(p_primary_language)
+        THEN 'primary_language: must be a language tag of at most 35 characters, such as de or pt-BR'
+    END,
+    CASE WHEN p_status NOT IN ('ACTIVE', 'DISABLED') THEN 'status: must be one of ACTIVE, DISABLED' END
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;

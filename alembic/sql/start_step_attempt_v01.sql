@@ -50,22 +50,15 @@ DECLARE
   _event os_core.work_order_ledger;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE
-      THEN 'work_order_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN os_core.is_identifier(p_step_id, 96) IS NOT TRUE
-      THEN 'step_id: must be 1..96 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN (p_timeout_ms BETWEEN 1 AND 31536000000) IS NOT TRUE
-      THEN 'timeout_ms: must be an integer from 1 to 31536000000'
-    WHEN (p_max_retries BETWEEN 0 AND 1024) IS NOT TRUE
-      THEN 'max_retries: must be an integer from 0 to 1024'
-    WHEN (p_retry_backoff_ms BETWEEN 1 AND 31536000000) IS NOT TRUE
-      THEN 'retry_backoff_ms: must be an integer from 1 to 31536000000'
-    WHEN p_lease_token IS NOT NULL AND NOT os_core.is_lease_token(p_lease_token)
-      THEN 'lease_token: must be 16..128 printable ASCII characters without blanks'
-    WHEN os_core.is_label(p_idempotency_key, 128) IS NOT TRUE
-      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
-  END;
+  _violation := COALESCE(
+    os_core.identifier_violation('work_order_id', p_work_order_id, 128),
+    os_core.identifier_violation('step_id', p_step_id, 96),
+    os_core.integer_violation('timeout_ms', p_timeout_ms, 1, 31536000000),
+    os_core.integer_violation('max_retries', p_max_retries, 0, 1024),
+    os_core.integer_violation('retry_backoff_ms', p_retry_backoff_ms, 1, 31536000000),
+    os_core.lease_token_violation('lease_token', p_lease_token, FALSE),
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128)
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;

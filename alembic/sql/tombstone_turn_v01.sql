@@ -28,15 +28,13 @@ DECLARE
   _lost boolean := FALSE;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  _violation := CASE
-    WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID'
-    WHEN (p_conversation_turn_id >= 1) IS NOT TRUE
-      THEN 'conversation_turn_id: must be an integer from 1 to 9223372036854775807'
-    WHEN (p_reason_code BETWEEN 1 AND 4294967295) IS NOT TRUE THEN 'reason_code: must be an integer from 1 to 4294967295'
-    WHEN p_turn_id < 1 THEN 'turn_id: must be an integer from 1 to 9223372036854775807'
-    WHEN NOT os_core.is_label(p_idempotency_key, 128)
-      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
-  END;
+  _violation := COALESCE(
+    CASE WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID as 8-4-4-4-12 hexadecimal digits' END,
+    os_core.integer_violation('conversation_turn_id', p_conversation_turn_id, 1, 9223372036854775807),
+    os_core.integer_violation('reason_code', p_reason_code, 1, 4294967295),
+    os_core.integer_violation('turn_id', p_turn_id, 1, 9223372036854775807, FALSE),
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128, FALSE)
+  );
   IF _violation IS NOT NULL THEN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;

@@ -19,25 +19,27 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  RETURN CASE
-    WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID'
+  RETURN COALESCE(
+    CASE WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID as 8-4-4-4-12 hexadecimal digits' END,
     -- One place is left after it, for the tombstone that hides it.
-    WHEN (p_turn_id BETWEEN 1 AND 9223372036854775806) IS NOT TRUE THEN 'turn_id: must be an integer from 1 to 9223372036854775806'
-    WHEN os_core.is_identifier(p_user_id, 128) IS NOT TRUE
-      THEN 'user_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN (p_role IN ('USER', 'SELENE')) IS NOT TRUE THEN 'role: must be one of USER, SELENE'
-    WHEN p_source = 'TOMBSTONE' THEN 'source: TOMBSTONE is written by conversation.tombstone_turn only'
-    WHEN (p_source IN ('VOICE_TRANSCRIPT', 'TYPED_TEXT', 'SELENE_OUTPUT')) IS NOT TRUE
-      THEN 'source: must be one of VOICE_TRANSCRIPT, TYPED_TEXT, SELENE_OUTPUT'
-    WHEN (pg_catalog.octet_length(p_text) <= 65536) IS NOT TRUE THEN 'text: must be text of at most 65536 bytes in UTF-8'
-    WHEN (p_privacy_scope IN ('PUBLIC_CHAT', 'PRIVATE_DELIVERY')) IS NOT TRUE
-      THEN 'privacy_scope: must be one of PUBLIC_CHAT, PRIVATE_DELIVERY'
-    WHEN NOT os_core.is_identifier(p_session_id, 128)
-      THEN 'session_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN NOT os_core.is_identifier(p_device_id, 128)
-      THEN 'device_id: must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit'
-    WHEN NOT os_core.is_label(p_idempotency_key, 128)
-      THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
-  END;
+    os_core.integer_violation('turn_id', p_turn_id, 1, 9223372036854775806),
+    os_core.identifier_violation('user_id', p_user_id, 128),
+    CASE WHEN (p_role IN ('USER', 'SELENE')) IS NOT TRUE THEN 'role: must be one of USER, SELENE' END,
+    CASE
+      WHEN (p_source IN ('VOICE_TRANSCRIPT', 'TYPED_TEXT', 'SELENE_OUTPUT')) IS NOT TRUE
+        THEN 'source: must be one of VOICE_TRANSCRIPT, TYPED_TEXT, SELENE_OUTPUT; TOMBSTONE is written by tombstone_turn only'
+    END,
+    CASE
+      WHEN (pg_catalog.octet_length(p_text) <= 65536) IS NOT TRUE
+        THEN 'text: must be text of at most 65536 bytes in UTF-8, without NUL or lone surrogates'
+    END,
+    CASE
+      WHEN (p_privacy_scope IN ('PUBLIC_CHAT', 'PRIVATE_DELIVERY')) IS NOT TRUE
+        THEN 'privacy_scope: must be one of PUBLIC_CHAT, PRIVATE_DELIVERY'
+    END,
+    os_core.identifier_violation('session_id', p_session_id, 128, FALSE),
+    os_core.identifier_violation('device_id', p_device_id, 128, FALSE),
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128, FALSE)
+  );
 END;
 $$;

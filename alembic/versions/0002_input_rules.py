@@ -30,9 +30,23 @@ def upgrade() -> None:
     op.execute(sql("is_event_row", version=1))
     op.execute(sql("is_projection_row", version=1))
     op.execute(sql("exceeded_bound", version=1))
+    op.execute(sql("is_terminal", version=1))
+    op.execute(sql("key_shown", version=1))
+    op.execute(sql("identifier_violation", version=1))
+    op.execute(sql("label_violation", version=1))
+    op.execute(sql("integer_violation", version=1))
+    op.execute(sql("time_violation", version=1))
+    op.execute(sql("lease_token_violation", version=1))
 
 
 def downgrade() -> None:
+    op.execute("DROP FUNCTION os_core.lease_token_violation(text, text, boolean)")
+    op.execute("DROP FUNCTION os_core.time_violation(text, text)")
+    op.execute("DROP FUNCTION os_core.integer_violation(text, numeric, bigint, bigint, boolean)")
+    op.execute("DROP FUNCTION os_core.label_violation(text, text, integer, boolean)")
+    op.execute("DROP FUNCTION os_core.identifier_violation(text, text, integer, boolean)")
+    op.execute("DROP FUNCTION os_core.key_shown(text)")
+    op.execute("DROP FUNCTION os_core.is_terminal(text)")
     op.execute("DROP FUNCTION os_core.exceeded_bound(jsonb, jsonb, jsonb, jsonb, jsonb)")
     op.execute("DROP FUNCTION os_core.is_projection_row(bigint, text, bigint, bigint, smallint)")
     op.execute(

@@ -16,8 +16,10 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute(sql("is_field_key", version=1))
+    op.execute(sql("payload_value_violation", version=1))
     op.execute(sql("payload_keys_violation", version=1))
-    op.execute(sql("payload_text_violation", version=1))
+    op.execute(sql("payload_size_violation", version=1))
+    op.execute(sql("number_violation", version=1))
     op.execute(sql("payload_violation", version=1))
     op.execute(sql("event_violation", version=1))
     op.execute(sql("event_from_json", version=1))
@@ -66,6 +68,8 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer)")
     op.execute("DROP FUNCTION os_core.event_violation(jsonb)")
     op.execute("DROP FUNCTION os_core.payload_violation(text, jsonb)")
-    op.execute("DROP FUNCTION os_core.payload_text_violation(jsonb, text)")
-    op.execute("DROP FUNCTION os_core.payload_keys_violation(jsonb, text[], text[])")
+    op.execute("DROP FUNCTION os_core.number_violation(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.payload_size_violation(jsonb)")
+    op.execute("DROP FUNCTION os_core.payload_keys_violation(text, jsonb, text[], text[])")
+    op.execute("DROP FUNCTION os_core.payload_value_violation(text, jsonb)")
     op.execute("DROP FUNCTION os_core.is_field_key(text)")

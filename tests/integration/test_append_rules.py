@@ -296,7 +296,7 @@ def test_contract__refuses_a_column_and_names_it(lane: Lane, event_type: str, co
     for value in BAD_COLUMNS[event_type, column]:
         work_order_id = new_id() if event_type == "WORK_ORDER_CREATED" else order
         facts = lane.refused("SL001", {**wire(event_type, work_order_id), column: value})
-        assert facts["field"] == column, value
+        assert facts["field"].partition(".")[0] == column, value
         assert facts["rule"], value
 
 

@@ -184,7 +184,7 @@ def test_event__refuses_the_key(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"), [("x" * 500, "x" * 39 + "…"), ("a\nb\x85", r"a\nb\x85")], ids=["long", "control"]
+    ("key", "shown"), [("x" * 500, "x" * 39 + "…"), ("a\nb\x85", "a?b?")], ids=["long", "control"]
 )
 def test_event__shows_an_unknown_key_short_and_printable(key: str, shown: str) -> None:
     assert refusal(**{key: 1}).field == shown
@@ -193,7 +193,7 @@ def test_event__shows_an_unknown_key_short_and_printable(key: str, shown: str) -
 
 
 def test_event__refuses_a_key_with_a_lone_surrogate() -> None:
-    assert str(refusal(**{"\ud800": 1})) == "event: must have keys without lone surrogates"
+    assert str(refusal(**{"\ud800": 1})) == "?: is not a key of an event"
 
 
 OPTIONAL = ["step_id", "step_input_hash", "idempotency_key", "occurred_at", "expected_seq", "lease_token"]
@@ -215,6 +215,7 @@ def test_event__takes(field: str, value: object) -> None:
 
 
 NO_INTEGERS = [True, False, 1.0, 0.5, "1", b"1", Decimal(1), [1], float("nan")]
+SIZE_RULE = "must be at most 16384 bytes as jsonb text, and nested at most 32 levels deep"
 NO_LINES = ["a\0", "a\n", "a\tb", "\x1f", "a\x7f", "a\x85b", "a\x9f", "a\ud800", 5, b"h"]
 BLANKS = ["", " ", "  ", "\u00a0", "\u2003\u3000", "\u2028"]
 REFUSED: dict[str, list[Any]] = {
@@ -374,7 +375,7 @@ def test_occurred_at__refuses(value: object) -> None:
     refused = refusal(occurred_at=value)
     assert (refused.field, refused.rule) == (
         "occurred_at",
-        "must be an aware datetime or RFC 3339 text with an offset, from 0001-01-02 to 9999-12-30 UTC",
+        "must be a time in RFC 3339 with an offset, from 0001-01-02 to 9999-12-30 UTC",
     )
 
 
@@ -566,20 +567,20 @@ def test_json__is_at_most_32_levels_deep(kind: type) -> None:
         assert event(payload={"x": deepest}).payload["x"] == deepest
     for too_deep in (nested(32, kind), nested(31, kind, []), nested(31, kind, {}), nested(100_000, kind)):
         refused = refusal(payload={"x": too_deep})
-        assert (refused.field, refused.rule) == ("payload", "must be nested at most 32 levels deep")
+        assert (refused.field, refused.rule) == ("payload", SIZE_RULE)
 
 
 def test_json__refuses_a_cycle() -> None:
     loop: dict[str, Any] = {}
     loop["again"] = [loop]
-    assert refusal(payload=loop).rule == "must be nested at most 32 levels deep"
+    assert refusal(payload=loop).rule == SIZE_RULE
 
 
 def test_json__gives_up_early_on_shared_branches() -> None:
     value: list[Any] = []
     for _ in range(30):
         value = [value, value]
-    assert refusal(payload={"x": value}).rule == "must be at most 16384 bytes as jsonb text"
+    assert refusal(payload={"x": value}).rule == SIZE_RULE
 
 
 @pytest.mark.parametrize(
@@ -598,12 +599,12 @@ def test_json__is_at_most_16384_bytes_as_postgresql_prints_it(value: object, jso
     fits = MAX_PAYLOAD_BYTES - len(f'{{"x": {jsonb_text}, "pad": ""}}'.encode())
     event(payload={"x": value, "pad": "." * fits})
     refused = refusal(payload={"x": value, "pad": "." * (fits + 1)})
-    assert (refused.field, refused.rule) == ("payload", "must be at most 16384 bytes as jsonb text")
+    assert (refused.field, refused.rule) == ("payload", SIZE_RULE)
 
 
 @pytest.mark.parametrize("huge", ["x" * 10**7, [0] * 10**6, {str(i): i for i in range(10**5)}])
 def test_json__refuses_what_is_huge(huge: object) -> None:
-    assert refusal(payload={"x": huge}).rule == "must be at most 16384 bytes as jsonb text"
+    assert refusal(payload={"x": huge}).rule == SIZE_RULE
 
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
