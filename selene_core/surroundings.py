@@ -44,9 +44,10 @@ def _too_powerful(name: str, what: str, sql: str, powers: str) -> Fault:
     told = f"role {name}, a member of selene_app or selene_readonly, {what}"
     if not any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
         return Fault(told, sql=sql)
+    careful = sql.replace(" CASCADE;", ";")  # it may have granted the role to who migrates
     return Fault(
         told,
-        command=f"if it serves: {sql} If it migrates: take it out of selene_app and selene_readonly instead",
+        command=f"if it serves: {careful} If it migrates: take it out of selene_app and selene_readonly",
     )
 
 
