@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from selene_core.neighbours import NEIGHBOURS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -30,9 +32,10 @@ _HAS_VERSION_TABLE: Final = """
 
 
 def read(conn: Connection) -> Facts:
-    """Read the facts of the roles and of everything in os_core and conversation; needs a transaction.
+    """Read the roles, everything in os_core and conversation, and what others made around it.
 
-    Where a migration holds a table's lock it waits for some seconds, then the database raises 55P03.
+    It needs a transaction. Where a migration holds a table's lock it waits for some seconds, then the
+    database raises 55P03.
     """
     facts: Facts = {}
     with conn.begin_nested() as savepoint:
@@ -351,4 +354,5 @@ _QUERIES: Final = (
     WHERE t.typnamespace IN {_OURS} AND t.typelem = 0
       AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind <> 'c')
     """,
+    NEIGHBOURS,
 )

@@ -120,7 +120,7 @@ def examine(conn: Connection) -> Diagnosis:
             )
         ),
         notes=(
-            *_server_notes(number),
+            *_server_notes(conn, number),
             *notes,
         ),
         unseen=tuple(unseen),
@@ -145,9 +145,27 @@ def server_faults(number: int) -> Iterator[Fault]:
         )
 
 
-def _server_notes(number: int) -> Iterator[str]:
+def _server_notes(conn: Connection, number: int) -> Iterator[str]:
     if number // 10000 > _NEWEST:
         yield f"PostgreSQL {number // 10000} is newer than what this version was tested with ({_NEWEST})"
+    if conn.exec_driver_sql(_PUBLIC_CONNECTS).scalar_one():
+        yield (
+            "PUBLIC may connect to this database: a member of selene_app that was made for another database"
+            " of the cluster can append in this one (docs/deployment.md, Roles)"
+        )
+
+
+_PUBLIC_CONNECTS: Final = """
+    SELECT EXISTS (
+      SELECT
+      FROM pg_catalog.pg_database AS d
+      CROSS JOIN LATERAL pg_catalog.aclexplode(
+        COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))
+      ) AS item
+      WHERE d.datname = pg_catalog.current_database()
+        AND item.grantee = 0 AND item.privilege_type = 'CONNECT'
+    )
+"""
 
 
 def _encoding_faults(conn: Connection) -> Iterator[Fault]:

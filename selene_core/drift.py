@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from selene_core.catalogue import render
+from selene_core.neighbours import UNSHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,10 @@ class Difference:
     @property
     def is_harmless(self) -> bool:
         """Whether it changes neither what the library relies on nor what the database guarantees."""
+        if self.aspect.startswith("grant"):
+            return self.expected == self.found
+        if self.kind == "outside":
+            return str(self.found).endswith(UNSHARED)
         if self.kind != "relation" or self.expected is not None or self.found is None:
             return False
         if self.aspect.startswith("index "):
@@ -47,6 +52,10 @@ class Difference:
             return is_plain and not self._samples_hidden
         if self.aspect.startswith("extended statistics "):
             return not self._samples_hidden
+        if self.aspect.startswith("trigger "):
+            # It sees what is written and changes nothing of it; whose code it is, catalogue.read() judges.
+            made = f"TRIGGER {self.aspect.removeprefix('trigger ')} AFTER "
+            return self.found.startswith((f"CREATE {made}", f"CREATE CONSTRAINT {made}"))
         return self.aspect.startswith("statistics target of ") or self.aspect in {
             "options",
             "replica identity",
@@ -111,7 +120,25 @@ def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
             continue
         for aspect, value in aspects.items():
             if aspect not in (wanted or {}):
-                yield Difference(thing, aspect, None, value)
+                yield Difference(thing, aspect, _permitted(thing, aspect, value), value)
+
+
+def _permitted(thing: str, aspect: str, value: str) -> str | None:
+    """Return what a host may grant to a role of its own: what selene_readonly has, and REFERENCES."""
+    if not aspect.startswith("grant") or thing.startswith("default "):
+        return None
+    grant = Grant.parse(aspect)
+    if grant.grantor or grant.grantee in {"PUBLIC", "OWNER", *_ROLES}:
+        return None
+    facts = golden().facts[thing]
+    readable = privileges(facts.get("grant to selene_readonly"))
+    if grant.column:
+        readable |= privileges(facts.get(f"grant ({grant.column}) to selene_readonly"))
+    may = readable | ({"REFERENCES"} if thing.startswith("relation ") else set())
+    return ",".join(sorted(may & {name.rstrip("*") for name in privileges(value)})) or None
+
+
+_ROLES: Final = {"selene_owner", "selene_app", "selene_readonly"}
 
 
 def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference]:
@@ -123,7 +150,9 @@ def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference
     for difference in differences(wanted, found):
         thing, aspect, expected = difference.thing, difference.aspect, difference.expected
         there = found.get(thing, {})
-        if difference.kind == "role":
+        if difference.is_harmless:
+            continue
+        if difference.kind in {"role", "outside"}:
             yield difference
         elif difference.kind != "relation" or not there or not aspect:
             continue
@@ -174,6 +203,8 @@ def describe(difference: Difference) -> str:
         difference.found,
     )
     where = f"{aspect} of {thing}" if aspect else thing
+    if difference.kind == "outside":
+        return f"{difference.name} {found}"
     if aspect.startswith("grant"):
         return _describe_grant(difference)
     if aspect == "attributes" and difference.kind == "role":
@@ -246,7 +277,9 @@ def _describe_grant(difference: Difference) -> str:
     place = f"{grant.objects} by {place}" if grant.objects else place
     who = "the owner" if grant.grantee == "OWNER" else grant.grantee
     extra = privileges(difference.found) - privileges(difference.expected)
-    lacking = privileges(difference.expected) - privileges(difference.found)
+    lacking = privileges(difference.expected) - {each.rstrip("*") for each in privileges(difference.found)}
+    if not extra and not lacking:
+        return f"{who} has {_listed(privileges(difference.found))} on {place}"
     said = [
         f"{who} must not have {_listed(extra)}" if extra else "",
         f"{who} lacks {_listed(lacking)}" if lacking else "",

@@ -16,7 +16,9 @@ EDGES: Final = f"""
       SELECT m.member, m.roleid, m.grantor,
         COALESCE((pg_catalog.to_jsonb(m) ->> 'inherit_option')::boolean, TRUE)
           OR COALESCE((pg_catalog.to_jsonb(m) ->> 'set_option')::boolean, TRUE) AS is_usable,
-        m.admin_option
+        m.admin_option,
+        -- Made by itself: by createrole_self_grant, or by who may grant the role anyway.
+        m.grantor = m.member AS is_own
       FROM pg_catalog.pg_auth_members AS m
     ),
     powerful AS (
@@ -32,16 +34,16 @@ EDGES: Final = f"""
     )
 """
 
-# Which powerful roles the current one is, or can become, or can grant itself.
+# Which powerful roles the login is, or can become, or can grant itself: SET ROLE hides nothing of it.
 POWERS: Final = f"""
     WITH RECURSIVE {EDGES},
     reached AS (
-      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
+      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN (current_user, session_user)
       UNION
       SELECT m.roleid FROM reached JOIN memberships AS m ON m.member = reached.role
       WHERE m.is_usable OR m.admin_option
     )
-    SELECT powerful.name, powerful.attributes, powerful.name = current_user
+    SELECT powerful.name, powerful.attributes, powerful.name = session_user
     FROM reached JOIN powerful ON powerful.role = reached.role
     ORDER BY 1
 """

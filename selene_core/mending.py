@@ -171,6 +171,10 @@ def _mentions(text: str, name: str) -> bool:
 def _hint(difference: Difference, *, has_lost_tables: bool) -> str | None:
     """Say what is to be done where no statement may do it, because data is lost or would be."""
     is_strange = not difference.aspect and difference.expected is None
+    if difference.kind == "outside":
+        return None if _outside(difference.name) else "see what a host may add, in docs/deployment.md"
+    if difference.thing == "role selene_owner" and difference.found == "LOGIN":
+        return "GRANT selene_owner TO a login, and migrate as that one; then ALTER ROLE selene_owner NOLOGIN"
     if is_strange and has_lost_tables and not str(difference.found).endswith("VIEW"):
         return "look whether it is what is left of a table that is missing, before it is put out of the way"
     if difference.kind != "relation" or difference.thing == VERSION_TABLE:
@@ -263,8 +267,21 @@ def _statement(difference: Difference, version: int, *, anew: bool) -> tuple[Ste
             return _sequence(difference, anew=anew)
         case "function":
             return _function(difference)
+        case "outside":
+            return Step.FLAGS, _outside(difference.name)
         case _:
             return _other(difference)
+
+
+def _outside(name: str) -> str | None:
+    kind, _, called = name.partition(" ")
+    match kind:
+        case "view":
+            return f"ALTER VIEW {called} SET (security_invoker = true);"
+        case "function" | "procedure":
+            return f"ALTER ROUTINE {called} SECURITY INVOKER;"
+        case _:
+            return None
 
 
 def _role(difference: Difference) -> str | None:
@@ -277,6 +294,8 @@ def _role(difference: Difference) -> str | None:
             option if option in wanted else f"NO{option}"
             for option in _ATTRIBUTES
             if (option in wanted) != (option in there)
+            # Somebody may migrate as selene_owner itself.
+            and (name, option) != ("selene_owner", "LOGIN")
         ]
         return f"ALTER ROLE {name} {' '.join(options)};" if options and there else None
     granted, _, grantor = difference.aspect.removeprefix("member of ").partition(" by ")

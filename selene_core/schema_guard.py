@@ -77,7 +77,8 @@ def check_schema(bind: Engine | Connection) -> str:
     again after an error that looks like another schema. A newer database passes as long as every function
     and column that the application has at this version's revision is still there, with its types and
     privileges, row-level security is enabled and forced on its tables with both policies of each, none
-    has a parent or child outside our schemas, and the ledgers are append-only.
+    has a parent or child outside our schemas, and the ledgers are append-only. What a host may add passes
+    (docs/deployment.md); what shows or changes rows past row-level security, wherever it stands, does not.
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
     something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
@@ -194,16 +195,16 @@ def _some(problems: tuple[str, ...]) -> str:
 
 
 _LOGIN: Final = f"""
-    SELECT me.rolname, me.rolsuper, me.rolbypassrls, (
-        SELECT pg_catalog.pg_has_role(me.oid, app.oid, 'USAGE')
+    SELECT session_user, current_user, me.rolsuper, me.rolbypassrls, (
+        SELECT pg_catalog.pg_has_role(current_user, app.oid, 'USAGE')
         FROM pg_catalog.pg_roles AS app WHERE app.rolname = '{_APPLICATION}'
       ) IS TRUE
-    FROM pg_catalog.pg_roles AS me WHERE me.rolname = current_user
+    FROM pg_catalog.pg_roles AS me WHERE me.rolname = session_user
 """
 
 
 def _login_problems(conn: Connection) -> Iterator[str]:
-    name, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
+    name, acts_as, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
     if is_superuser or bypasses:
         yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
     for power, attributes, is_itself in conn.exec_driver_sql(POWERS):
@@ -213,7 +214,7 @@ def _login_problems(conn: Connection) -> Iterator[str]:
         elif attributes == "CREATEROLE":
             yield f"role {name} has CREATEROLE: it can grant itself selene_owner"
     if not is_member:
-        yield f"role {name} is not a member of {_APPLICATION}"
+        yield f"role {acts_as} is not a member of {_APPLICATION}"
 
 
 # --- what a newer database must still have
@@ -230,6 +231,14 @@ def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
                 yield from _unmet_function(thing, facts, found)
             case "relation" if _readable(facts):
                 yield from _unmet_relation(thing, facts, there)
+    outside = [
+        Difference(thing, "", None, facts["kind"]) for thing, facts in found.items() if _is_outside(thing)
+    ]
+    yield from (describe(difference) for difference in outside if not difference.is_harmless)
+
+
+def _is_outside(thing: str) -> bool:
+    return thing.startswith("outside ")
 
 
 def _lacking(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:

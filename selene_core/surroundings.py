@@ -24,17 +24,11 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
             if attribute == "CREATEROLE"
             else "it sees every tenant"
         )
-        yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, has {attribute}: {harm}",
-            sql=f"ALTER ROLE {name} NO{attribute};",
-        )
+        yield _too_powerful(name, f"has {attribute}: {harm}", f"ALTER ROLE {name} NO{attribute};", attribute)
     for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_RISING_LOGINS):
         by = f" GRANTED BY {grantor}" if grantor else ""
         can = "can become" if is_usable else f"has ADMIN OPTION on {granted}, so can become"
-        yield Fault(
-            f"role {name}, a member of selene_app or selene_readonly, {can} {powers}",
-            sql=f"REVOKE {granted} FROM {name}{by} CASCADE;",
-        )
+        yield _too_powerful(name, f"{can} {powers}", f"REVOKE {granted} FROM {name}{by} CASCADE;", powers)
     for name, owner, database in conn.exec_driver_sql(_OWNING_LOGINS):
         owns = "owns" if owner == name else f"can become {owner}, which owns"
         yield Fault(
@@ -43,6 +37,18 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
             # Whose it is to be is not known here.
             command=f"ALTER DATABASE {database} OWNER TO the migrator, or another who serves nothing",
         )
+
+
+def _too_powerful(name: str, what: str, sql: str, powers: str) -> Fault:
+    """Print no statement that takes what an upgrade needs: who migrates may be in selene_app too."""
+    told = f"role {name}, a member of selene_app or selene_readonly, {what}"
+    if not any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
+        return Fault(told, sql=sql)
+    careful = sql.replace(" CASCADE;", ";")  # it may have granted the role to who migrates
+    return Fault(
+        told,
+        command=f"if it serves: {careful} If it migrates: take it out of selene_app and selene_readonly",
+    )
 
 
 def owned_elsewhere(conn: Connection, mends: Iterable[Fault]) -> Iterator[Fault]:
@@ -259,7 +265,8 @@ _MEMBERS: Final = f"""
     readers AS (
       SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly')
       UNION
-      SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role WHERE m.is_usable
+      SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role
+      WHERE m.is_usable AND NOT m.is_own
     ),
     risen AS (
       SELECT powerful.role, powerful.name, powerful.attributes FROM powerful

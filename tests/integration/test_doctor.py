@@ -24,7 +24,7 @@ from selene_core.drift import golden
 from selene_core.local import local_server
 from selene_core.migrations import downgrade, upgrade
 from tests.factories import created
-from tests.migrations.runs import admin, catalogue_of, held, psql, run_all
+from tests.migrations.runs import admin, catalogue_of, held, psql, run_all, stands_at
 from tests.races import wait_until
 from tests.scratch import upgrade_further
 from tests.servers import Database, Server, embedded_server
@@ -229,6 +229,19 @@ FAULTS = {
         'CREATE TEXT SEARCH CONFIGURATION "Its".t (COPY = simple); SELECT lo_create(0); RESET ROLE',
         'selene_owner owns schema "Its", outside our schemas',
     ),
+    "view of a superuser's": (
+        f"CREATE VIEW public.mine AS SELECT * FROM {CURRENT}; GRANT SELECT ON public.mine TO selene_app",
+        "view public.mine shows our tables with the rights of",
+    ),
+    "function of a superuser's": (
+        "CREATE FUNCTION public.mine() RETURNS bigint LANGUAGE sql SECURITY DEFINER"
+        f" AS 'SELECT count(*) FROM {TURNS}'",
+        "function public.mine() uses our tables with the rights of",
+    ),
+    "grant to a stranger, with more than he may have": (
+        f"GRANT SELECT, INSERT ON {CURRENT} TO pg_monitor; GRANT ALL ON SCHEMA os_core TO pg_monitor",
+        f"pg_monitor must not have INSERT on relation {CURRENT}",
+    ),
     "rule added": (f"CREATE RULE quiet AS ON DELETE TO {CURRENT} DO INSTEAD NOTHING", "rule quiet of"),
     "table of another owner": (f"ALTER TABLE {LEDGER} OWNER TO CURRENT_USER", "work_order_ledger belongs to"),
     "schema of another owner": ("ALTER SCHEMA conversation OWNER TO CURRENT_USER", "schema conversation"),
@@ -375,6 +388,8 @@ def mend(database: Database, told: dict[str, Any]) -> None:
     for fault in told["faults"]:
         if fault["sql"] is not None:
             run_all(database, [fault["sql"]])
+        elif serves := re.match(r"if it serves: (.+;) If it migrates: ", fault["command"]):
+            run_all(database, [serves[1]])
         else:
             assert fault["command"] == "selene-core upgrade", fault
             address = database.admin_url.render_as_string(hide_password=False)
@@ -805,6 +820,66 @@ def test_doctor__setting_of_the_session(database: Database) -> None:
         assert conn.exec_driver_sql(settings).one() == ("acme", "off")
 
 
+def test_doctor__a_member_by_making_the_role_is_no_service(server: Server) -> None:
+    """As some services' first user is: everybody who makes a role is made a member of it."""
+    with ExitStack() as stack:
+        cluster = embedded_server(stack, server.version if server.kind == "embedded" else None)
+        database = stack.enter_context(cluster.new_database("cloud"))
+        run_all(
+            database, ["CREATE ROLE mig LOGIN CREATEROLE", f"ALTER DATABASE {database.name} OWNER TO mig"]
+        )
+        url = cluster.url_for("mig", database.name)
+        joins = "GRANT selene_owner, selene_app, selene_readonly, orders_service TO mig"
+        if cluster.version >= 16:
+            joins = "SELECT 1"
+            run_all(database, ["ALTER ROLE mig SET createrole_self_grant = 'set, inherit'"])
+        upgrade(url)
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as conn:
+            conn.exec_driver_sql("CREATE ROLE orders_service LOGIN IN ROLE selene_app")
+            conn.exec_driver_sql(joins)
+            assert conn.exec_driver_sql("SELECT pg_has_role('selene_app', 'USAGE')").scalar_one()
+        assert doctor(url)["healthy"]
+        assert doctor(database.admin_url)["healthy"]
+        check_script_leaves_what_an_upgrade_needs(database, url)
+
+
+# Who migrates, and is a service by its memberships, or by its name.
+MIGRATORS = {
+    "member of both": "CREATE ROLE mig LOGIN IN ROLE selene_app, selene_owner",
+    "member of both, by a team": "CREATE ROLE team IN ROLE selene_owner;"
+    "CREATE ROLE mig LOGIN IN ROLE team, selene_readonly",
+    "member by grace of another service": "CREATE ROLE team LOGIN IN ROLE selene_app;"
+    "GRANT selene_owner TO team WITH ADMIN OPTION; CREATE ROLE mig LOGIN;"
+    "SET ROLE team; GRANT selene_owner TO mig; RESET ROLE",
+    "superuser": "CREATE ROLE mig LOGIN SUPERUSER IN ROLE selene_app",
+    "with CREATEROLE": "CREATE ROLE mig LOGIN CREATEROLE IN ROLE selene_app; GRANT selene_owner TO mig",
+    "the owner itself": "ALTER ROLE selene_owner LOGIN",
+}
+
+
+@pytest.mark.parametrize("who", MIGRATORS)
+def test_doctor__leaves_what_the_next_upgrade_needs(database_apart: Database, who: str) -> None:
+    login = "selene_owner" if who == "the owner itself" else "mig"
+    run_all(database_apart, [MIGRATORS[who]])
+    try:
+        assert doctor(database_apart.admin_url)["faults"]
+        url = database_apart.server.url_for(login, database_apart.name)
+        check_script_leaves_what_an_upgrade_needs(database_apart, url)
+    finally:
+        run_all(database_apart, ["ALTER ROLE selene_owner NOLOGIN", "DROP ROLE IF EXISTS mig"])
+        run_all(database_apart, ["DROP ROLE IF EXISTS team"])
+
+
+def check_script_leaves_what_an_upgrade_needs(database: Database, migrator: sa.URL) -> None:
+    """Run what doctor prints, whole, then migrate."""
+    address = database.admin_url.render_as_string(hide_password=False)
+    ran = psql(database, CliRunner().invoke(cli, ["doctor", "--url", address]).stdout)
+    assert ran.returncode == 0, ran.stderr
+    downgrade(migrator, BEFORE_HEAD)
+    upgrade(migrator)
+    assert stands_at(database) == HEAD
+
+
 def test_doctor__several_faults_at_once(database: Database) -> None:
     statements = [plant for name, (plant, _) in FAULTS.items() if name in _TOGETHER]
     assert len(statements) == len(_TOGETHER)
@@ -978,10 +1053,20 @@ def test_doctor__healthy_is_one_line(database: Database, role: Any) -> None:
     assert doctor(url)["healthy"]
     if [*server_faults(release(database.server.release))]:
         return  # then it says so
-    done = CliRunner().invoke(cli, ["doctor", "--url", url.render_as_string(hide_password=False)])
+    command = ["doctor", "--url", url.render_as_string(hide_password=False)]
+    done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0
     assert done.stdout.startswith("-- Healthy: PostgreSQL ")
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.partition("\n")[2].startswith("-- Note: PUBLIC may connect to this database")
+    run_all(
+        database,
+        [
+            f"REVOKE CONNECT ON DATABASE {database.name} FROM PUBLIC",
+            f"GRANT CONNECT ON DATABASE {database.name} TO selene_app, selene_readonly",
+        ],
+    )
+    done = CliRunner().invoke(cli, command)
+    assert (done.exit_code, done.stdout.count("\n")) == (0, 1)
 
 
 def test_doctor__its_output_is_a_script_that_mends(database: Database) -> None:
@@ -1050,21 +1135,32 @@ def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
     run_all(
         database,
         [
+            f"REVOKE CONNECT ON DATABASE {database.name} FROM PUBLIC",
+            f"GRANT CONNECT ON DATABASE {database.name} TO selene_app",
             f"CREATE INDEX mine ON {CURRENT} (tenant_id, turn_id)",
             f"ALTER TABLE {LEDGER} SET (autovacuum_vacuum_scale_factor = 0.01)",
             f"ALTER TABLE {LEDGER} ALTER COLUMN turn_id SET STATISTICS 1000",
             f"CREATE STATISTICS public.mine ON user_id, session_id FROM {TURNS}",
             f"CREATE INDEX mine ON {TURNS} (turn_id) WHERE role = 'user'::text",
+            f"CREATE VIEW public.mine AS SELECT * FROM {CURRENT}",
+            "CREATE FUNCTION public.mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            f"CREATE TRIGGER mine AFTER UPDATE ON {CURRENT} FOR EACH ROW EXECUTE FUNCTION public.mine()",
+            f"GRANT SELECT ON {CURRENT} TO pg_monitor",
+            f"GRANT REFERENCES (tenant_id) ON {LEDGER} TO pg_monitor",
         ],
     )
     told = doctor(database.app_url)
     assert told["healthy"]
-    assert sorted(told["notes"]) == [
+    assert sorted(note.partition(" with the rights of")[0] for note in told["notes"]) == [
         f"extended statistics public.mine of relation {TURNS} is not ours",
         f"index mine of relation {TURNS} is not ours",
         f"index mine of relation {CURRENT} is not ours",
         f"options of relation {LEDGER} is not ours",
+        f"pg_monitor has REFERENCES on tenant_id of relation {LEDGER}",
+        f"pg_monitor has SELECT on relation {CURRENT}",
         f"statistics target of turn_id of relation {LEDGER} is 1000, not the default",
+        f"trigger mine of relation {CURRENT} is not ours",
+        "view public.mine shows our tables",
     ]
 
 

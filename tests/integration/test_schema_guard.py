@@ -298,6 +298,24 @@ def test_check_schema__login_that_can_rise(database: Database, power: str, words
         run_all(database, [f"DROP ROLE {name}", f"DROP ROLE IF EXISTS {name}_b"])
 
 
+def test_check_schema__login_that_hides_what_it_may_become(database: Database) -> None:
+    """What a session may go back to counts, not only what it acts as."""
+    name = f"both_of_{database.name}"
+    run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test' IN ROLE selene_app, selene_owner"])
+    both = create_selene_engine(database.server.url_for(name, database.name), poolclass=sa.NullPool)
+    try:
+        for statement in ("SELECT 1", f"ALTER ROLE {name} SET role = 'selene_app'"):
+            run_all(database, [statement])
+            with pytest.raises(SchemaDrifted, match=f"role {name} can become selene_owner"):
+                check_schema(both)
+        with database.engine("admin").connect() as conn:
+            conn.exec_driver_sql("SET ROLE selene_app")
+            with pytest.raises(SchemaDrifted, match="is a superuser or has BYPASSRLS"):
+                check_schema(conn)
+    finally:
+        run_all(database, [f"DROP ROLE {name}"])
+
+
 def test_check_schema__login_without_any_rights(database: Database) -> None:
     name = f"stranger_of_{database.name}"
     run_all(database, [f"CREATE ROLE {name} LOGIN PASSWORD 'selene-test'"])
