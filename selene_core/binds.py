@@ -83,7 +83,9 @@ def _dialect(name: str, given: Any) -> Dialect:
 def _kind(given: object) -> str:
     if isinstance(given, type):
         return f"the class {given.__name__}"
-    return "None" if given is None else type(given).__name__
+    driver = type(given).__module__.partition(".")[0]
+    of_driver = f" of {driver}" if driver in _DRIVERS else ""  # a Connection too
+    return "None" if given is None else type(given).__name__ + of_driver
 
 
 def _way_out(name: str, given: object) -> str:
