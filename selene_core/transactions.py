@@ -1,4 +1,4 @@
-"""Calls that are transactions of their own: append in one round trip, rebuild a tenant in many short ones."""
+"""Calls that are transactions of their own on an engine: append in one round trip, rebuild in many."""
 
 from __future__ import annotations
 

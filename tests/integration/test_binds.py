@@ -37,6 +37,7 @@ from selene_core import (
 from selene_core.aio import AsyncRepository
 from selene_core.repository import Repository
 from tests.factories import created, event
+from tests.integration.test_documents import ROOT, blocks
 from tests.pooler import driver_options
 from tests.raw import connect
 from tests.servers import Database
@@ -212,6 +213,15 @@ def test_session__with_several_engines_is_asked_for_the_connection(engine: sa.En
         append_events(session.connection(bind_arguments={"mapper": Booking}), TENANT, [created("order")])
         session.commit()
     assert orders(engine) == ["order"]
+
+
+def test_session__as_in_the_guide(engine: sa.Engine) -> None:
+    (example,) = [
+        text for name, text in blocks(ROOT / "docs" / "deployment.md", "python") if name == "session"
+    ]
+    given = {"engine": engine, "booking": Booking(booking_id="booking"), "event": created("order")}
+    exec(example, {**vars(selene_core), **given})  # noqa: S102 - an example of our own
+    assert (orders(engine), bookings(engine)) == (["order"], ["booking"])
 
 
 # --- connections
