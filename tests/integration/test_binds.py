@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -510,35 +511,43 @@ def test_door__takes_nothing_to_join_where_it_cannot(engine: sa.Engine) -> None:
 # --- other drivers
 
 
-def of_driver(name: str) -> sa.Engine:
-    """Make an engine of another driver's dialect; neither the driver nor the server need be there."""
-    url = sa.make_url(f"{name}://127.0.0.1:1/none")
-    return sa.create_engine(url, module=FakeDriver())
-
-
 class FakeDriver:
-    """Stand in for a driver that is asked for nothing: it is refused before."""
+    """Stand in for a driver that need not be installed: it is refused before it is asked for anything."""
 
     paramstyle = "pyformat"
     __version__ = "9.9.9"
-    version_info = sqlite_version_info = (9, 9, 9)
 
     def __getattr__(self, name: str) -> Any:
         return type(name, (Exception,), {})
 
 
-DRIVERS = ["postgresql+psycopg2", "postgresql+pg8000"]
+@pytest.fixture
+def other_engine(driver: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
+    """Return an engine of another driver's dialect."""
+    monkeypatch.setitem(sys.modules, driver, cast("Any", FakeDriver()))
+    return sa.create_engine(f"postgresql+{driver}://127.0.0.1:1/none", module=FakeDriver())
 
 
 @pytest.mark.parametrize("door", [name for name in SYNC_DOORS if not name.endswith("Repository")])
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_door__refuses_another_driver_by_name(door: str, driver: str) -> None:
-    other = of_driver(driver)
-    binds = [other] if door == "rebuild_tenant" else [other, Session(other)]
+@pytest.mark.parametrize("driver", ["psycopg2", "pg8000"])
+def test_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
+    binds = [other_engine] if door == "rebuild_tenant" else [other_engine, Session(other_engine)]
     for bind in binds:
-        message = told(door, bind)
-        assert message.startswith(f"{door} works with PostgreSQL through psycopg 3 alone, not with {driver}")
-        assert "postgresql+psycopg://" in message
+        refused_driver(told(door, bind), door, driver)
+
+
+@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if not name.endswith("Repository")])
+@pytest.mark.parametrize("driver", ["asyncpg"])
+def test_async_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
+    engine = AsyncEngine(other_engine)
+    for bind in [engine] if door == "async_rebuild_tenant" else [engine, AsyncSession(engine)]:
+        refused_driver(told(door, bind), door, driver)
+
+
+def refused_driver(message: str, door: str, driver: str) -> None:
+    refused = f"{door} works with PostgreSQL through psycopg 3 alone, not with postgresql+{driver}: "
+    assert message.startswith(refused)
+    assert "postgresql+psycopg://" in message
 
 
 @pytest.mark.parametrize("door", SYNC_DOORS)
