@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar, get_ar
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from selene_core.attempts import StepAttemptRepository
-from selene_core.binds import AsyncBind, async_bound, checked
+from selene_core.binds import AsyncBind, async_bound, async_joined, checked
 from selene_core.contracts import AppendResult, RebuildReport, WorkOrderLedgerEventInput, check_tenant_id
 from selene_core.conversation import ConversationRepository
 from selene_core.database import tenant_scope
@@ -42,22 +42,23 @@ async def async_tenant_scope(bind: AsyncBind, tenant_id: str) -> AsyncIterator[A
 
     Canceled inside, it rolls back what it began. Raises what tenant_scope() raises (SPEC.md section 10).
     """
+    bind = async_bound("async_tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
-    bind = await async_bound("async_tenant_scope", bind)
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as conn, async_tenant_scope(conn, tenant_id):
             yield conn
         return
-    scope: Any = await bind.run_sync(lambda conn: tenant_scope(conn, tenant_id))
-    await bind.run_sync(lambda _: scope.__enter__())
+    conn = await async_joined(bind)
+    scope: Any = await conn.run_sync(lambda twin_conn: tenant_scope(twin_conn, tenant_id))
+    await conn.run_sync(lambda _: scope.__enter__())
     try:
-        yield bind
+        yield conn
     except BaseException:
         exc_info = sys.exc_info()
-        if not await bind.run_sync(lambda _: scope.__exit__(*exc_info)):
+        if not await conn.run_sync(lambda _: scope.__exit__(*exc_info)):
             raise
     else:
-        await bind.run_sync(lambda _: scope.__exit__(None, None, None))
+        await conn.run_sync(lambda _: scope.__exit__(None, None, None))
 
 
 class AsyncRepository:
@@ -178,28 +179,30 @@ async def async_append_events(
     bind: AsyncBind, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
 ) -> list[AppendResult]:
     """Append as append_events() does, on an engine in a transaction of its own (SPEC.md section 4)."""
+    bind = async_bound("async_append_events", bind)
     tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
-    bind = await async_bound("async_append_events", bind)
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as conn:
             return await conn.run_sync(append_alone, tenant_id, wire)
-    return await bind.run_sync(append_joined, tenant_id, wire)
+    conn = await async_joined(bind)
+    return await conn.run_sync(append_joined, tenant_id, wire)
 
 
 async def async_rebuild_tenant(
     engine: AsyncEngine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
 ) -> RebuildReport:
     """Rebuild as rebuild_tenant() does, one short transaction per group of orders (SPEC.md section 5)."""
-    tenant_id = check_tenant_id(tenant_id)
     owned: AsyncEngine = checked("async_rebuild_tenant", "an AsyncEngine", engine, AsyncEngine)
+    tenant_id = check_tenant_id(tenant_id)
     async with owned.connect() as conn:
         return await conn.run_sync(rebuild_groups, tenant_id, progress)
 
 
 async def async_check_schema(bind: AsyncBind) -> str:
     """Return the database's revision as check_schema() does, for a service that is asynchronous."""
-    bind = await async_bound("async_check_schema", bind)
+    bind = async_bound("async_check_schema", bind)
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as conn:
             return await conn.run_sync(check_alone)
-    return await bind.run_sync(check_schema)
+    conn = await async_joined(bind)
+    return await conn.run_sync(check_schema)

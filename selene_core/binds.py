@@ -25,25 +25,35 @@ _ASYNC: Final = (AsyncEngine, AsyncConnection, AsyncSession, async_scoped_sessio
 _DRIVERS: Final = frozenset({"psycopg", "psycopg_pool", "psycopg2", "asyncpg", "pg8000"})
 
 
-def bound(name: str, given: object) -> Engine | Connection:
-    """Return the engine or connection to work on; a Session's connection, in the transaction that it has.
+def bound(name: str, given: object) -> Engine | Connection | Session:
+    """Return what to work on, untouched yet: see joined().
 
     Raises TypeError, which says what to pass to the public `name`, for anything else and for another driver.
     """
     given = given() if isinstance(given, scoped_session) else given
     wanted = "an Engine, a Connection or an ORM Session"
     found: Engine | Connection | Session = checked(name, wanted, given, Engine, Connection, Session)
-    return found.connection() if isinstance(found, Session) else found
+    return found
 
 
-async def async_bound(name: str, given: object) -> AsyncEngine | AsyncConnection:
+def joined(bind: Connection | Session) -> Connection:
+    """Return the connection to work on: a Session's is in its transaction, which it begins if it has none."""
+    return bind.connection() if isinstance(bind, Session) else bind
+
+
+def async_bound(name: str, given: object) -> AsyncEngine | AsyncConnection | AsyncSession:
     """Return what bound() returns, for asynchronous callers; raises TypeError."""
     given = given() if isinstance(given, async_scoped_session) else given
     wanted = "an AsyncEngine, an AsyncConnection or an AsyncSession"
     found: AsyncEngine | AsyncConnection | AsyncSession = checked(
         name, wanted, given, AsyncEngine, AsyncConnection, AsyncSession
     )
-    return await found.connection() if isinstance(found, AsyncSession) else found
+    return found
+
+
+async def async_joined(bind: AsyncConnection | AsyncSession) -> AsyncConnection:
+    """Return what joined() returns, for asynchronous callers."""
+    return await bind.connection() if isinstance(bind, AsyncSession) else bind
 
 
 def checked(name: str, wanted: str, given: object, *kinds: type) -> Any:

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from selene_core.binds import Bind, bound
+from selene_core.binds import Bind, bound, joined
 from selene_core.contracts import check_tenant_id
 from selene_core.errors import SeleneError, TenantScopeViolation, from_sqlstate
 
@@ -185,14 +185,15 @@ def tenant_scope(bind: Bind, tenant_id: str) -> Iterator[Connection]:
     another tenant's, and in AUTOCOMMIT, where a tenant would be gone before the next statement; TypeError for
     anything else to work on and for another driver than psycopg 3.
     """
-    tenant_id = check_tenant_id(tenant_id)
     bind = bound("tenant_scope", bind)
+    tenant_id = check_tenant_id(tenant_id)
     if isinstance(bind, Engine):
         with bind.connect() as conn, _entered(conn, tenant_id):
             yield conn
     else:
-        with _entered(bind, tenant_id):
-            yield bind
+        conn = joined(bind)
+        with _entered(conn, tenant_id):
+            yield conn
 
 
 @contextmanager

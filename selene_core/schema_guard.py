@@ -9,7 +9,7 @@ import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from selene_core.binds import Bind, bound
+from selene_core.binds import Bind, bound, joined
 from selene_core.catalogue import Facts, read, read_revisions
 from selene_core.database import in_autocommit
 from selene_core.drift import Difference, describe, differences, golden, is_related_outside, privileges
@@ -88,6 +88,7 @@ def check_schema(bind: Bind) -> str:
     if isinstance(bind, Engine):
         with bind.connect() as conn:
             return check_alone(conn)
+    bind = joined(bind)
     if in_autocommit(bind):
         raise ValueError("check_schema needs a transaction: the connection is in AUTOCOMMIT")
     if bind.in_transaction():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine
 
 from selene_core import work_order_statements as statements
-from selene_core.binds import Bind, bound, checked
+from selene_core.binds import Bind, bound, checked, joined
 from selene_core.contracts import AppendResult, RebuildReport, WorkOrderLedgerEventInput, check_tenant_id
 from selene_core.database import in_autocommit, tenant_scope
 from selene_core.repository import fetch
@@ -29,12 +29,12 @@ def append_events(
     Raises what WorkOrderRepository.append_many and tenant_scope raise. After a lost connection, send the same
     events again: those with an idempotency_key are not written twice.
     """
-    tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
     bind = bound("append_events", bind)
+    tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
     if isinstance(bind, Engine):
         with bind.connect() as conn:
             return append_alone(conn, tenant_id, wire)
-    return append_joined(bind, tenant_id, wire)
+    return append_joined(joined(bind), tenant_id, wire)
 
 
 def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
@@ -63,8 +63,8 @@ def rebuild_tenant(
     In a transaction of the caller's, WorkOrderRepository.rebuild() does it. Raises TypeError for anything but
     an Engine.
     """
-    tenant_id = check_tenant_id(tenant_id)
     owned: Engine = checked("rebuild_tenant", "an Engine", engine, Engine)
+    tenant_id = check_tenant_id(tenant_id)
     with owned.connect() as conn:
         return rebuild_groups(conn, tenant_id, progress)
 
