@@ -7,10 +7,12 @@ from selene_core.aio import (
     AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     async_append_events,
+    async_check_schema,
     async_rebuild_tenant,
     async_tenant_scope,
 )
 from selene_core.attempts import RetryDecision, StepAttempt, StepAttemptRepository
+from selene_core.autogenerate import include_name, include_object
 from selene_core.continuity import PromptDecision, decide_prompt
 from selene_core.contracts import (
     PENDING_STATUSES,
@@ -70,7 +72,7 @@ from selene_core.errors import (
     WorkOrderNotFound,
 )
 from selene_core.event_schema import work_order_event_schema
-from selene_core.identities import Device, Identity, IdentityRepository, Session
+from selene_core.identities import Device, IdentityRepository, UserIdentity, UserSession
 from selene_core.leases import HeldLease, Lease, LeaseRepository
 from selene_core.schema_guard import (
     SchemaDrifted,
@@ -114,7 +116,6 @@ __all__ = [
     "ExternalApprovalPending",
     "HeldLease",
     "IdempotencyConflict",
-    "Identity",
     "IdentityNotFound",
     "IdentityRepository",
     "IdentityStatus",
@@ -140,7 +141,6 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "SeleneError",
-    "Session",
     "SessionNotFound",
     "SessionState",
     "SessionStateInvalid",
@@ -149,6 +149,8 @@ __all__ = [
     "TenantScopeViolation",
     "TombstoneConflict",
     "TurnResult",
+    "UserIdentity",
+    "UserSession",
     "WorkOrder",
     "WorkOrderEvent",
     "WorkOrderEventType",
@@ -159,12 +161,15 @@ __all__ = [
     "WorkOrderStatus",
     "append_events",
     "async_append_events",
+    "async_check_schema",
     "async_rebuild_tenant",
     "async_tenant_scope",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "include_name",
+    "include_object",
     "new_work_order_id",
     "rebuild_tenant",
     "tenant_scope",

@@ -8,32 +8,26 @@ errors.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar
+from types import GenericAlias
+from typing import Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar, get_args, get_type_hints
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from selene_core.attempts import StepAttemptRepository
-from selene_core.contracts import check_tenant_id
+from selene_core.binds import AsyncBind, async_bound, async_joined, checked
+from selene_core.contracts import AppendResult, RebuildReport, WorkOrderLedgerEventInput, check_tenant_id
 from selene_core.conversation import ConversationRepository
 from selene_core.database import tenant_scope
 from selene_core.identities import IdentityRepository
 from selene_core.leases import LeaseRepository
 from selene_core.repository import Repository
-from selene_core.transactions import append_batch, rebuild_groups
+from selene_core.schema_guard import check_alone, check_schema
+from selene_core.transactions import append_alone, append_joined, rebuild_groups
 from selene_core.work_orders import WorkOrderRepository, batch_to_wire
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from selene_core.contracts import (
-        AppendResult,
-        RebuildReport,
-        WorkOrderLedgerEventInput,
-    )
 
 _PAGE: Final = 64
 
@@ -43,27 +37,28 @@ R = TypeVar("R", bound=Repository)
 
 
 @asynccontextmanager
-async def async_tenant_scope(
-    bind: AsyncEngine | AsyncConnection, tenant_id: str
-) -> AsyncIterator[AsyncConnection]:
+async def async_tenant_scope(bind: AsyncBind, tenant_id: str) -> AsyncIterator[AsyncConnection]:
     """Run one transaction for one tenant and yield its connection: tenant_scope() for async engines.
 
-    Canceled inside, it rolls back. Raises what tenant_scope() raises (SPEC.md section 10).
+    Canceled inside, it rolls back what it began. Raises what tenant_scope() raises (SPEC.md section 10).
     """
+    bind = async_bound("async_tenant_scope", bind)
+    tenant_id = check_tenant_id(tenant_id)
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as conn, async_tenant_scope(conn, tenant_id):
             yield conn
         return
-    scope: Any = await bind.run_sync(lambda conn: tenant_scope(conn, tenant_id))
-    await bind.run_sync(lambda _: scope.__enter__())
+    conn = await async_joined(bind)
+    scope: Any = await conn.run_sync(lambda twin_conn: tenant_scope(twin_conn, tenant_id))
+    await conn.run_sync(lambda _: scope.__enter__())
     try:
-        yield bind
+        yield conn
     except BaseException:
         exc_info = sys.exc_info()
-        if not await bind.run_sync(lambda _: scope.__exit__(*exc_info)):
+        if not await conn.run_sync(lambda _: scope.__exit__(*exc_info)):
             raise
     else:
-        await bind.run_sync(lambda _: scope.__exit__(None, None, None))
+        await conn.run_sync(lambda _: scope.__exit__(None, None, None))
 
 
 class AsyncRepository:
@@ -72,7 +67,9 @@ class AsyncRepository:
     _twin: ClassVar[type[Repository]]
 
     def __init__(self, conn: AsyncConnection) -> None:
-        self._conn = conn
+        """Work on the connection that async_tenant_scope yields; raises TypeError for anything else."""
+        wanted = "the AsyncConnection that async_tenant_scope yields"
+        self._conn: AsyncConnection = checked(type(self).__name__, wanted, conn, AsyncConnection)
 
 
 def _face(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
@@ -99,6 +96,9 @@ def _stream(
             for row in page:
                 yield row
 
+    # For who reads annotations: wraps() has copied those of the twin, which iterates synchronously.
+    hints = get_type_hints(method)
+    face.__annotations__ = {**hints, "return": GenericAlias(AsyncIterator, get_args(hints["return"]))}
     return face
 
 
@@ -176,18 +176,33 @@ class AsyncConversationRepository(AsyncRepository):
 
 
 async def async_append_events(
-    engine: AsyncEngine, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
+    bind: AsyncBind, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
 ) -> list[AppendResult]:
-    """Append as append_events() does, in one round trip and a transaction of its own (SPEC.md section 4)."""
+    """Append as append_events() does, on an engine in a transaction of its own (SPEC.md section 4)."""
+    bind = async_bound("async_append_events", bind)
     tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
-    async with engine.connect() as conn:
-        return await conn.run_sync(append_batch, tenant_id, wire)
+    if isinstance(bind, AsyncEngine):
+        async with bind.connect() as conn:
+            return await conn.run_sync(append_alone, tenant_id, wire)
+    conn = await async_joined(bind)
+    return await conn.run_sync(append_joined, tenant_id, wire)
 
 
 async def async_rebuild_tenant(
     engine: AsyncEngine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
 ) -> RebuildReport:
     """Rebuild as rebuild_tenant() does, one short transaction per group of orders (SPEC.md section 5)."""
+    owned: AsyncEngine = checked("async_rebuild_tenant", "an AsyncEngine", engine, AsyncEngine)
     tenant_id = check_tenant_id(tenant_id)
-    async with engine.connect() as conn:
+    async with owned.connect() as conn:
         return await conn.run_sync(rebuild_groups, tenant_id, progress)
+
+
+async def async_check_schema(bind: AsyncBind) -> str:
+    """Return the database's revision as check_schema() does, for a service that is asynchronous."""
+    bind = async_bound("async_check_schema", bind)
+    if isinstance(bind, AsyncEngine):
+        async with bind.connect() as conn:
+            return await conn.run_sync(check_alone)
+    conn = await async_joined(bind)
+    return await conn.run_sync(check_schema)

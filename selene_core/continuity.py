@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from selene_core.contracts import AppendResult, WorkOrder
 from selene_core.enums import PromptAction, PromptReason
 from selene_core.errors import ContractViolation
 from selene_core.rules import FIELD_KEY
-
-if TYPE_CHECKING:
-    from selene_core.contracts import AppendResult, WorkOrder
 
 MAX_REQUIRED_FIELDS: Final = 64
 MAX_PREFILLED_FIELDS: Final = 4096

@@ -5,8 +5,11 @@ All rules are functions and keys of the database: this sends one statement a cal
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Text, Uuid, bindparam
 
@@ -18,10 +21,6 @@ from selene_core.rules import EVENT_RULES, TURN_RULES, integer
 from selene_core.tables import conversation_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import datetime
-    from uuid import UUID
-
     from sqlalchemy import RowMapping, Select
 
 MAX_TURNS: Final = 1000

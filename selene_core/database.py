@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.sql import SQL, Literal
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from selene_core.binds import Bind, bound, joined
 from selene_core.contracts import check_tenant_id
 from selene_core.errors import SeleneError, TenantScopeViolation, from_sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import timedelta
-
     from sqlalchemy.engine import Transaction
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _URL_RULE: Final = (
@@ -30,7 +30,12 @@ _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE
 
 
 def psycopg_url(url: str | URL) -> URL:
-    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean."""
+    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
+
+    Raises ValueError for what is no URL of a PostgreSQL database, TypeError for what is neither text nor URL.
+    """
+    if not isinstance(url, str | URL):
+        raise TypeError(f"the database URL must be text or a sqlalchemy.URL, not {type(url).__name__}")
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
     except (ValueError, ArgumentError):
@@ -80,8 +85,6 @@ def create_async_selene_engine(
     **options: Any,
 ) -> AsyncEngine:
     """Make the asynchronous twin of create_selene_engine's engine; `options` are create_async_engine's."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine.sync_engine, timeouts)
@@ -166,32 +169,36 @@ class _Scope:
 
 
 @contextmanager
-def tenant_scope(bind: Engine | Connection, tenant_id: str) -> Iterator[Connection]:
+def tenant_scope(bind: Bind, tenant_id: str) -> Iterator[Connection]:
     """Run one transaction for one tenant and yield its connection, for the repositories (SPEC.md section 10).
 
     On an engine: committed at the end, rolled back on an exception. On a connection: joins the transaction
     that is open there and leaves its end to whoever began it; where none is open, begins and ends its own.
+    On an ORM session: joins its transaction, which the session begins where it has none, and always leaves
+    the end to session.commit() or rollback().
 
     The tenant is the transaction's, to its end: a joined transaction takes no second one, not even after the
     block. A value that somebody left in the session (SET selene.tenant_id) counts for nothing where the scope
     begins the transaction; to a joined one it is the tenant, because nobody can tell the two apart.
 
     Raises ContractViolation for what is no tenant id; TenantScopeViolation when the joined transaction is
-    another tenant's, and in AUTOCOMMIT, where a tenant would be gone before the next statement.
+    another tenant's, and in AUTOCOMMIT, where a tenant would be gone before the next statement; TypeError for
+    anything else to work on and for another driver than psycopg 3.
     """
+    bind = bound("tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
     if isinstance(bind, Engine):
         with bind.connect() as conn, _entered(conn, tenant_id):
             yield conn
     else:
-        with _entered(bind, tenant_id):
-            yield bind
+        conn = joined(bind)
+        with _entered(conn, tenant_id):
+            yield conn
 
 
 @contextmanager
 def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
-    driver_connection = conn.connection.driver_connection
-    if driver_connection is not None and driver_connection.autocommit:
+    if in_autocommit(conn):
         raise TenantScopeViolation("a tenant_scope needs a transaction: the connection is in AUTOCOMMIT")
     joins = conn.in_transaction()
     with nullcontext() if joins else conn.begin():
@@ -206,6 +213,12 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
             yield
         finally:
             conn.execution_options(**{_SCOPE: outer})
+
+
+def in_autocommit(conn: Connection) -> bool:
+    """Tell whether every statement of the connection is a transaction of its own."""
+    driver_connection = conn.connection.driver_connection
+    return driver_connection is not None and bool(driver_connection.autocommit)
 
 
 def scope_tenant(conn: Connection) -> str:

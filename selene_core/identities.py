@@ -5,7 +5,9 @@ All rules are functions and keys of the database: this sends one statement a cal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Text, and_, bindparam, select, true
@@ -17,16 +19,13 @@ from selene_core.rules import IDENTITY_RULES
 from selene_core.tables import devices, identities, sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import datetime
-
     from sqlalchemy import RowMapping, Select, Table
 
 OWNED_PAGE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class UserIdentity:
     """Hold one row of os_core.identities (SPEC.md section 2)."""
 
     tenant_id: str
@@ -50,7 +49,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class UserSession:
     """Hold one row of os_core.sessions (SPEC.md section 2)."""
 
     tenant_id: str
@@ -77,7 +76,7 @@ class IdentityRepository(Repository):
         speaker_id: str | None = None,
         primary_language: str | None = None,
         status: IdentityStatus | str | None = None,
-    ) -> Identity:
+    ) -> UserIdentity:
         """Make a user known, or update what is known: None leaves a value as it is, "" takes it away.
 
         A new user is ACTIVE unless told otherwise.
@@ -113,7 +112,7 @@ class IdentityRepository(Repository):
         )
         return Device(**rows[0])
 
-    def open_session(self, session_id: str, *, user_id: str, device_id: str) -> Session:
+    def open_session(self, session_id: str, *, user_id: str, device_id: str) -> UserSession:
         """Open a session of a user on one of the user's devices.
 
         Opened again for the same user and device, it is returned as it is now. Raises IdempotencyConflict
@@ -128,33 +127,33 @@ class IdentityRepository(Repository):
         )
         return _session(rows[0])
 
-    def touch_session(self, session_id: str) -> Session:
+    def touch_session(self, session_id: str) -> UserSession:
         """Record activity; an OPEN session becomes ACTIVE.
 
         Raises SessionNotFound, and SessionStateInvalid where it is neither OPEN nor ACTIVE.
         """
         return _session(self._run(_TOUCH_SESSION, session_id=_checked("session_id", session_id))[0])
 
-    def soft_close_session(self, session_id: str) -> Session:
+    def soft_close_session(self, session_id: str) -> UserSession:
         """Close an OPEN or ACTIVE session so that it can be resumed; raises what resume_session raises."""
         return self._move(session_id, SessionState.SOFT_CLOSED)
 
-    def suspend_session(self, session_id: str) -> Session:
+    def suspend_session(self, session_id: str) -> UserSession:
         """Set an OPEN, ACTIVE or SOFT_CLOSED session aside; raises what resume_session raises."""
         return self._move(session_id, SessionState.SUSPENDED)
 
-    def resume_session(self, session_id: str) -> Session:
+    def resume_session(self, session_id: str) -> UserSession:
         """Make a session ACTIVE that is not CLOSED; one that is ACTIVE already stays as it is.
 
         Raises SessionNotFound, and SessionStateInvalid where SPEC.md section 2 does not allow the move.
         """
         return self._move(session_id, SessionState.ACTIVE)
 
-    def close_session(self, session_id: str) -> Session:
+    def close_session(self, session_id: str) -> UserSession:
         """Close a session for good; one that is CLOSED already stays as it is. Raises SessionNotFound."""
         return self._move(session_id, SessionState.CLOSED)
 
-    def get_identity(self, user_id: str) -> Identity | None:
+    def get_identity(self, user_id: str) -> UserIdentity | None:
         """Return a user."""
         rows = self._read(_GET_IDENTITY, user_id=_checked("user_id", user_id))
         return _identity(_of(identities, rows[0])) if rows else None
@@ -164,7 +163,7 @@ class IdentityRepository(Repository):
         rows = self._read(_GET_DEVICE, device_id=_checked("device_id", device_id))
         return Device(**_of(devices, rows[0])) if rows else None
 
-    def get_session(self, session_id: str) -> Session | None:
+    def get_session(self, session_id: str) -> UserSession | None:
         """Return a session."""
         rows = self._read(_GET_SESSION, session_id=_checked("session_id", session_id))
         return _session(_of(sessions, rows[0])) if rows else None
@@ -175,13 +174,13 @@ class IdentityRepository(Repository):
         rows = self._owned(_DEVICES, "device_id", _checked("user_id", user_id))
         return (Device(**_of(devices, row)) for row in rows)
 
-    def sessions(self, user_id: str) -> Iterator[Session]:
+    def sessions(self, user_id: str) -> Iterator[UserSession]:
         """Iterate over a user's sessions in the order of their ids, a page in memory at a time."""
         scope_tenant(self._conn)
         rows = self._owned(_SESSIONS, "session_id", _checked("user_id", user_id))
         return (_session(_of(sessions, row)) for row in rows)
 
-    def _move(self, session_id: str, state: SessionState) -> Session:
+    def _move(self, session_id: str, state: SessionState) -> UserSession:
         rows = self._run(
             _MOVE_SESSION, session_id=_checked("session_id", session_id), session_state=state.value
         )
@@ -214,12 +213,12 @@ def _of(table: Table, row: RowMapping) -> dict[str, Any]:
     return {name: row[name] for name in table.columns.keys()}  # noqa: SIM118 - iterating it yields columns
 
 
-def _identity(row: RowMapping | dict[str, Any]) -> Identity:
-    return Identity(**{**row, "status": IdentityStatus(row["status"])})
+def _identity(row: RowMapping | dict[str, Any]) -> UserIdentity:
+    return UserIdentity(**{**row, "status": IdentityStatus(row["status"])})
 
 
-def _session(row: RowMapping | dict[str, Any]) -> Session:
-    return Session(**{**row, "session_state": SessionState(row["session_state"])})
+def _session(row: RowMapping | dict[str, Any]) -> UserSession:
+    return UserSession(**{**row, "session_state": SessionState(row["session_state"])})
 
 
 # --- statements, built once; all values are parameters

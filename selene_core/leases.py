@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import BigInteger, Boolean, Text, and_, bindparam, func
 
@@ -15,9 +17,6 @@ from selene_core.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier,
 from selene_core.tables import work_order_leases
 
 if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
-
     from sqlalchemy import RowMapping
 
 _OWNER: Final = identifier(MAX_ID)

@@ -9,22 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import URL, Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.autogenerate import include_name
 from selene_core.catalogue import read_revisions
 from selene_core.database import CONNECT_ARGS, psycopg_url
 from selene_core.tables import METADATA
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection
 
 LOCK_KEY: Final = 7_235_101_420_163_011_001
 """The session advisory lock that a running migration holds; advisory locks are per database."""
@@ -178,9 +176,9 @@ def refusals() -> Iterator[None]:
         raise MigrationRefused(exc.orig.diag.message_primary) from exc
 
 
-def is_ours(name: str | None, type_: str, _parents: Any) -> bool:
+def is_ours(name: str | None, type_: str, parents: Any) -> bool:
     """Tell Alembic's autogeneration which schemas to compare."""
-    return type_ != "schema" or name in {"os_core", "conversation"}
+    return not (type_ == "schema" and include_name(name, type_, parents))
 
 
 def read_sql(name: str, *, version: int, **parameters: object) -> str:

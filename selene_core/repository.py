@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Integer, Text, bindparam, column, func, literal_column, select, values
+from sqlalchemy import Connection, Integer, Text, bindparam, column, func, literal_column, select, values
 
+from selene_core.binds import checked
 from selene_core.database import confirm_scope, scope_tenant, translate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select
+    from sqlalchemy import ColumnElement, FromClause, RowMapping, Select
 
 TENANT: Final = bindparam("tenant_id", type_=Text)
 SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
@@ -35,7 +36,9 @@ class Repository:
     """
 
     def __init__(self, conn: Connection) -> None:
-        self._conn = conn
+        """Work on the connection that tenant_scope yields; raises TypeError for anything else."""
+        wanted = "the Connection that tenant_scope yields"
+        self._conn: Connection = checked(type(self).__name__, wanted, conn, Connection)
 
     def _run(self, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
         """Return the rows of a statement that calls a function with SCOPED_TENANT."""

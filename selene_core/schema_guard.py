@@ -6,17 +6,17 @@ import re
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import psycopg
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.binds import Bind, bound, joined
 from selene_core.catalogue import Facts, read, read_revisions
+from selene_core.database import in_autocommit
 from selene_core.drift import Difference, describe, differences, golden, is_related_outside, privileges
 from selene_core.logins import POWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sqlalchemy import Connection
 
 _APPLICATION: Final = "selene_app"
 _LOOKS: Final = 5
@@ -70,7 +70,7 @@ class SchemaLocked(SchemaError):
     code = "OS_SCHEMA_LOCKED"
 
 
-def check_schema(bind: Engine | Connection) -> str:
+def check_schema(bind: Bind) -> str:
     """Return the database's revision if this version of the library can work with it; changes nothing.
 
     It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
@@ -82,22 +82,27 @@ def check_schema(bind: Engine | Connection) -> str:
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
     something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
-    used, ValueError for a connection in AUTOCOMMIT, and SchemaLocked where a migration keeps a table locked
-    for seconds.
+    used, ValueError for a connection in AUTOCOMMIT, SchemaLocked where a migration keeps a table locked for
+    seconds, and TypeError for what tenant_scope does not take either. async_check_schema is its async face.
     """
+    bind = bound("check_schema", bind)
     if isinstance(bind, Engine):
         with bind.connect() as conn:
-            driver_connection = conn.connection.driver_connection
-            if driver_connection is not None and driver_connection.autocommit:
-                conn.execution_options(isolation_level="READ COMMITTED")
-            return _check(conn)
-    driver_connection = bind.connection.driver_connection
-    if driver_connection is not None and driver_connection.autocommit:
+            return check_alone(conn)
+    bind = joined(bind)
+    if in_autocommit(bind):
         raise ValueError("check_schema needs a transaction: the connection is in AUTOCOMMIT")
     if bind.in_transaction():
         return _check(bind)
     with bind.begin():
         return _check(bind)
+
+
+def check_alone(conn: Connection) -> str:
+    """Check as check_schema() does, on a connection that has no transaction yet."""
+    if in_autocommit(conn):
+        conn.execution_options(isolation_level="READ COMMITTED")
+    return _check(conn)
 
 
 def _check(conn: Connection) -> str:

@@ -6,11 +6,12 @@ All rules are functions and policies of the database: this sends one statement a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from selene_core import work_order_statements as statements
 from selene_core.continuity import (
@@ -38,10 +39,6 @@ from selene_core.repository import Repository, Unshown
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
-    from uuid import UUID
-
     from sqlalchemy import RowMapping
 
 MAX_BATCH: Final = 1000

@@ -11,8 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 from uuid import UUID, uuid4
 
-from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
+from alembic import context
+from sqlalchemy import Connection, Engine, MetaData
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from selene_core import (
     PENDING_STATUSES,
@@ -45,7 +47,6 @@ from selene_core import (
     ExternalApprovalPending,
     HeldLease,
     IdempotencyConflict,
-    Identity,
     IdentityNotFound,
     IdentityRepository,
     IdentityStatus,
@@ -71,7 +72,6 @@ from selene_core import (
     SchemaOutdated,
     SchemaTooNew,
     SeleneError,
-    Session,
     SessionNotFound,
     SessionState,
     SessionStateInvalid,
@@ -80,6 +80,8 @@ from selene_core import (
     TenantScopeViolation,
     TombstoneConflict,
     TurnResult,
+    UserIdentity,
+    UserSession,
     WorkOrder,
     WorkOrderEvent,
     WorkOrderEventType,
@@ -90,12 +92,15 @@ from selene_core import (
     WorkOrderStatus,
     append_events,
     async_append_events,
+    async_check_schema,
     async_rebuild_tenant,
     async_tenant_scope,
     check_schema,
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
+    include_name,
+    include_object,
     new_work_order_id,
     rebuild_tenant,
     tenant_scope,
@@ -127,9 +132,20 @@ def connected(url: str) -> Iterator[Engine]:
 
 async def connected_asynchronously(url: str) -> AsyncEngine:
     engine: AsyncEngine = create_async_selene_engine(url, pooler=True)
-    async with engine.connect() as conn:
-        await conn.run_sync(check_schema)
+    revision: str = await async_check_schema(engine)
+    log.info("revision %s", revision)
     return engine
+
+
+def migrate(connection: Connection, metadata: MetaData) -> None:
+    """What stands in a host's own env.py."""
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_schemas=True,
+        include_name=include_name,
+        include_object=include_object,
+    )
 
 
 def why_not(error: SchemaError) -> str:
@@ -163,6 +179,29 @@ def create(engine: Engine, tenant_id: str, fields: dict[str, object]) -> tuple[s
     )
     results: list[AppendResult] = append_events(engine, tenant_id, [first])
     return first.work_order_id, results[0]
+
+
+def start_booking(sessions: sessionmaker[Session], tenant_id: str, order: WorkOrder) -> AppendResult:
+    """Append in the transaction of a host's ORM."""
+    confirmed = WorkOrderLedgerEventInput(
+        work_order_id=order.work_order_id,
+        correlation_id=order.correlation_id,
+        turn_id=order.turn_id,
+        event_type=WorkOrderEventType.STATUS_CHANGED,
+        work_order_status=WorkOrderStatus.EXECUTING,
+        reason_code=3,
+    )
+    with sessions.begin() as session:
+        [result] = append_events(session, tenant_id, [confirmed])
+        with tenant_scope(session.connection(), tenant_id) as conn:
+            leases = LeaseRepository(conn)
+            log.info("%s", leases.current(order.work_order_id))
+        return result
+
+
+def known(session: scoped_session[Session], tenant_id: str, work_order_id: str) -> bool:
+    with tenant_scope(session, tenant_id) as conn:
+        return WorkOrderRepository(conn).get(work_order_id) is not None
 
 
 def answer(
@@ -323,9 +362,9 @@ def overdue(engine: Engine, tenant_id: str) -> list[str]:
 def greet(engine: Engine, tenant_id: str, correlation_id: UUID) -> list[str | None]:
     with tenant_scope(engine, tenant_id) as conn:
         users = IdentityRepository(conn)
-        alice: Identity = users.register_identity("alice", primary_language="de-CH")
+        alice: UserIdentity = users.register_identity("alice", primary_language="de-CH")
         phone: Device = users.register_device("alice", "phone", device_type="phone")
-        session: Session = users.open_session("s-1", user_id="alice", device_id=phone.device_id)
+        session: UserSession = users.open_session("s-1", user_id="alice", device_id=phone.device_id)
         session = users.touch_session(session.session_id)
         log.info("%s %s", alice.status is IdentityStatus.ACTIVE, session.session_state is SessionState.ACTIVE)
         conversation = ConversationRepository(conn)
@@ -359,18 +398,18 @@ def transcript(engine: Engine, tenant_id: str, correlation_id: UUID, after: int)
 def household(engine: Engine, tenant_id: str, user_id: str) -> list[str]:
     with tenant_scope(engine, tenant_id) as conn:
         users = IdentityRepository(conn)
-        user: Identity | None = users.get_identity(user_id)
+        user: UserIdentity | None = users.get_identity(user_id)
         devices: Iterator[Device] = users.devices(user_id)
-        sessions: Iterator[Session] = users.sessions(user_id)
+        sessions: Iterator[UserSession] = users.sessions(user_id)
         used = [users.get_device(session.device_id) for session in sessions]
         seen: list[Device] = [device for device in used if device is not None]
         return [str(user), *(device.device_type for device in (*devices, *seen))]
 
 
-def leave(engine: Engine, tenant_id: str, session_id: str, *, for_good: bool) -> Session | None:
+def leave(engine: Engine, tenant_id: str, session_id: str, *, for_good: bool) -> UserSession | None:
     with tenant_scope(engine, tenant_id) as conn:
         users = IdentityRepository(conn)
-        session: Session | None = users.get_session(session_id)
+        session: UserSession | None = users.get_session(session_id)
         if session is None:
             return None
         if for_good:
@@ -388,7 +427,7 @@ def leave(engine: Engine, tenant_id: str, session_id: str, *, for_good: bool) ->
 
 def come_back(engine: Engine, tenant_id: str, session_id: str) -> datetime:
     with tenant_scope(engine, tenant_id) as conn:
-        resumed: Session = IdentityRepository(conn).resume_session(session_id)
+        resumed: UserSession = IdentityRepository(conn).resume_session(session_id)
         return resumed.last_activity_at
 
 
@@ -405,10 +444,18 @@ async def serve(engine: AsyncEngine, tenant_id: str, first: WorkOrderLedgerEvent
         seqs = [event.work_order_seq async for event in events]
         lease: HeldLease = await AsyncLeaseRepository(conn).acquire(first.work_order_id, "w", ttl_ms=1_000)
         history: list[StepAttempt] = await AsyncStepAttemptRepository(conn).history(first.work_order_id)
-        user: Identity = await AsyncIdentityRepository(conn).register_identity("alice")
+        user: UserIdentity = await AsyncIdentityRepository(conn).register_identity("alice")
         said = [turn.text async for turn in AsyncConversationRepository(conn).turns(first.correlation_id)]
         log.info("%s %s %s %s %s %s", order, seqs, lease.fence, history, user.user_id, said)
     return await async_rebuild_tenant(engine, tenant_id)
+
+
+async def serve_in_a_session(
+    session: AsyncSession, tenant_id: str, first: WorkOrderLedgerEventInput
+) -> WorkOrder | None:
+    await async_append_events(session, tenant_id, [first])
+    async with async_tenant_scope(await session.connection(), tenant_id) as conn:
+        return await AsyncWorkOrderRepository(conn).get(first.work_order_id)
 
 
 # --- what the database refuses

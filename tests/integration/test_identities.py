@@ -17,16 +17,16 @@ from selene_core import (
     DeviceIdUnavailable,
     DeviceNotFound,
     IdempotencyConflict,
-    Identity,
     IdentityNotFound,
     IdentityRepository,
     IdentityStatus,
     SeleneError,
-    Session,
     SessionNotFound,
     SessionState,
     SessionStateInvalid,
     TenantScopeViolation,
+    UserIdentity,
+    UserSession,
     tenant_scope,
 )
 from selene_core.identities import OWNED_PAGE
@@ -46,7 +46,7 @@ LEGAL = {
     *(("SOFT_CLOSED", "ACTIVE"), ("SUSPENDED", "ACTIVE")),
     *(("OPEN", "CLOSED"), ("ACTIVE", "CLOSED"), ("SOFT_CLOSED", "CLOSED"), ("SUSPENDED", "CLOSED")),
 }
-MOVES: dict[str, Callable[[IdentityRepository, str], Session]] = {
+MOVES: dict[str, Callable[[IdentityRepository, str], UserSession]] = {
     "ACTIVE": IdentityRepository.resume_session,
     "SOFT_CLOSED": IdentityRepository.soft_close_session,
     "SUSPENDED": IdentityRepository.suspend_session,
@@ -95,11 +95,11 @@ def furnish(repository: IdentityRepository) -> None:
         repository.register_device(user, device, device_type="mobile")
 
 
-def opened(repository: IdentityRepository, session_id: str = "session") -> Session:
+def opened(repository: IdentityRepository, session_id: str = "session") -> UserSession:
     return repository.open_session(session_id, user_id="alice", device_id="phone")
 
 
-def brought_to(repository: IdentityRepository, state: str) -> Session:
+def brought_to(repository: IdentityRepository, state: str) -> UserSession:
     session = opened(repository)
     return session if state == "OPEN" else MOVES[state](repository, "session")
 
@@ -110,14 +110,16 @@ def brought_to(repository: IdentityRepository, state: str) -> Session:
 def test_identity__is_made_and_updated_piece_by_piece(repository: IdentityRepository) -> None:
     before = datetime.now(UTC) - timedelta(minutes=1)
     made = repository.register_identity("carol", speaker_id="voice-1")
-    assert made == Identity("acme", "carol", "voice-1", None, IdentityStatus.ACTIVE, made.created_at)
+    assert made == UserIdentity("acme", "carol", "voice-1", None, IdentityStatus.ACTIVE, made.created_at)
     assert before < made.created_at < before + timedelta(minutes=2)
     repository.register_identity("carol", primary_language="pt-BR")
     disabled = repository.register_identity("carol", status="DISABLED")
-    assert disabled == Identity("acme", "carol", "voice-1", "pt-BR", IdentityStatus.DISABLED, made.created_at)
+    assert disabled == UserIdentity(
+        "acme", "carol", "voice-1", "pt-BR", IdentityStatus.DISABLED, made.created_at
+    )
     assert repository.register_identity("carol") == disabled  # does not make active again
     bare = repository.register_identity("carol", speaker_id="", primary_language="", status="ACTIVE")
-    assert bare == Identity("acme", "carol", None, None, IdentityStatus.ACTIVE, made.created_at)
+    assert bare == UserIdentity("acme", "carol", None, None, IdentityStatus.ACTIVE, made.created_at)
     assert repository.get_identity("carol") == bare
     assert repository.get_identity("nobody") is None
 
@@ -233,7 +235,7 @@ def test_device__contract(repository: IdentityRepository, field: str, value: Any
 
 def test_session__is_opened_once(repository: IdentityRepository) -> None:
     session = opened(repository)
-    assert session == Session(
+    assert session == UserSession(
         "acme", "session", "alice", "phone", SessionState.OPEN, session.opened_at, session.opened_at, None
     )
     assert opened(repository) == session

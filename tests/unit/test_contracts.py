@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
 
 from selene_core.contracts import (
     PENDING_STATUSES,
@@ -778,6 +778,137 @@ def test_model_validate__speaks_of_the_contract_too() -> None:
         WorkOrderLedgerEventInput.model_validate(REQUIRED | {"turn_id": 0})
     with pytest.raises(ContractViolation, match="turn_id: "):
         WorkOrderLedgerEventInput.model_validate_json(json.dumps(event().to_wire() | {"turn_id": 0}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", '{"turn_id": NaN}', "[1]"])
+def test_model_validate_json__refuses_what_is_no_event(text: str) -> None:
+    with pytest.raises(ContractViolation):
+        WorkOrderLedgerEventInput.model_validate_json(text)
+
+
+# --- as a part of a host's models
+
+
+class Form(BaseModel):
+    events: list[WorkOrderLedgerEventInput]
+
+
+class Envelope(BaseModel):
+    form: Form | None = None
+    either: int | WorkOrderLedgerEventInput | None = None
+    named: dict[str, tuple[WorkOrderLedgerEventInput, ...]] = {}
+
+
+@dataclass
+class Record:
+    event: WorkOrderLedgerEventInput
+
+
+@validate_call
+def taken(event: WorkOrderLedgerEventInput) -> WorkOrderLedgerEventInput:
+    return event
+
+
+EVENT_TYPE: TypeAdapter[WorkOrderLedgerEventInput] = TypeAdapter(WorkOrderLedgerEventInput)
+HOSTS: dict[str, tuple[Callable[[Any], object], tuple[str | int, ...]]] = {
+    "constructor": (lambda data: Form(events=[data]), ("events", 0)),
+    "model_validate": (lambda data: Form.model_validate({"events": [event(), data]}), ("events", 1)),
+    "nested": (lambda data: Envelope(form={"events": [data]}), ("form", "events", 0)),
+    "mapping": (lambda data: Envelope(named={"a": (data,)}), ("named", "a", 0)),
+    "dataclass": (lambda data: TypeAdapter(Record).validate_python({"event": data}), ("event",)),
+    "call": (lambda data: taken(data), (0,)),
+    "type": (EVENT_TYPE.validate_python, ()),
+    "list": (lambda data: TypeAdapter(list[WorkOrderLedgerEventInput]).validate_python([data]), (0,)),
+    "json": (lambda data: EVENT_TYPE.validate_json(json.dumps(data)), ()),
+    "json, nested": (lambda data: Form.model_validate_json(json.dumps({"events": [data]})), ("events", 0)),
+    "attributes": (lambda data: EVENT_TYPE.validate_python(data, from_attributes=True), ()),
+}
+WIRE: dict[str, Any] = event(event_type="FIELD_SET", payload={"field_key": "f", "value": 1}).to_wire()
+FAULTS: dict[str, tuple[Any, list[tuple[str, ...]]]] = {
+    "a value": (WIRE | {"turn_id": 0}, [("turn_id",)]),
+    "two values": (WIRE | {"turn_id": 0, "reason_code": -1}, [("turn_id",), ("reason_code",)]),
+    "a key that is missing": ({k: v for k, v in WIRE.items() if k != "turn_id"}, [("turn_id",)]),
+    "a key that is unknown": (WIRE | {"extra": 1}, [("extra",)]),
+    "no object": (7, [()]),
+    "null": (WIRE | {"payload": None}, [("payload",)]),
+    "a payload's value": (WIRE | {"payload": {"field_key": " ", "value": 1}}, [("payload", "field_key")]),
+    "a payload's missing key": (WIRE | {"payload": {"field_key": "f"}}, [("payload", "value")]),
+    "inside a payload": (WIRE | {"payload": {"x": [{"y": 2**63}]}}, [("payload", "x[0].y")]),
+    "a status": (WIRE | {"event_type": "WORK_ORDER_CANCELED", "payload": {}}, [("work_order_status",)]),
+    "a lease event": (WIRE | {"event_type": "LEASE_RENEWED"}, [("event_type",)]),
+    "braces in a key": (WIRE | {"payload": {"{x}": "\0"}}, [("payload", "{x}")]),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_host__gets_its_own_error_with_the_place(host: str, fault: str) -> None:
+    validate, place = HOSTS[host]
+    data, faults = FAULTS[fault]
+    with pytest.raises(ValidationError) as caught:
+        validate(data)
+    lines = caught.value.errors()
+    assert [line["loc"] for line in lines] == [(*place, *inside) for inside in faults]
+    assert {line["input"] for line in lines} == {"…"}
+    if isinstance(data, dict):
+        refused = ours(data)
+        assert (refused.field or "") == ".".join(faults[0])
+        assert refused.rule == lines[0]["msg"] or lines[0]["type"] in ("missing", "extra_forbidden")
+    json.dumps(lines, allow_nan=False).encode()
+
+
+def ours(data: dict[str, Any]) -> ContractViolation:
+    """Return what our own constructor says to the same."""
+    with pytest.raises(ContractViolation) as caught:
+        WorkOrderLedgerEventInput(**data)
+    return caught.value
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_host__takes_what_is_an_event(host: str) -> None:
+    HOSTS[host][0](WIRE)
+
+
+def test_host__in_a_union_the_other_members_are_tried() -> None:
+    assert Envelope.model_validate({"either": WIRE}).either == WorkOrderLedgerEventInput(**WIRE)
+    assert Envelope.model_validate({"either": 7}).either == 7
+    with pytest.raises(ValidationError) as caught:
+        Envelope.model_validate({"either": WIRE | {"turn_id": 0}})
+    assert {(line["loc"][0], line["loc"][-1]) for line in caught.value.errors()} == {
+        ("either", "int"),
+        ("either", "turn_id"),
+    }
+
+
+def test_host__keeps_an_event_that_is_one() -> None:
+    made = event()
+    assert Form(events=[made]).events[0] is made
+    again = Form.model_validate_json(Form(events=[made]).model_dump_json())
+    assert again.events == [made]
+    assert pickle.loads(pickle.dumps(again)) == again
+    assert copy.deepcopy(again) == again
+
+
+def test_host__may_have_a_subclass() -> None:
+    class Ours(WorkOrderLedgerEventInput):
+        """An event of the host's."""
+
+    with pytest.raises(ContractViolation, match="turn_id: "):
+        Ours(**WIRE | {"turn_id": 0})
+    with pytest.raises(ValidationError):
+        TypeAdapter(list[Ours]).validate_python([WIRE | {"turn_id": 0}])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"turn_id": 0}, {"extra": 1}, {"payload": {"x": b""}}, {"turn_id": ...}]
+)
+@pytest.mark.parametrize("host", [name for name in HOSTS if "json" not in name])
+def test_host__is_shown_no_value(host: str, changes: dict[str, Any]) -> None:
+    secret = "secret token with blanks" if not changes else "secret-token-no-blanks"
+    data = WIRE | {"lease_token": secret} | changes
+    with pytest.raises(ValidationError) as caught:
+        HOSTS[host][0]({name: value for name, value in data.items() if value is not ...})
+    assert "secret" not in str(caught.value) + "".join(traceback.format_exception(caught.value))
 
 
 def test_model_json_schema__works_for_those_who_embed_the_model() -> None:

@@ -1,0 +1,117 @@
+"""What callers hand in to work on: engines, connections and ORM sessions; all else is refused by name."""
+
+from __future__ import annotations
+
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.util.concurrency import in_greenlet
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
+Bind: TypeAlias = Engine | Connection | Session | scoped_session[Any]
+"""An engine, for a transaction of its own, or what has a transaction to join."""
+
+AsyncBind: TypeAlias = AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]
+"""The asynchronous twins of Bind."""
+
+_SYNC: Final = (Engine, Connection, Session, scoped_session)
+_ASYNC: Final = (AsyncEngine, AsyncConnection, AsyncSession, async_scoped_session)
+_DRIVERS: Final = frozenset({"psycopg", "psycopg_pool", "psycopg2", "asyncpg", "pg8000"})
+
+
+def bound(name: str, given: object) -> Engine | Connection | Session:
+    """Return what to work on, untouched yet: see joined().
+
+    Raises TypeError, which says what to pass to the public `name`, for anything else and for another driver.
+    """
+    given = given() if isinstance(given, scoped_session) else given
+    wanted = "an Engine, a Connection or an ORM Session"
+    found: Engine | Connection | Session = checked(name, wanted, given, Engine, Connection, Session)
+    return found
+
+
+def joined(bind: Connection | Session) -> Connection:
+    """Return the connection to work on: a Session's is in its transaction, which it begins if it has none."""
+    return bind.connection() if isinstance(bind, Session) else bind
+
+
+def async_bound(name: str, given: object) -> AsyncEngine | AsyncConnection | AsyncSession:
+    """Return what bound() returns, for asynchronous callers; raises TypeError."""
+    given = given() if isinstance(given, async_scoped_session) else given
+    wanted = "an AsyncEngine, an AsyncConnection or an AsyncSession"
+    found: AsyncEngine | AsyncConnection | AsyncSession = checked(
+        name, wanted, given, AsyncEngine, AsyncConnection, AsyncSession
+    )
+    return found
+
+
+async def async_joined(bind: AsyncConnection | AsyncSession) -> AsyncConnection:
+    """Return what joined() returns, for asynchronous callers."""
+    return await bind.connection() if isinstance(bind, AsyncSession) else bind
+
+
+def checked(name: str, wanted: str, given: object, *kinds: type) -> Any:
+    """Return what is of one of the kinds, all SQLAlchemy's, and goes through psycopg 3; raises TypeError."""
+    if not isinstance(given, kinds):
+        # The kind and never the value: it may be a URL with a password.
+        raise TypeError(f"{name} takes {wanted}, not {_kind(given)}{_way_out(name, given)}")
+    dialect = _dialect(name, given)
+    if (dialect.name, dialect.driver) != ("postgresql", "psycopg"):
+        raise TypeError(
+            f"{name} works with PostgreSQL through psycopg 3 alone, not with {dialect.name}+{dialect.driver}:"
+            " make the engine from a URL that begins with postgresql+psycopg://"
+        )
+    # What an AsyncEngine or AsyncSession has inside works where its run_sync() calls us, and nowhere else.
+    if dialect.is_async and isinstance(given, _SYNC) and not in_greenlet():
+        raise TypeError(
+            f"{name} cannot wait for an asynchronous engine:"
+            f" pass that to {_twin(name)}, or call {name} in its connection's run_sync()"
+        )
+    return given
+
+
+def _dialect(name: str, given: Any) -> Dialect:
+    if isinstance(given, AsyncConnection) and given.sync_connection is None:
+        raise TypeError(f"{name} takes an AsyncConnection that is open: await it first, or enter it")
+    if not isinstance(given, Session | AsyncSession):
+        return given.dialect  # type: ignore[no-any-return]  # each of the kinds has one
+    session = given.sync_session if isinstance(given, AsyncSession) else given
+    try:
+        return session.get_bind().dialect
+    except UnboundExecutionError as exc:
+        raise TypeError(
+            f"{name} takes a Session that has one engine: pass its connection(bind_arguments=…)"
+        ) from exc
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    driver = type(given).__module__.partition(".")[0]
+    of_driver = f" of {driver}" if driver in _DRIVERS else ""  # a Connection too
+    return "None" if given is None else type(given).__name__ + of_driver
+
+
+def _way_out(name: str, given: object) -> str:
+    is_async = name.startswith(("async_", "Async"))
+    if isinstance(given, _SYNC if is_async else _ASYNC):
+        return f": pass that to {_twin(name)}"
+    if isinstance(given, str | URL) or type(given).__module__.partition(".")[0] in _DRIVERS:
+        return f": make an engine with create_{'async_' if is_async else ''}selene_engine(url)"
+    if isawaitable(given):
+        return ": await it first"
+    return ": call it first" if callable(given) else ""
+
+
+def _twin(name: str) -> str:
+    """Name the asynchronous face of a public name, or whose face it is."""
+    plain = name.removeprefix("async_").removeprefix("Async")
+    if plain != name:
+        return plain
+    return f"async_{name}" if name[0].islower() else f"Async{name}"
