@@ -21,12 +21,15 @@ import psycopg
 from sqlalchemy import URL
 
 from selene_core.binaries import Binaries, LocalServerUnavailable, copy_binaries, find_binaries, reachable
+from selene_core.libpq import environment, socket_parameters
 from selene_core.migrations import upgrade
 
 __all__ = ["LocalDatabase", "LocalServer", "LocalServerUnavailable", "local_database", "local_server"]
 
 _THROWAWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 _SUPERUSER = "postgres"
+_APPLICATION = "selene_local"
+_DATABASE = "selene"
 _PORT = "5432"  # no port is opened: it is a part of the socket's name
 _SECONDS = 60
 
@@ -86,30 +89,44 @@ class LocalServer:
         return self.url_for(_SUPERUSER, "postgres")
 
     def url_for(self, user: str, database: str) -> str:
-        """Compose an SQLAlchemy URL; no password is needed."""
-        # With the port: or else PGPORT in the environment would name another socket.
-        place = {"host": str(self.socket_directory), "port": _PORT}
-        return URL.create("postgresql+psycopg", user, database=database, query=place).render_as_string()
+        """Compose an SQLAlchemy URL; no password is needed.
+
+        It says what libpq would else take from the environment as it is now: PGHOSTADDR, PGOPTIONS and others.
+        """
+        return URL.create(
+            "postgresql+psycopg", user, database=database, query=self._place()
+        ).render_as_string()
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """Connect as the superuser, in autocommit."""
-        host = str(self.socket_directory)
-        return psycopg.connect(host=host, port=_PORT, user=_SUPERUSER, dbname=database, autocommit=True)
+        return psycopg.connect("", **self._place(), user=_SUPERUSER, dbname=database, autocommit=True)
+
+    def _place(self) -> dict[str, str]:
+        owner = self._user or pwd.getpwuid(os.geteuid())
+        return socket_parameters(str(self.socket_directory), _PORT, owner.pw_name)
 
     def start(self) -> None:
-        """Start the server on its data, unless it runs, and wait until it answers."""
+        """Start the server on its data, unless it runs, and wait until it answers.
+
+        Raises LocalServerUnavailable, with the end of its log or with libpq's own words.
+        """
         if self.pid is not None:
             return
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         process = self._run("postgres", "-D", str(self.data_directory), *settings)
         deadline = time.monotonic() + _SECONDS
-        while True:
-            with suppress(psycopg.OperationalError):
-                self.connect().close()
-                break
+        while not self._is_ready(process.pid):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise self._failure("the server did not start")
             time.sleep(0.02)
+        try:
+            self.connect().close()
+        except psycopg.Error as exc:
+            said = str(exc).partition("\nMultiple connection attempts failed")[0]
+            variables = ", ".join(environment()) or "none"
+            raise LocalServerUnavailable(
+                f"the server runs, but takes no connection: {said} (libpq's variables in the environment: {variables})"
+            ) from exc
 
     def stop(self, *, immediate: bool = False) -> None:
         """Stop the server, if it runs, and keep its data; `immediate` leaves them as a crash would."""
@@ -127,6 +144,13 @@ class LocalServer:
         """Stop the server and start it again on the same data."""
         self.stop(immediate=immediate)
         self.start()
+
+    def _is_ready(self, pid: int) -> bool:
+        # The file tells, and not an attempt to connect: whatever one of these says is then an error.
+        with suppress(FileNotFoundError):
+            lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
+            return lines[:1] == [str(pid)] and [line.strip() for line in lines[7:8]] == ["ready"]
+        return False
 
     def _initialise(self) -> None:
         if not reachable(self.binaries / "postgres", self._user):
@@ -147,7 +171,7 @@ class LocalServer:
 
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         # PG* variables would become settings of the server; TZ spares initdb a search through all time zones.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        inherited = {name: value for name, value in os.environ.items() if name not in environment()}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.binaries / program, *arguments],
@@ -155,7 +179,7 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 cwd=self.socket_directory,
-                env={**environment, "TZ": "UTC", "LC_ALL": "C"},
+                env={**inherited, "TZ": "UTC", "LC_ALL": "C"},
                 start_new_session=True,
                 user=self._user and self._user.pw_uid,
                 group=self._user and self._user.pw_gid,
@@ -214,12 +238,24 @@ def local_server(
 
 @dataclass(frozen=True, slots=True)
 class LocalDatabase:
-    """A database on an embedded server: `url` logs in as an application user, `admin_url` as superuser."""
+    """A database on an embedded server, migrated to head."""
 
-    url: str
-    admin_url: str
-    server_version: int
     server: LocalServer
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of an application user (see LocalServer.url_for)."""
+        return self.server.url_for(_APPLICATION, _DATABASE)
+
+    @property
+    def admin_url(self) -> str:
+        """The superuser's SQLAlchemy URL."""
+        return self.server.url_for(_SUPERUSER, _DATABASE)
+
+    @property
+    def server_version(self) -> int:
+        """The server's major version."""
+        return self.server.version
 
 
 @contextmanager
@@ -231,9 +267,9 @@ def local_database(
     Raises LocalServerUnavailable where none can be found or started.
     """
     with local_server(version=version, settings=settings, durable=durable) as server:
-        admin_url = server.url_for(_SUPERUSER, "selene")
+        database = LocalDatabase(server)
         with server.connect() as conn:
-            conn.execute("CREATE DATABASE selene")
-            upgrade(admin_url)
-            conn.execute("CREATE ROLE selene_local LOGIN IN ROLE selene_app")
-        yield LocalDatabase(server.url_for("selene_local", "selene"), admin_url, server.version, server)
+            conn.execute(f"CREATE DATABASE {_DATABASE}".encode())
+            upgrade(database.admin_url)
+            conn.execute(f"CREATE ROLE {_APPLICATION} LOGIN IN ROLE selene_app".encode())
+        yield database
