@@ -32,8 +32,8 @@ _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE
 def psycopg_url(url: str | URL) -> URL:
     """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
 
-    A host in it is where connections go: PGHOSTADDR in the environment, or a service file's, counts for nothing.
-    What the URL leaves out comes from libpq's environment as ever.
+    A host in it is where connections go: PGHOSTADDR in the environment, or a service file's, counts for
+    nothing. What the URL leaves out comes from libpq's environment as ever.
     """
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)

@@ -38,8 +38,8 @@ def socket_parameters(folder: str, port: str, owner: str) -> dict[str, str]:
     """Return the parameters of a connection to a socket of ours, whose server runs as `owner`.
 
     They are more than host and port only where the environment would fill in others. What the server does not
-    ask for (passwords, certificates) may come from there; so may PGTZ, PGDATESTYLE and PGGEQO, which no parameter
-    replaces: they are settings of the session.
+    ask for (passwords, certificates) may come from there. So do PGTZ, PGDATESTYLE and PGGEQO, which no
+    parameter replaces: they are settings of the session.
     """
     told = environment()
     all_of_them = "PGSERVICE" in told  # its section of the service file may hold any of them

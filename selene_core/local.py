@@ -91,7 +91,7 @@ class LocalServer:
     def url_for(self, user: str, database: str) -> str:
         """Compose an SQLAlchemy URL; no password is needed.
 
-        It says what libpq would else take from the environment as it is now: PGHOSTADDR, PGOPTIONS and others.
+        It says what libpq would else take from the environment of now: PGHOSTADDR, PGOPTIONS and others.
         """
         return URL.create(
             "postgresql+psycopg", user, database=database, query=self._place()
@@ -123,9 +123,9 @@ class LocalServer:
             self.connect().close()
         except psycopg.Error as exc:
             said = str(exc).partition("\nMultiple connection attempts failed")[0]
-            variables = ", ".join(environment()) or "none"
+            variables = ", ".join(environment()) or "nothing"
             raise LocalServerUnavailable(
-                f"the server runs, but takes no connection: {said} (libpq's variables in the environment: {variables})"
+                f"the server runs, but takes no connection: {said} (for libpq in the environment: {variables})"
             ) from exc
 
     def stop(self, *, immediate: bool = False) -> None:
