@@ -7,6 +7,8 @@ the user who started it, and root. PostgreSQL refuses to run as root. Started by
 
 import os
 import pwd
+import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -32,6 +34,8 @@ _APPLICATION = "selene_local"
 _DATABASE = "selene"
 _PORT = "5432"  # no port is opened: it is a part of the socket's name
 _SECONDS = 60
+_SHARED_MEMORY = 128 << 20
+_SOCKET_BYTES = 107 - len(f"/selene-12345678/.s.PGSQL.{_PORT}")
 
 # Outlives whatever kills this process. It reads the id of the process to guard, the last line counting, until
 # the pipe's other end closes; then it stops that process, which leads a process group, and removes the
@@ -125,7 +129,7 @@ class LocalServer:
             said = str(exc).partition("\nMultiple connection attempts failed")[0]
             variables = ", ".join(environment()) or "nothing"
             raise LocalServerUnavailable(
-                f"the server runs, but takes no connection: {said} (for libpq in the environment: {variables})"
+                f"the server runs, but takes no connection: {said} (libpq's in the environment: {variables})"
             ) from exc
 
     def stop(self, *, immediate: bool = False) -> None:
@@ -155,7 +159,9 @@ class LocalServer:
     def _initialise(self) -> None:
         if not reachable(self.binaries / "postgres", self._user):
             self.binaries = copy_binaries(self.binaries, self.socket_directory, self._user)
-        options = ("-U", _SUPERUSER, "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions")
+        options = ["-U", _SUPERUSER, "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions"]
+        if _is_short_of_shared_memory():
+            options += ["-L", str(self._without_shared_memory())]
         for locale in ("C.UTF-8", "C"):  # not every system has the first
             if (
                 self._run("initdb", "-D", str(self.data_directory), f"--locale={locale}", *options).wait()
@@ -163,6 +169,20 @@ class LocalServer:
             ):
                 return
         raise self._failure("initdb failed")
+
+    def _without_shared_memory(self) -> Path:
+        """Copy what initdb reads, with a setting for itself and the server: before 16 it takes none."""
+        self._run("initdb", "--show", "-D", str(self.data_directory)).wait()
+        found = re.search(r"^share_path=(.+)$", self._log.read_text(errors="replace"), re.MULTILINE)
+        if found is None:
+            raise self._failure("initdb does not tell where its files are")
+        copy = self.socket_directory / "share"
+        shutil.copytree(
+            found[1], copy, ignore=shutil.ignore_patterns("extension", "timezone*", "locale", "doc")
+        )
+        with (copy / "postgresql.conf.sample").open("a") as sample:
+            sample.write("\ndynamic_shared_memory_type = mmap\n")
+        return copy
 
     def _dispose(self) -> None:
         if os.getpid() == self._owner:  # a forked child leaves the with block too
@@ -200,7 +220,14 @@ class LocalServer:
 
 def server_user() -> pwd.struct_passwd | None:
     """Choose whom PostgreSQL runs as: None for ourselves, as long as that is not root."""
-    if os.geteuid() != 0:
+    if (uid := os.geteuid()) != 0:
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            raise LocalServerUnavailable(
+                f"the user id {uid} has no name, which PostgreSQL's initdb asks for:"
+                " give it a line in /etc/passwd, or run as a user who has one"
+            ) from None
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
@@ -210,13 +237,32 @@ def server_user() -> pwd.struct_passwd | None:
 
 def private_folder(user: pwd.struct_passwd | None) -> Path:
     """Make a folder that the server's user can enter, its path short enough for a socket's (107 bytes)."""
-    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp's folder is private
-        if len(os.fsencode(parent)) <= 80 and reachable(Path(parent), user):
-            folder = tempfile.mkdtemp(prefix="selene-", dir=parent)
-            if user is not None:
-                os.chown(folder, user.pw_uid, user.pw_gid)
-            return Path(folder)
-    raise LocalServerUnavailable("no temporary folder has a short path that the server can enter")
+    usual = []
+    with suppress(FileNotFoundError):  # none can be written
+        usual.append(tempfile.gettempdir())
+    for parent in (*usual, "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp's folder is private
+        # A comma or quotation mark would end a path among the server's, or a connection's, sockets.
+        if (
+            len(os.fsencode(parent)) <= _SOCKET_BYTES
+            and not set(',"') & set(parent)
+            and reachable(Path(parent), user)
+        ):
+            with suppress(OSError):
+                folder = tempfile.mkdtemp(prefix="selene-", dir=parent)
+                if user is not None:
+                    os.chown(folder, user.pw_uid, user.pw_gid)
+                return Path(folder)
+    raise LocalServerUnavailable(
+        "no temporary folder can be written, has a short path and lets the server in: name one by TMPDIR"
+    )
+
+
+def _is_short_of_shared_memory() -> bool:
+    # A container has 64 MiB there, or less; a sort or join in parallel workers may want more.
+    with suppress(OSError):
+        there = os.statvfs("/dev/shm")  # noqa: S108 - only looked at
+        return there.f_bavail * there.f_frsize < _SHARED_MEMORY
+    return False  # initdb finds something else by itself
 
 
 @contextmanager

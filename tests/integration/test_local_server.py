@@ -271,12 +271,80 @@ def test_demo__environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         assert demo.run_on(db.url, db.admin_url, lambda _line: None)
 
 
-def test_local_server__long_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = tmp_path / ("long" * 20)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("a space", True),
+        ("50%", True),
+        ("x" * 61, True),
+        ("x" * 62, False),
+        ("x" * 64, False),
+        ("x" * 90, False),
+        ("a,comma", False),
+        ('a"quote', False),
+    ],
+)
+def test_local_server__temporary_folder(
+    public_folder: Path, name: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(str(public_folder / ("x" * 61))) == 77
+    folder = public_folder / name
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with local_server() as server:
-        assert not server.socket_directory.is_relative_to(deep)
+        assert server.socket_directory.is_relative_to(folder) == taken
+        with sa.create_engine(server.admin_url, poolclass=sa.NullPool).connect() as conn:
+            assert conn.execute(sa.text("SHOW data_directory")).scalar_one() == str(server.data_directory)
+
+
+def test_local_server__no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: str) -> str:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(LocalServerUnavailable, match="no temporary folder"), local_server():
+        pass
+
+
+@pytest.mark.parametrize("version", _installed())
+def test_local_server__little_shared_memory(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selene_core.local._SHARED_MEMORY", sys.maxsize)
+    with local_server(version=version) as server, server.connect() as conn:
+        assert _one(conn, "SHOW dynamic_shared_memory_type") == "mmap"
+        assert list((server.data_directory / "pg_dynshmem").iterdir())
+
+
+def test_local_server__user_id_without_a_name() -> None:
+    script = """
+        import os, psycopg, sys
+        from selene_core.local import LocalServerUnavailable, local_server
+        if os.geteuid() == 0:
+            os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
+        try:
+            with local_server():
+                print("works")
+        except LocalServerUnavailable as exc:
+            print(exc)
+    """
+    nameless = next(uid for uid in range(54321, 1 << 16) if not _has_name(uid))
+    # Whoever may not become somebody else may call himself so, in a namespace of his own.
+    wrapper = [] if os.geteuid() == 0 else ["unshare", "--user", f"--map-user={nameless}"]
+    told = subprocess.run(
+        [*wrapper, sys.executable, "-c", textwrap.dedent(script), str(nameless)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout
+    assert f"user id {nameless} has no name" in told
+    assert "/etc/passwd" in told
+    assert told.count("\n") == 1
+
+
+def _has_name(uid: int) -> bool:
+    with suppress(KeyError):
+        return bool(pwd.getpwuid(uid))
+    return False
 
 
 def test_local_server__cleans_up_after_an_exception() -> None:
