@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from selene_core.binaries import Binaries, LocalServerUnavailable, copy_binaries, find_binaries, reachable
@@ -103,7 +104,8 @@ class LocalServer:
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """Connect as the superuser, in autocommit."""
-        return psycopg.connect("", **self._place(), user=_SUPERUSER, dbname=database, autocommit=True)
+        place = make_conninfo(**self._place(), user=_SUPERUSER, dbname=database)
+        return psycopg.connect(place, autocommit=True)
 
     def _place(self) -> dict[str, str]:
         owner = self._user or pwd.getpwuid(os.geteuid())

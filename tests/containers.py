@@ -105,7 +105,7 @@ def _wait_for(address: URL, container: "DockerContainer") -> None:
             docker_container.reload()
             if refused or docker_container.status == "exited" or time.monotonic() > deadline:
                 said = docker_container.logs(tail=1).decode(errors="replace").strip()
-                raise NoContainer(f"it does not answer: {exc}; the end of its log: {said}") from exc
+                raise NoContainer(f"it does not answer, its log ends with {said!r}: {exc}") from exc
             time.sleep(0.1)  # until the next look: nothing tells when it listens
 
 
