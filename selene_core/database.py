@@ -32,6 +32,9 @@ _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE
 def psycopg_url(url: str | URL) -> URL:
     """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
 
+    A host in it is where connections go: PGHOSTADDR in the environment, or a service file's, counts for
+    nothing. What the URL leaves out comes from libpq's environment as ever.
+
     Raises ValueError for what is no URL of a PostgreSQL database, TypeError for what is neither text nor URL.
     """
     if not isinstance(url, str | URL):
@@ -48,7 +51,11 @@ def psycopg_url(url: str | URL) -> URL:
     if any("@" in part for part in (parsed.host or "", parsed.database or "", *cut_off)):
         # What was cut off from the password would be looked up as a host or database, and printed.
         raise ValueError(f"the password in the database URL has an @ in it: {_URL_RULE}")
-    return parsed.set(drivername="postgresql+psycopg")
+    parsed = parsed.set(drivername="postgresql+psycopg")
+    names_its_server = (parsed.host or "host" in parsed.query) and not {"hostaddr", "service"} & set(
+        parsed.query
+    )
+    return parsed.update_query_dict({"hostaddr": ""}) if names_its_server else parsed
 
 
 def create_selene_engine(

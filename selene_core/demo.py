@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.attempts import StepAttemptRepository
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
     from selene_core.attempts import RetryDecision, StepAttempt
     from selene_core.contracts import AppendResult
@@ -308,8 +309,18 @@ def _restore(stage: _Stage, order: _Order) -> None:
 def run_on(url: str, admin_url: str, say: Callable[[str], None]) -> bool:
     """Play the scenario on a migrated database."""
     app, admin = create_engine(url), create_engine(admin_url)
+    for engine in (app, admin):
+        event.listen(engine, "connect", _set_plain_session)
     try:
         return run(app, admin, say)
     finally:
         app.dispose()
         admin.dispose()
+
+
+def _set_plain_session(connection: DBAPIConnection, _record: object) -> None:
+    # PGTZ and PGDATESTYLE reach every session, and the driver reads times in ISO only.
+    cursor = connection.cursor()
+    cursor.execute("SET DateStyle = 'ISO'; SET TimeZone = 'UTC'")
+    cursor.close()
+    connection.commit()

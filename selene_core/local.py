@@ -7,6 +7,8 @@ the user who started it, and root. PostgreSQL refuses to run as root. Started by
 
 import os
 import pwd
+import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,17 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from selene_core.binaries import Binaries, LocalServerUnavailable, copy_binaries, find_binaries, reachable
+from selene_core.libpq import environment, socket_parameters
 from selene_core.migrations import upgrade
 
 __all__ = ["LocalDatabase", "LocalServer", "LocalServerUnavailable", "local_database", "local_server"]
 
 _THROWAWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 _SUPERUSER = "postgres"
+_APPLICATION = "selene_local"
+_DATABASE = "selene"
 _PORT = "5432"  # no port is opened: it is a part of the socket's name
 _SECONDS = 60
+_SHARED_MEMORY = 128 << 20
+_SOCKET_BYTES = 107 - len(f"/selene-12345678/.s.PGSQL.{_PORT}")
 
 # Outlives whatever kills this process. It reads the id of the process to guard, the last line counting, until
 # the pipe's other end closes; then it stops that process, which leads a process group, and removes the
@@ -86,30 +94,45 @@ class LocalServer:
         return self.url_for(_SUPERUSER, "postgres")
 
     def url_for(self, user: str, database: str) -> str:
-        """Compose an SQLAlchemy URL; no password is needed."""
-        # With the port: or else PGPORT in the environment would name another socket.
-        place = {"host": str(self.socket_directory), "port": _PORT}
-        return URL.create("postgresql+psycopg", user, database=database, query=place).render_as_string()
+        """Compose an SQLAlchemy URL; no password is needed.
+
+        It says what libpq would else take from the environment of now: PGHOSTADDR, PGOPTIONS and others.
+        """
+        return URL.create(
+            "postgresql+psycopg", user, database=database, query=self._place()
+        ).render_as_string()
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """Connect as the superuser, in autocommit."""
-        host = str(self.socket_directory)
-        return psycopg.connect(host=host, port=_PORT, user=_SUPERUSER, dbname=database, autocommit=True)
+        place = make_conninfo(**self._place(), user=_SUPERUSER, dbname=database)
+        return psycopg.connect(place, autocommit=True)
+
+    def _place(self) -> dict[str, str]:
+        owner = self._user or pwd.getpwuid(os.geteuid())
+        return socket_parameters(str(self.socket_directory), _PORT, owner.pw_name)
 
     def start(self) -> None:
-        """Start the server on its data, unless it runs, and wait until it answers."""
+        """Start the server on its data, unless it runs, and wait until it answers.
+
+        Raises LocalServerUnavailable, with the end of its log or with libpq's own words.
+        """
         if self.pid is not None:
             return
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         process = self._run("postgres", "-D", str(self.data_directory), *settings)
         deadline = time.monotonic() + _SECONDS
-        while True:
-            with suppress(psycopg.OperationalError):
-                self.connect().close()
-                break
+        while not self._is_ready(process.pid):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise self._failure("the server did not start")
             time.sleep(0.02)
+        try:
+            self.connect().close()
+        except psycopg.Error as exc:
+            said = str(exc).partition("\nMultiple connection attempts failed")[0]
+            variables = ", ".join(environment()) or "nothing"
+            raise LocalServerUnavailable(
+                f"the server runs, but takes no connection: {said} (libpq's in the environment: {variables})"
+            ) from exc
 
     def stop(self, *, immediate: bool = False) -> None:
         """Stop the server, if it runs, and keep its data; `immediate` leaves them as a crash would."""
@@ -128,10 +151,19 @@ class LocalServer:
         self.stop(immediate=immediate)
         self.start()
 
+    def _is_ready(self, pid: int) -> bool:
+        # The file tells, and not an attempt to connect: whatever one of these says is then an error.
+        with suppress(FileNotFoundError):
+            lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
+            return lines[:1] == [str(pid)] and [line.strip() for line in lines[7:8]] == ["ready"]
+        return False
+
     def _initialise(self) -> None:
         if not reachable(self.binaries / "postgres", self._user):
             self.binaries = copy_binaries(self.binaries, self.socket_directory, self._user)
-        options = ("-U", _SUPERUSER, "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions")
+        options = ["-U", _SUPERUSER, "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions"]
+        if _is_short_of_shared_memory():
+            options += ["-L", str(self._without_shared_memory())]
         for locale in ("C.UTF-8", "C"):  # not every system has the first
             if (
                 self._run("initdb", "-D", str(self.data_directory), f"--locale={locale}", *options).wait()
@@ -140,6 +172,20 @@ class LocalServer:
                 return
         raise self._failure("initdb failed")
 
+    def _without_shared_memory(self) -> Path:
+        """Copy what initdb reads, with a setting for itself and the server: before 16 it takes none."""
+        self._run("initdb", "--show", "-D", str(self.data_directory)).wait()
+        found = re.search(r"^share_path=(.+)$", self._log.read_text(errors="replace"), re.MULTILINE)
+        if found is None:
+            raise self._failure("initdb does not tell where its files are")
+        copy = self.socket_directory / "share"
+        shutil.copytree(
+            found[1], copy, ignore=shutil.ignore_patterns("extension", "timezone*", "locale", "doc")
+        )
+        with (copy / "postgresql.conf.sample").open("a") as sample:
+            sample.write("\ndynamic_shared_memory_type = mmap\n")
+        return copy
+
     def _dispose(self) -> None:
         if os.getpid() == self._owner:  # a forked child leaves the with block too
             self.stop(immediate=True)
@@ -147,7 +193,7 @@ class LocalServer:
 
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         # PG* variables would become settings of the server; TZ spares initdb a search through all time zones.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        inherited = {name: value for name, value in os.environ.items() if name not in environment()}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.binaries / program, *arguments],
@@ -155,7 +201,7 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 cwd=self.socket_directory,
-                env={**environment, "TZ": "UTC", "LC_ALL": "C"},
+                env={**inherited, "TZ": "UTC", "LC_ALL": "C"},
                 start_new_session=True,
                 user=self._user and self._user.pw_uid,
                 group=self._user and self._user.pw_gid,
@@ -176,7 +222,14 @@ class LocalServer:
 
 def server_user() -> pwd.struct_passwd | None:
     """Choose whom PostgreSQL runs as: None for ourselves, as long as that is not root."""
-    if os.geteuid() != 0:
+    if (uid := os.geteuid()) != 0:
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            raise LocalServerUnavailable(
+                f"the user id {uid} has no name, which PostgreSQL's initdb asks for:"
+                " give it a line in /etc/passwd, or run as a user who has one"
+            ) from None
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
@@ -186,13 +239,32 @@ def server_user() -> pwd.struct_passwd | None:
 
 def private_folder(user: pwd.struct_passwd | None) -> Path:
     """Make a folder that the server's user can enter, its path short enough for a socket's (107 bytes)."""
-    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp's folder is private
-        if len(os.fsencode(parent)) <= 80 and reachable(Path(parent), user):
-            folder = tempfile.mkdtemp(prefix="selene-", dir=parent)
-            if user is not None:
-                os.chown(folder, user.pw_uid, user.pw_gid)
-            return Path(folder)
-    raise LocalServerUnavailable("no temporary folder has a short path that the server can enter")
+    usual = []
+    with suppress(FileNotFoundError):  # none can be written
+        usual.append(tempfile.gettempdir())
+    for parent in (*usual, "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp's folder is private
+        # A comma or quotation mark would end a path among the server's, or a connection's, sockets.
+        if (
+            len(os.fsencode(parent)) <= _SOCKET_BYTES
+            and not set(',"') & set(parent)
+            and reachable(Path(parent), user)
+        ):
+            with suppress(OSError):
+                folder = tempfile.mkdtemp(prefix="selene-", dir=parent)
+                if user is not None:
+                    os.chown(folder, user.pw_uid, user.pw_gid)
+                return Path(folder)
+    raise LocalServerUnavailable(
+        "no temporary folder can be written, has a short path and lets the server in: name one by TMPDIR"
+    )
+
+
+def _is_short_of_shared_memory() -> bool:
+    # A container has 64 MiB there, or less; a sort or join in parallel workers may want more.
+    with suppress(OSError):
+        there = os.statvfs("/dev/shm")  # noqa: S108 - only looked at
+        return there.f_bavail * there.f_frsize < _SHARED_MEMORY
+    return False  # initdb finds something else by itself
 
 
 @contextmanager
@@ -214,12 +286,24 @@ def local_server(
 
 @dataclass(frozen=True, slots=True)
 class LocalDatabase:
-    """A database on an embedded server: `url` logs in as an application user, `admin_url` as superuser."""
+    """A database on an embedded server, migrated to head."""
 
-    url: str
-    admin_url: str
-    server_version: int
     server: LocalServer
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of an application user (see LocalServer.url_for)."""
+        return self.server.url_for(_APPLICATION, _DATABASE)
+
+    @property
+    def admin_url(self) -> str:
+        """The superuser's SQLAlchemy URL."""
+        return self.server.url_for(_SUPERUSER, _DATABASE)
+
+    @property
+    def server_version(self) -> int:
+        """The server's major version."""
+        return self.server.version
 
 
 @contextmanager
@@ -231,9 +315,9 @@ def local_database(
     Raises LocalServerUnavailable where none can be found or started.
     """
     with local_server(version=version, settings=settings, durable=durable) as server:
-        admin_url = server.url_for(_SUPERUSER, "selene")
+        database = LocalDatabase(server)
         with server.connect() as conn:
-            conn.execute("CREATE DATABASE selene")
-            upgrade(admin_url)
-            conn.execute("CREATE ROLE selene_local LOGIN IN ROLE selene_app")
-        yield LocalDatabase(server.url_for("selene_local", "selene"), admin_url, server.version, server)
+            conn.execute(f"CREATE DATABASE {_DATABASE}".encode())
+            upgrade(database.admin_url)
+            conn.execute(f"CREATE ROLE {_APPLICATION} LOGIN IN ROLE selene_app".encode())
+        yield database

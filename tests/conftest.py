@@ -1,11 +1,13 @@
 """One server a session, one migrated template database, one clone of it a test."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from sqlalchemy.engine import Engine
 
+from selene_core.libpq import environment
 from selene_core.local import LocalServerUnavailable
 from selene_core.migrations import upgrade
 from tests import programs
@@ -30,6 +32,13 @@ def _close(config: pytest.Config) -> None:
     if _SERVER in config.stash:
         del config.stash[_SERVER]
         config.stash[_STACK].close()
+
+
+def pytest_configure() -> None:
+    """Forget what libpq's environment says of servers and sessions; a given server may need its secrets."""
+    for name in environment():
+        if not name.startswith(("PGPASS", "PGSSL")):
+            del os.environ[name]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -3,11 +3,8 @@
 With SELENE_TEST_POOLER=pgbouncer the application's logins come in through a PgBouncer: see tests.pooler.
 """
 
-import gc
 import os
 import secrets
-import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +18,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from selene_core.binaries import find_binaries
 from selene_core.local import LocalServer, LocalServerUnavailable, local_server
+from tests.containers import NoContainer, start_container
 from tests.pooler import BYPASS, POOLED_ROLES, NoPooler, Pooler, driver_options, pgbouncer
 
 CONTAINER_VERSION = 18
@@ -33,10 +31,6 @@ SETTINGS = {
     "synchronous_commit": "on",  # a killed server must lose no commit, only a killed machine may
     "statement_timeout": "120s",  # a race that went wrong ends as a failure, not as a session that hangs
 }
-DOCKER_ANSWER_SECONDS = 5
-IMAGE_PULL_SECONDS = 120
-IMAGE_SILENCE_SECONDS = 30
-CONTAINER_START_SECONDS = 60
 
 # The login role for each of our group roles, selene_<role>.
 LOGIN_ROLES = {
@@ -49,10 +43,6 @@ Role = Literal["admin", "app", "readonly", "owner"]
 
 class NoServer(Exception):
     """There is no PostgreSQL to run the tests on; the message has every reason."""
-
-
-class _NoContainer(Exception):
-    """No container can be started here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +174,12 @@ def _first_server(stack: ExitStack) -> Server:
         return _given_server(make_url(given).set(drivername="postgresql+psycopg"), version)
     passed_over = ["no given server: SELENE_TEST_DATABASE_URL is not set"]
     try:
-        return _container(stack, version or CONTAINER_VERSION, passed_over)
-    except _NoContainer as exc:
+        address = start_container(stack, version or CONTAINER_VERSION, PASSWORD, SETTINGS)
+    except NoContainer as exc:
         passed_over.append(f"no container: {exc}")
+    else:
+        found = _version(address)
+        return Server("container", address, *found, _programs(found[0]), passed_over=tuple(passed_over))
     try:
         return embedded_server(stack, version, passed_over)
     except LocalServerUnavailable as exc:
@@ -212,77 +205,6 @@ def _given_server(address: URL, wanted: int | None) -> Server:
     if wanted not in (None, version):
         raise NoServer(f"SELENE_TEST_DATABASE_URL is PostgreSQL {version}, SELENE_TEST_PG asks for {wanted}")
     return Server("given", address, version, release, _programs(version))
-
-
-def _container(stack: ExitStack, version: int, passed_over: list[str]) -> Server:
-    """Start a container of the official image, from a registry only if that is quick. Raises _NoContainer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what these libraries say about themselves is not ours to mend
-        try:
-            address = _start_container(stack, version)
-        except Exception as exc:  # whatever is wrong with Docker here, there is one more server to try
-            reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        else:
-            programs = _programs(version)
-            return Server("container", address, *_version(address), programs, passed_over=tuple(passed_over))
-        gc.collect()  # they leave the socket of a failed connection to it, which would warn within some test
-    raise _NoContainer(reason)
-
-
-def _start_container(stack: ExitStack, version: int) -> URL:
-    import docker
-    from testcontainers.core.config import testcontainers_config
-    from testcontainers.core.container import DockerContainer
-
-    image = f"postgres:{version}"
-    with closing(docker.from_env(timeout=DOCKER_ANSWER_SECONDS)) as client:
-        client.ping()
-        _ensure_image(client, image)
-        try:
-            _ensure_image(client, testcontainers_config.ryuk_image)
-        except (docker.errors.DockerException, _NoContainer):
-            testcontainers_config.ryuk_disabled = True  # then only a killed session leaves its container
-    command = ["postgres", *(part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}"))]
-    container = DockerContainer(image).with_command(command)
-    container.with_env("POSTGRES_PASSWORD", PASSWORD).with_exposed_ports(5432)
-    stack.callback(container.stop)
-    container.start()
-    address = URL.create(
-        "postgresql+psycopg",
-        "postgres",
-        PASSWORD,
-        container.get_container_host_ip(),
-        int(container.get_exposed_port(5432)),
-        "postgres",
-    )
-    _wait_for(address)
-    return address
-
-
-def _ensure_image(client: Any, image: str) -> None:
-    import docker
-
-    try:
-        client.images.get(image)
-    except docker.errors.ImageNotFound:
-        client.api.timeout = IMAGE_SILENCE_SECONDS
-        deadline = time.monotonic() + IMAGE_PULL_SECONDS
-        for _ in client.api.pull(*image.rsplit(":", 1), stream=True, decode=True):
-            if time.monotonic() > deadline:
-                raise _NoContainer(f"pulling {image} took more than {IMAGE_PULL_SECONDS} seconds") from None
-        client.images.get(image)
-
-
-def _wait_for(address: URL) -> None:
-    """Wait for a container's server: while it initialises itself it does not listen on TCP."""
-    deadline = time.monotonic() + CONTAINER_START_SECONDS
-    while True:
-        try:
-            return _connect(address).close()
-        except psycopg.OperationalError as exc:
-            if time.monotonic() > deadline:
-                raise _NoContainer(f"it does not answer: {exc}") from exc
-            time.sleep(0.1)  # until the next look: nothing tells when it listens
 
 
 def _programs(version: int) -> Path | None:

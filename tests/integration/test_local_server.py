@@ -16,9 +16,12 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg import pq
 
+from selene_core import demo, migrations
 from selene_core.binaries import copy_binaries, find_binaries
-from selene_core.local import LocalServerUnavailable, local_database, local_server
+from selene_core.database import create_selene_engine
+from selene_core.local import LocalServer, LocalServerUnavailable, local_database, local_server
 from tests.races import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -126,12 +129,222 @@ def test_local_server__url_ignores_environment(monkeypatch: pytest.MonkeyPatch) 
             assert row == ("postgres", "postgres")
 
 
-def test_local_server__long_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = tmp_path / ("long" * 20)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+# For each of libpq's variables a value that leads elsewhere, or ends an attempt, and a word that is none.
+HOSTILE = {
+    "PGHOSTADDR": "127.0.0.1",
+    "PGOPTIONS": "-c search_path=elsewhere",
+    "PGSSLMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLROOTCERT": "system",
+    "PGSSLCERTMODE": "require",
+    "PGSSLMAXPROTOCOLVERSION": "TLSv1.1",
+    "PGGSSENCMODE": "require",
+    "PGCHANNELBINDING": "require",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGMINPROTOCOLVERSION": "3.2",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGCLIENTENCODING": "latin1",
+}
+VARIABLES = {each.envvar.decode() for each in pq.Conninfo.get_defaults() if each.envvar} - {"PGSERVICE"}
+ENVIRONMENTS = [
+    *({name: "elsewhere"} for name in sorted(VARIABLES)),
+    *({name: value} for name, value in HOSTILE.items() if name in VARIABLES),
+    {name: HOSTILE.get(name, "elsewhere") for name in sorted(VARIABLES)},
+]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[LocalServer]:
     with local_server() as server:
-        assert not server.socket_directory.is_relative_to(deep)
+        yield server
+
+
+@pytest.mark.parametrize(
+    "environment", ENVIRONMENTS, ids=lambda each: ",".join(f"{k}={v}" for k, v in each.items())[:50]
+)
+def test_local_server__environment_changes_no_connection(
+    own_server: LocalServer, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _stays_at_home(own_server)
+
+
+def test_local_server__service_changes_no_connection(
+    own_server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keywords = {
+        each.envvar.decode(): each.keyword.decode() for each in pq.Conninfo.get_defaults() if each.envvar
+    }
+    told = [f"{keywords[name]}={HOSTILE.get(name, 'elsewhere')}" for name in VARIABLES]
+    (tmp_path / "services").write_text("\n".join(["[elsewhere]", *told, ""]))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "elsewhere")
+    _stays_at_home(own_server)
+
+
+def _stays_at_home(server: LocalServer) -> None:
+    query = "SELECT current_setting('data_directory'), current_setting('search_path'), current_user"
+    at_home = (str(server.data_directory), '"$user", public', "postgres")
+    with server.connect() as conn:
+        assert conn.execute(query.encode()).fetchone() == at_home
+        assert conn.info.encoding == "utf-8"
+    with psycopg.connect(server.admin_url.replace("+psycopg", "", 1)) as conn:
+        assert conn.execute(query.encode()).fetchone() == at_home
+    engine = sa.create_engine(server.admin_url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text(query)).one() == at_home
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("PGSERVICE", 'definition of service "elsewhere" not found'), ("PGTZ", '"TimeZone": "elsewhere"')],
+)
+def test_local_server__what_no_parameter_replaces_is_told_at_once(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "elsewhere")
+    monkeypatch.setattr("selene_core.local._SECONDS", float("inf"))  # whoever waits for it, waits for ever
+    with pytest.raises(LocalServerUnavailable, match=f"{words}.*environment: {name}"), local_server():
+        pass
+
+
+@pytest.fixture(scope="module")
+def other_server() -> Iterator[tuple[LocalServer, str]]:
+    """Return a server that listens on an address of its own, where a connection can be led by mistake."""
+    address = f"127.{os.getpid() % 250 + 1}.{os.getpid() // 250 % 250}.77"
+    with local_server(settings={"listen_addresses": address}) as server:
+        yield server, address
+
+
+def _untouched(server: LocalServer) -> bool:
+    with server.connect() as conn:
+        made = "SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles"
+        names = {name for (name,) in conn.execute(made.encode())}
+        schemas = conn.execute("SELECT FROM pg_namespace WHERE nspname = 'os_core'").fetchall()
+    return schemas == [] and not any(name.startswith("selene") for name in names)
+
+
+def test_local_database__environment_names_another_server(
+    other_server: tuple[LocalServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, address = other_server
+    monkeypatch.setenv("PGHOSTADDR", address)
+    with local_database() as db:
+        engine = sa.create_engine(db.url, poolclass=sa.NullPool)
+        with engine.connect() as conn:
+            where = conn.execute(sa.text("SELECT current_user, current_database()")).one()
+            assert where == ("selene_local", "selene")
+            assert conn.execute(sa.text("SELECT inet_server_addr()")).scalar_one() is None
+    monkeypatch.delenv("PGHOSTADDR")
+    assert _untouched(other)
+
+
+@pytest.mark.parametrize("how", ["PGHOSTADDR", "PGSERVICE"])
+def test_upgrade__goes_to_the_host_that_its_url_names(
+    how: str,
+    other_server: tuple[LocalServer, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, address = other_server
+    (tmp_path / "services").write_text(f"[elsewhere]\nhostaddr={address}\n")
+    with local_server() as named:
+        url = named.admin_url
+        with monkeypatch.context() as changed:
+            changed.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+            changed.setenv(how, {"PGHOSTADDR": address, "PGSERVICE": "elsewhere"}[how])
+            migrations.upgrade(url)
+            assert migrations.current(url) is not None
+            engine = create_selene_engine(url, poolclass=sa.NullPool)
+            with engine.connect() as conn:
+                assert conn.execute(sa.text("SELECT inet_server_addr()")).scalar_one() is None
+        with named.connect() as raw:
+            assert raw.execute("SELECT to_regclass('os_core.work_order_ledger')::text").fetchone() != (None,)
+    assert _untouched(other)
+
+
+def test_demo__environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**HOSTILE, "PGTZ": "UTC+5", "PGDATESTYLE": "German", "PGGEQO": "off"}.items():
+        monkeypatch.setenv(name, value)
+    with local_database() as db:
+        assert demo.run_on(db.url, db.admin_url, lambda _line: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("a space", True),
+        ("50%", True),
+        ("x" * 61, True),
+        ("x" * 62, False),
+        ("x" * 64, False),
+        ("x" * 90, False),
+        ("a,comma", False),
+        ('a"quote', False),
+    ],
+)
+def test_local_server__temporary_folder(
+    public_folder: Path, name: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(str(public_folder / ("x" * 61))) == 77
+    folder = public_folder / name
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with local_server() as server:
+        assert server.socket_directory.is_relative_to(folder) == taken
+        with sa.create_engine(server.admin_url, poolclass=sa.NullPool).connect() as conn:
+            assert conn.execute(sa.text("SHOW data_directory")).scalar_one() == str(server.data_directory)
+
+
+def test_local_server__no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: str) -> str:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(LocalServerUnavailable, match="no temporary folder"), local_server():
+        pass
+
+
+@pytest.mark.parametrize("version", _installed())
+def test_local_server__little_shared_memory(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selene_core.local._SHARED_MEMORY", sys.maxsize)
+    with local_server(version=version) as server, server.connect() as conn:
+        assert _one(conn, "SHOW dynamic_shared_memory_type") == "mmap"
+        assert list((server.data_directory / "pg_dynshmem").iterdir())
+
+
+def test_local_server__user_id_without_a_name() -> None:
+    script = """
+        import os, psycopg, sys
+        from selene_core.local import LocalServerUnavailable, local_server
+        if os.geteuid() == 0:
+            os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
+        try:
+            with local_server():
+                print("works")
+        except LocalServerUnavailable as exc:
+            print(exc)
+    """
+    nameless = next(uid for uid in range(54321, 1 << 16) if not _has_name(uid))
+    # Whoever may not become somebody else may call himself so, in a namespace of his own.
+    wrapper = [] if os.geteuid() == 0 else ["unshare", "--user", f"--map-user={nameless}"]
+    told = subprocess.run(
+        [*wrapper, sys.executable, "-c", textwrap.dedent(script), str(nameless)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout
+    assert f"user id {nameless} has no name" in told
+    assert "/etc/passwd" in told
+    assert told.count("\n") == 1
+
+
+def _has_name(uid: int) -> bool:
+    with suppress(KeyError):
+        return bool(pwd.getpwuid(uid))
+    return False
 
 
 def test_local_server__cleans_up_after_an_exception() -> None:

@@ -1,5 +1,6 @@
 """What the other tests stand on: the choice of the server, and the databases and logins on it."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -88,6 +89,25 @@ def test_open_server__given_to_no_superuser(fresh_server: Server, monkeypatch: p
     monkeypatch.delenv("SELENE_TEST_PG", raising=False)
     with ExitStack() as stack, pytest.raises(NoServer, match="ordinary is not a superuser"):
         open_server(stack)
+
+
+def test_session__environment_of_libpq_counts_for_nothing() -> None:
+    environment = {
+        "PGHOSTADDR": "127.0.0.1",
+        "PGOPTIONS": "-c role=nobody",
+        "PGTZ": "elsewhere",
+        "PGSERVICE": "elsewhere",
+    }
+    test = f"{__file__}::{test_database__no_login_is_privileged.__name__}"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", test],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
 
 
 def test_open_server__none_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
