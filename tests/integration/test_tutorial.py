@@ -51,7 +51,7 @@ def test_tutorial__runs(tmp_path: Path) -> None:
     check_examples_run(DOCS / "tutorial.md", tmp_path, {})
 
 
-@pytest.mark.parametrize("guide", ["retries", "poolers", "upgrades", "workers"])
+@pytest.mark.parametrize("guide", ["orm", "poolers", "retries", "upgrades", "workers"])
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     check_examples_run(DOCS / "howto" / f"{guide}.md", tmp_path, url_of(database.app_url))
 
