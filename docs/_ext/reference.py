@@ -134,15 +134,21 @@ def _pieces(text: str) -> Iterator[str]:
                 yield re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
 
 
-def find_architecture(_app: Sphinx, _docname: str, source: list[str]) -> None:
-    """Let links to ARCHITECTURE.md, which is at the top of the checkout, lead to its page in the site."""
-    source[0] = re.sub(r"\]\((\.\./)+ARCHITECTURE\.md", "](/architecture.md", source[0])
+def find_top_documents(_app: Sphinx, *place_and_source: Any) -> None:
+    """Let links to the documents at the top of the checkout lead to the pages that include them."""
+    source = place_and_source[-1]
+    source[0] = re.sub(
+        r"\]\((?:\.\./)*(ARCHITECTURE|CHANGELOG|CONTRIBUTING)\.md",
+        lambda link: f"](/{link[1].lower()}.md",
+        source[0],
+    )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("public-names", PublicNames)
     app.add_directive("command-line", CommandLine)
-    app.connect("source-read", find_architecture)
+    app.connect("source-read", find_top_documents)
+    app.connect("include-read", find_top_documents)
     app.connect("autodoc-process-docstring", write_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
