@@ -18,8 +18,7 @@ exclude_patterns = ["_ext"]
 html_theme = "furo"
 html_title = "selene-core"
 
-# MyST: tables, definition lists (the glossary), and links to headings, as GitHub makes them.
-myst_enable_extensions = ["attrs_inline", "deflist"]
+# Links to headings are those that GitHub makes.
 myst_heading_anchors = 4
 
 autodoc_typehints = "signature"
