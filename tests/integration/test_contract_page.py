@@ -12,6 +12,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from selene_core import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
+    IdentityRepository,
+    SessionState,
+    SessionStateInvalid,
     WorkOrderEventType,
     WorkOrderLedgerEventInput,
     WorkOrderRepository,
@@ -19,6 +22,7 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
+from selene_core.database import translate_errors
 from selene_core.rules import EVENT_RULES, PAYLOAD_RULES
 from selene_core.tables import METADATA
 from tests.integration.test_documents import ROOT
@@ -112,3 +116,33 @@ def test_contract__its_examples_are_the_life_of_an_order(engine: sa.Engine) -> N
         assert order is not None
         assert (order.work_order_status, order.fields_json["city"]) == ("CANCELED", "Zürich")
         assert orders.verify() == []
+
+
+def test_contract__has_every_move_of_a_session(engine: sa.Engine) -> None:
+    with tenant_scope(engine, "acme") as conn:
+        IdentityRepository(conn).register_identity("alice")
+        IdentityRepository(conn).register_device("alice", "phone", device_type="phone")
+    found = {
+        state: [
+            goal for goal in SessionState if goal not in (state, "OPEN") and may_move(engine, state, goal)
+        ]
+        for state in SessionState
+    }
+    described = tables(section("### os_core.sessions"))[1]
+    assert [[state, ", ".join(goals) or "nothing"] for state, goals in found.items()] == described
+
+
+def may_move(engine: sa.Engine, state: SessionState, goal: SessionState) -> bool:
+    """Tell whether a session can be moved from a state to another, by a session of its own."""
+    session = f"{state}-{goal}"
+    move = sa.text("SELECT session_state FROM os_core.move_session('acme', :session, :state)")
+    with tenant_scope(engine, "acme") as conn:
+        IdentityRepository(conn).open_session(session, user_id="alice", device_id="phone")
+        if state is not SessionState.OPEN:
+            conn.execute(move, {"session": session, "state": state})
+    try:
+        with tenant_scope(engine, "acme") as conn, translate_errors():
+            conn.execute(move, {"session": session, "state": goal})
+    except SessionStateInvalid:
+        return False
+    return True

@@ -82,7 +82,7 @@ def test_guide__upgrades_by_its_commands(empty_database: Database, tmp_path: Pat
     assert "CREATE TABLE os_core.work_order_ledger" in (tmp_path / "upgrade.sql").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("guide", ["roles", "backup", "poolers"])
+@pytest.mark.parametrize("guide", ["backup", "monitoring", "poolers", "roles"])
 def test_guide__statements_are_those_that_the_deployment_guides_tests_run(guide: str) -> None:
     """A block that has a name there is the same here; each page shares one at least."""
     tried = dict(chain.from_iterable(blocks(DOCS / "deployment.md", language) for language in ("sql", "sh")))
