@@ -22,7 +22,8 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.database import translate_errors
-from selene_core.rules import EVENT_RULES, PAYLOAD_RULES
+from selene_core.json_limits import MAX_INT64
+from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule
 from selene_core.tables import METADATA
 from tests.integration.test_documents import ROOT
 
@@ -94,6 +95,25 @@ def test_contract__has_every_payload_key(event_type: WorkOrderEventType) -> None
     (rows,) = tables(section(f"#### {event_type}"))
     described = {key.strip("`"): required for key, required, _ in rows}
     assert described == dict.fromkeys(rules.required, "yes") | dict.fromkeys(rules.optional, "no")
+
+
+def test_contract__says_how_long_and_how_large() -> None:
+    ledger = {
+        name.strip("`"): what for name, _, _, what in tables(section("### os_core.work_order_ledger"))[0]
+    }
+    said = [(ledger[name], rule) for name, rule in EVENT_RULES.items() if name in ledger]
+    for event_type, rules in PAYLOAD_RULES.items():
+        payload = {key.strip("`"): what for key, _, what in tables(section(f"#### {event_type}"))[0]}
+        said += [(payload[key], rule) for key, rule in {**rules.required, **rules.optional}.items()]
+    limits = [(what, limit_of(rule)) for what, rule in said if limit_of(rule) is not None]
+    assert len(limits) > 15
+    assert [(what, limit) for what, limit in limits if f"{limit:,}" not in what.replace("..", " ")] == []
+
+
+def limit_of(rule: Rule[Any]) -> int | None:
+    """Return the most characters of a text, or the largest integer; None where a format or 64 bits say it."""
+    limit: int | None = rule.schema.get("maxLength", rule.schema.get("maximum"))
+    return None if "format" in rule.schema or limit == MAX_INT64 else limit
 
 
 def test_contract__its_examples_are_the_life_of_an_order(engine: sa.Engine) -> None:
