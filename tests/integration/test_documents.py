@@ -11,6 +11,10 @@ from tests.servers import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = ROOT / "docs" / "sql-interface.md"
+REPOSITORY = "https://github.com/OWNER/selene-core/blob/main/"
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"))
+)
 
 
 def blocks(document: Path, language: str) -> list[tuple[str, str]]:
@@ -51,13 +55,11 @@ def test_sql_interface__describes_every_public_function(signature: str) -> None:
     assert any(f"{name}(" in statements for _, statements in blocks(INTERFACE, "sql"))
 
 
-@pytest.mark.parametrize(
-    "document",
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/sql-interface.md", "docs/deployment.md"],
-)
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links__lead_somewhere(document: str) -> None:
     path = ROOT / document
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8").replace(f"]({REPOSITORY}", f"]({ROOT}/")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://")):
             file, _, anchor = target.partition("#")
             other = (path.parent / file).resolve() if file else path

@@ -1,0 +1,107 @@
+"""The tutorial and the how-to guides run as they stand, and print what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from tests.integration.test_documents import ROOT, blocks
+from tests.servers import LOGIN_ROLES, Database
+
+DOCS = ROOT / "docs"
+BETWEEN = "\x1e"
+
+
+def examples(document: Path) -> list[tuple[str, str | None]]:
+    """Return the blocks of Python of a document, each with what it prints where the document says so."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(
+        r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, flags=re.DOTALL | re.MULTILINE
+    )
+    return [(code, printed or None) for code, printed in found]
+
+
+def check_examples_run(document: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a document's blocks as one program, and compare what each prints."""
+    blocks = examples(document)
+    assert blocks, "the document has examples"
+    program = folder / "example.py"
+    program.write_text(f"\nprint({BETWEEN!r}, end='')\n".join(code for code, _ in blocks), encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for (code, says), printed in zip(blocks, ran.stdout.split(BETWEEN), strict=True):
+        assert printed == (says or ""), code
+
+
+def test_tutorial__runs(tmp_path: Path) -> None:
+    check_examples_run(DOCS / "tutorial.md", tmp_path, {})
+
+
+@pytest.mark.parametrize("guide", ["orm", "poolers", "retries", "upgrades", "workers"])
+def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
+    # Only the guide for poolers speaks of them: the others prepare statements.
+    url = database.app_url if guide == "poolers" else direct_url(database)
+    check_examples_run(DOCS / "howto" / f"{guide}.md", tmp_path, url_of(url))
+
+
+def test_guide__fastapi_runs(database: Database, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx2")  # for its test client
+    check_examples_run(DOCS / "howto" / "fastapi.md", tmp_path, url_of(direct_url(database)))
+
+
+def test_guide__upgrades_by_its_commands(empty_database: Database, tmp_path: Path) -> None:
+    """On a database without any revision."""
+    program = Path(sys.executable).parent
+    environment = {**url_of(empty_database.admin_url), "PATH": f"{program}{os.pathsep}{os.environ['PATH']}"}
+    for name, commands in blocks(DOCS / "howto" / "upgrades.md", "sh"):
+        ran = subprocess.run(
+            ["/bin/sh", "-e", "-c", commands],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ran.returncode == 0, (name, ran.stdout, ran.stderr)
+    assert "CREATE TABLE os_core.work_order_ledger" in (tmp_path / "upgrade.sql").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("guide", ["backup", "monitoring", "poolers", "roles"])
+def test_guide__statements_are_those_that_the_deployment_guides_tests_run(guide: str) -> None:
+    """A block that has a name there is the same here; each page shares one at least."""
+    tried = dict(chain.from_iterable(blocks(DOCS / "deployment.md", language) for language in ("sql", "sh")))
+    named = {
+        name: statements
+        for language in ("sql", "sh")
+        for name, statements in blocks(DOCS / "howto" / f"{guide}.md", language)
+        if name
+    }
+    assert named
+    for name, statements in named.items():
+        assert statements in tried.get(name, tried["service"]), name
+
+
+def direct_url(database: Database) -> URL:
+    """Address a database as an application, past a pooler."""
+    return database.server.url_for(LOGIN_ROLES["app"], database.name)
+
+
+def url_of(url: URL) -> dict[str, str]:
+    """Name a database as a service's environment would."""
+    return {"SELENE_DATABASE_URL": url.set(drivername="postgresql").render_as_string(hide_password=False)}
