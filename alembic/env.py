@@ -40,9 +40,9 @@ def run_offline() -> None:
 
 
 def configure(**where: Any) -> None:
-    """A transaction a revision upwards; one for all downwards: what refuses below undoes what came above.
+    """A transaction for each revision upwards, one for all downwards: one that refuses undoes those above it.
 
-    A script is one transaction too: it can be run again whatever stopped it, and leaves nothing in its session.
+    A script is one transaction: it leaves nothing in its session, and what stopped it left all as it was.
     """
     context.configure(**where, **OPTIONS, transaction_per_migration="connection" in where)
     if command() == "downgrade":

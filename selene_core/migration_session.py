@@ -1,22 +1,22 @@
-"""The session that a migration runs in: one of the server's own, from its first transaction to its last.
+"""The session that a migration runs in: one of the server's own, from the first transaction to the last.
 
-The lock is the session's, and must be held while each revision is committed. A pooler hands sessions on between
-transactions: then one session would keep the lock, and others would migrate without it. So what leads through
-a pooler is refused before the lock is taken. Role and timeouts are set for one transaction at a time.
+The lock belongs to the session and must be held while each revision is committed. A pooler hands a session
+on between two transactions: one would keep the lock, and another would migrate without it. So a connection
+through a pooler is refused before anything is locked. Role and timeouts are set for a transaction at a time.
 """
 
 from __future__ import annotations
 
 import secrets
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from sqlalchemy import create_engine, event, pool
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.database import CONNECT_ARGS
-from selene_core.migrations import LOCK_KEY, MigrationRefused
+from selene_core.migrations import MigrationRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,48 +27,57 @@ if TYPE_CHECKING:
 _MARK: Final = "selene.migration"
 """A setting that the server makes only for a session that is begun with it."""
 
+_LOOKS: Final = 3  # transactions that must find the same session before anything is done in one
 _WAY_OUT: Final = (
-    "Nothing was changed. A migration needs one session from its start to its end: connect to the server itself,"
-    " past the pooler. Or run the script, which is one transaction: selene-core sql | psql -v ON_ERROR_STOP=1"
+    "A migration needs one session from its start to its end: connect to the server itself, past the pooler"
+    " (past one in session mode too, because nothing tells the modes apart). Or run the script, which is one"
+    " transaction: selene-core sql | psql -v ON_ERROR_STOP=1"
 )
 
 
 @contextmanager
 def opened(url: URL) -> Iterator[Connection]:
-    """Connect for a migration; every transaction on the connection begins with a look at whose session it is.
+    """Connect for a migration; each transaction on the connection begins with a look at its session.
 
-    Raises MigrationRefused before anything is changed or locked where a pooler, or whatever else does not give
-    each connection a session of its own, is in between.
+    Raises MigrationRefused before anything is changed or locked where a pooler is in between, or whatever
+    else does not give each connection a session of its own.
     """
     mark = secrets.token_hex(16)
-    given = _options_past_no_pooler(url)
-    engine = create_engine(
-        url,
-        poolclass=pool.NullPool,
-        connect_args={**CONNECT_ARGS, "options": f"{given} -c {_MARK}={mark}".strip()},
-    )
+    # In addition to what the URL and the environment say, which it would replace.
+    options = f"{_given_options(url)} -c {_MARK}={mark}".strip()
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args={**CONNECT_ARGS, "options": options})
     try:
         connection = engine.connect()
     except DBAPIError as exc:
-        _options_past_no_pooler(url)  # it may be that nobody can connect any more, which is raised as it is
-        raise MigrationRefused(f"{_pooled('startup parameters are refused')} ({exc.orig})") from exc
+        if not _connects_without(url):
+            raise
+        sign = f"it refuses a startup parameter, or BEGIN ({' '.join(str(exc.orig).split())})"
+        raise MigrationRefused(_pooled(sign)) from exc
+
+    driver = _driver(connection)
+    looked = 0
 
     @event.listens_for(engine, "begin")
     def look(connection: Connection) -> None:
+        nonlocal looked
         is_ours = connection.exec_driver_sql(
-            f"SELECT pg_catalog.pg_backend_pid() = {_driver(connection).info.backend_pid}"
+            f"SELECT pg_catalog.pg_backend_pid() = {driver.info.backend_pid}"
             f" AND COALESCE(pg_catalog.current_setting('{_MARK}', TRUE), '') = '{mark}'"
         ).scalar()
         if not is_ours:
-            raise MigrationRefused(_pooled("the session is not the one that this connection began"))
+            sign = "the session is not the one that this connection began"
+            raise MigrationRefused(_pooled(sign, is_untouched=looked < _LOOKS))
+        looked += 1
 
     with connection:
         try:
-            with connection.begin():
-                pass  # twice: with the lock's transaction it has to be the same session
+            for _ in range(_LOOKS):
+                with connection.begin():
+                    pass
             yield connection
         finally:
-            _let_go(connection, mark)
+            # The driver's connection: SQLAlchemy's would replace one that is broken.
+            _let_go(driver, mark)
 
 
 def begin_with(connection: Connection, settings: Callable[[Literal["LOCAL", "SESSION"]], list[str]]) -> None:
@@ -83,33 +92,43 @@ def begin_with(connection: Connection, settings: Callable[[Literal["LOCAL", "SES
             connection.exec_driver_sql(statement)
 
 
-def _options_past_no_pooler(url: URL) -> str:
-    """Return the options that a connection has by URL and environment; refuse a pooler that shows itself."""
-    # AUTOCOMMIT: in statement mode a pooler takes no BEGIN.
-    engine = create_engine(
-        url, poolclass=pool.NullPool, connect_args=CONNECT_ARGS, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        driver = _driver(connection)
-        serves = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar()
-        if serves != driver.info.backend_pid:
-            raise MigrationRefused(_pooled("the process that serves it is not the one that it was told of"))
-        return driver.info.get_parameters().get("options", "")
+def _given_options(url: URL) -> str:
+    if "service" in url.query:
+        # Only a connection tells what stands in a service's file.
+        with psycopg.connect(**_arguments(url)) as driver:
+            return driver.info.get_parameters().get("options", "")
+    given = url.query.get("options")
+    if isinstance(given, str):
+        return given
+    defaults = {each.keyword: each.val for each in psycopg.pq.Conninfo.get_defaults()}
+    return (defaults.get(b"options") or b"").decode()
+
+
+def _connects_without(url: URL) -> bool:
+    """Tell whether it is the mark, or SQLAlchemy's transaction, for which a connection was refused."""
+    try:
+        psycopg.connect(**_arguments(url), autocommit=True).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _arguments(url: URL) -> dict[str, Any]:
+    _, arguments = create_engine(url).dialect.create_connect_args(url)
+    return {**arguments, **CONNECT_ARGS}
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:
-    driver: psycopg.Connection[Any] | None = connection.connection.driver_connection
-    assert driver is not None
-    return driver
+    return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
-def _pooled(sign: str) -> str:
-    return f"the connection leads through a pooler: {sign}. {_WAY_OUT}"
+def _pooled(sign: str, *, is_untouched: bool = True) -> str:
+    changed = "Nothing was changed." if is_untouched else "Revisions that had been run stay."
+    return f"the connection leads through a pooler: {sign}. {changed} {_WAY_OUT}"
 
 
-def _let_go(connection: Connection, mark: str) -> None:
-    """Leave nothing in the session: not where it ends with its connection, but something may keep it."""
-    driver = _driver(connection)
+def _let_go(driver: psycopg.Connection[Any], mark: str) -> None:
+    """Leave nothing in the session, which something may keep although its connection ends."""
     with suppress(psycopg.Error):
         driver.rollback()
         driver.autocommit = True

@@ -1,4 +1,6 @@
-"""Write selene_core/catalogue.txt and traces.json anew, after a change of the schema that is meant; then read the difference.
+"""Write selene_core/catalogue.txt and traces.json anew, after a change of the schema that is meant.
+
+Then read the difference.
 
 python -m tests.catalogue
 """
@@ -31,7 +33,7 @@ def golden_text(conn: sa.Connection) -> str:
 
 
 def traces_text(server: Server) -> str:
-    """Name what each revision makes that is there to this day: tables, else columns, functions, policies, triggers."""
+    """Name what each revision makes that is still there at head: tables, or what else where it makes none."""
     revisions = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
     before: set[str] = set()
     made: dict[str, set[str]] = {}
