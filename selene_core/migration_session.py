@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from sqlalchemy import URL, Connection
+    from sqlalchemy.engine import ExceptionContext
 
 _MARK: Final = "selene.migration"
 """A setting that the server makes only for a session that is begun with it."""
@@ -68,6 +69,12 @@ def opened(url: URL) -> Iterator[Connection]:
             sign = "the session is not the one that this connection began"
             raise MigrationRefused(_pooled(sign, is_untouched=looked < _LOOKS))
         looked += 1
+
+    @event.listens_for(engine, "handle_error")
+    def keep(context: ExceptionContext) -> None:
+        # SQLAlchemy drops the connection of a run that is interrupted: nothing could be let go of.
+        if not isinstance(context.original_exception, Exception):
+            context.is_disconnect = False
 
     with connection:
         try:
