@@ -42,7 +42,8 @@ def current(url: str, as_json: bool) -> None:
     stands, newest = migrations.current(url), migrations.history()[-1].revision
     contradiction = migrations.contradiction(url)
     if as_json:
-        click.echo(to_json({"revision": stands, "newest": newest, "contradiction": contradiction}))
+        told = {"contradiction": contradiction} if contradiction else {}
+        click.echo(to_json({"revision": stands, "newest": newest, **told}))
     elif contradiction:
         click.echo(contradiction)
     elif stands == newest:

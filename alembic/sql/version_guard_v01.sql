@@ -3,6 +3,7 @@
 DO $$
 DECLARE
   _traces constant jsonb := '{{traces}}'; -- [[revision, [thing, ...]], ...] from the oldest on; of one that makes tables only these
+  _version_table constant text := 'os_core.alembic_version';
   _has_version_table constant boolean := EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
@@ -89,11 +90,13 @@ BEGIN
   END;
   IF _fits IS NOT NULL THEN
     _statements := E'\nSET ROLE selene_owner;' || CASE WHEN _has_version_table THEN '' ELSE
-      E'\nCREATE TABLE os_core.alembic_version (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY);'
-      || E'\nGRANT SELECT ON os_core.alembic_version TO selene_app, selene_readonly;'
+      pg_catalog.format(
+        E'\nCREATE TABLE %s (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY);'
+        '\nGRANT SELECT ON %s TO selene_app, selene_readonly;', _version_table, _version_table
+      )
     END
-    || E'\nDELETE FROM os_core.alembic_version;'
-    || CASE _fits WHEN '' THEN '' ELSE pg_catalog.format(E'\nINSERT INTO os_core.alembic_version VALUES (%L);', _fits) END
+    || pg_catalog.format(E'\nDELETE FROM %s;', _version_table)
+    || CASE _fits WHEN '' THEN '' ELSE pg_catalog.format(E'\nINSERT INTO %s VALUES (%L);', _version_table, _fits) END
     || E'\nRESET ROLE;';
   END IF;
   RAISE EXCEPTION USING
