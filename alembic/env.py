@@ -3,9 +3,9 @@
 from typing import Any
 
 from alembic import context
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import text
 
-from selene_core import migrations
+from selene_core import migration_session, migrations
 
 OPTIONS: dict[str, Any] = {
     "version_table_schema": "os_core",
@@ -17,44 +17,63 @@ OPTIONS: dict[str, Any] = {
 
 def run_online() -> None:
     url = migrations.configured_url(context.config)
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args=migrations.CONNECT_ARGS)
-    with engine.connect() as connection, migrations.refusals():
+    with migration_session.opened(url) as connection, migrations.refusals():
         migrations.wait_for_lock(connection)
-        for statement in preamble():
-            with connection.begin():
-                connection.execute(text(statement))
         configure(connection=connection)
+        with connection.begin():  # one: what refuses undoes what was made
+            for statement in preamble():
+                connection.execute(text(statement))
+        migration_session.begin_with(connection, settings)
         with context.begin_transaction():
             context.run_migrations()
-    engine.dispose()
 
 
 def run_offline() -> None:
     # paramstyle: the default doubles every % in a function body.
     configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"})
     start = context.script.get_revision(context.get_starting_revision_argument() or "base")
-    context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
-    for statement in preamble():
-        context.execute(statement)
-    context.execute(migrations.sql("offline_guard", version=1, starts_at=start.revision if start else ""))
     with context.begin_transaction():
+        context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
+        for statement in preamble(starts_at=start.revision if start else ""):
+            context.execute(statement)
         context.run_migrations()
 
 
 def configure(**where: Any) -> None:
-    """A transaction a revision upwards; one for all downwards: what refuses below undoes what came above."""
-    context.configure(**where, **OPTIONS, transaction_per_migration=True)
-    if getattr(context.get_context().opts.get("fn"), "__name__", None) == "downgrade":
+    """A transaction for each revision upwards, one for all downwards: one that refuses undoes those above it.
+
+    A script is one transaction: it leaves nothing in its session, and what stopped it left all as it was.
+    """
+    context.configure(**where, **OPTIONS, transaction_per_migration="connection" in where)
+    if command() == "downgrade":
         context.configure(**where, **OPTIONS, transaction_per_migration=False)
 
 
-def preamble() -> list[str]:
-    # Session settings, not SET LOCAL: they hold for every revision's own transaction.
+def command() -> str | None:
+    """Name Alembic's command: upgrade, downgrade, do_stamp, display_version …; needs configure()."""
+    return getattr(context.get_context().opts.get("fn"), "__name__", None)
+
+
+def preamble(starts_at: str | None = None) -> list[str]:
+    """Make what every run presupposes, and look whether the schema is where the version table says."""
+    script_only = [migrations.sql("offline_guard", version=1, starts_at=starts_at)]
+    # Stamping is how a version table is mended.
+    looks = [migrations.version_guard()] if command() != "do_stamp" else []
     return [
-        f"SET lock_timeout = '{migrations.lock_timeout()}'",
-        migrations.sql("no_timeouts", version=1),
+        *settings("LOCAL")[:-1],
         migrations.sql("bootstrap", version=1),
-        "SET ROLE selene_owner",
+        *settings("LOCAL")[-1:],
+        *(script_only if starts_at is not None else []),
+        *looks,
+    ]
+
+
+def settings(scope: str) -> list[str]:
+    """The owner comes last: there is none until the preamble has made it."""
+    return [
+        f"SET {scope} lock_timeout = '{migrations.lock_timeout()}'",
+        migrations.sql("no_timeouts", version=1, is_local=scope == "LOCAL"),
+        f"SET {scope} ROLE selene_owner",
     ]
 
 

@@ -38,15 +38,19 @@ def upgrade(url: str, as_json: bool) -> None:
 @url_option
 @json_option
 def current(url: str, as_json: bool) -> None:
-    """Say at which revision the database stands; exit status 0 only if it is the newest."""
+    """Say at which revision the database stands; exit status 0 only if it is the newest in truth."""
     stands, newest = migrations.current(url), migrations.history()[-1].revision
+    contradiction = migrations.contradiction(url)
     if as_json:
-        click.echo(to_json({"revision": stands, "newest": newest}))
+        told = {"contradiction": contradiction} if contradiction else {}
+        click.echo(to_json({"revision": stands, "newest": newest, **told}))
+    elif contradiction:
+        click.echo(contradiction)
     elif stands == newest:
         click.echo(f"{stands}: the newest.")
     else:
         click.echo(f"{stands or 'No revision'}: the newest is {newest}.")
-    sys.exit(stands != newest)
+    sys.exit(stands != newest or contradiction is not None)
 
 
 @click.command()

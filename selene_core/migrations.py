@@ -27,6 +27,9 @@ from selene_core.tables import METADATA
 LOCK_KEY: Final = 7_235_101_420_163_011_001
 """The session advisory lock that a running migration holds; advisory locks are per database."""
 
+TRACES: Final = Path(__file__).with_name("traces.json")
+"""What in the catalogue shows that a revision has run; written by `python -m tests.catalogue`."""
+
 target_metadata = METADATA
 _POLL_SECONDS: Final = 0.1
 # What text() takes for a bind parameter, and only that: it would leave the backslash in [\:space:].
@@ -85,18 +88,41 @@ def downgrade(url: str | URL | None, revision: str, *, allow_data_loss: bool = F
 
 def current(url: str | URL) -> str | None:
     """Return the revision that the database stands at, None before the first."""
+    with _reader(url) as connection:
+        stamps = read_revisions(connection)
+    return max(stamps) if stamps else None
+
+
+def contradiction(url: str | URL) -> str | None:
+    """Return why the version table is not to be believed, and what to do about it; None where all agrees."""
+    with _reader(url) as connection:
+        try:
+            with refusals():
+                connection.execute(text(version_guard()))
+        except MigrationRefused as exc:
+            return str(exc)
+    return None
+
+
+@contextmanager
+def _reader(url: str | URL) -> Iterator[Connection]:
+    """Connect as who may read the version table; what was done is rolled back.
+
+    Raises MigrationRefused, with what an upgrade would say, for a login that may neither read nor migrate.
+    """
     engine = create_engine(psycopg_url(url), poolclass=pool.NullPool, connect_args=CONNECT_ARGS)
     with engine.connect() as connection:
         try:
-            stamps = read_revisions(connection)
+            read_revisions(connection)
         except DBAPIError as exc:
             if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
                 raise
             # A migrator who does not inherit may look as the owner, as whom it migrates.
             connection.rollback()
-            connection.exec_driver_sql("SET ROLE selene_owner")
-            stamps = read_revisions(connection)
-        return max(stamps) if stamps else None
+            with refusals():
+                connection.execute(text(sql("bootstrap", version=1)))
+            connection.exec_driver_sql("SET LOCAL ROLE selene_owner")
+        yield connection
 
 
 def history() -> list[Revision]:
@@ -174,6 +200,11 @@ def refusals() -> Iterator[None]:
         if not isinstance(exc.orig, psycopg.errors.ObjectNotInPrerequisiteState):
             raise
         raise MigrationRefused(exc.orig.diag.message_primary) from exc
+
+
+def version_guard() -> str:
+    """Return the statement that raises where the version table says what the schema does not bear out."""
+    return sql("version_guard", version=1, traces=TRACES.read_text(encoding="utf-8").strip())
 
 
 def is_ours(name: str | None, type_: str, parents: Any) -> bool:

@@ -1,8 +1,11 @@
-"""Write selene_core/catalogue.txt anew, after a change of the schema that is meant; then read the difference.
+"""Write selene_core/catalogue.txt and traces.json anew, after a change of the schema that is meant.
+
+Then read the difference.
 
 python -m tests.catalogue
 """
 
+import json
 from contextlib import ExitStack
 
 import sqlalchemy as sa
@@ -10,10 +13,10 @@ from alembic.script import ScriptDirectory
 
 from selene_core.catalogue import read, render
 from selene_core.drift import GOLDEN, render_golden
-from selene_core.migrations import config, upgrade
-from tests.servers import open_server
+from selene_core.migrations import TRACES, config, upgrade
+from tests.servers import Server, open_server
 
-__all__ = ["GOLDEN", "catalogue", "golden_text"]
+__all__ = ["GOLDEN", "catalogue", "golden_text", "traces_text"]
 
 
 def catalogue(conn: sa.Connection) -> str:
@@ -29,6 +32,40 @@ def golden_text(conn: sa.Connection) -> str:
         return render_golden(tuple(revisions[::-1]), read(conn))
 
 
+def traces_text(server: Server) -> str:
+    """Name what each revision makes that is still there at head: tables, or what else where it makes none."""
+    revisions = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
+    before: set[str] = set()
+    made: dict[str, set[str]] = {}
+    with server.new_database("traces") as database:
+        for revision in revisions:
+            upgrade(database.admin_url, revision)
+            with database.engine("admin", poolclass=sa.NullPool).connect() as conn:
+                there = _names(conn)
+            made[revision], before = there - before, there
+    lines = []
+    for revision in revisions:
+        lasting = sorted(made[revision] & before)
+        tables = [thing for thing in lasting if thing.startswith("relation ")]
+        lines.append(json.dumps([revision, tables or lasting]))
+    return "[\n " + ",\n ".join(lines) + "\n]\n"
+
+
+def _names(conn: sa.Connection) -> set[str]:
+    names = set()
+    for thing, aspects in read(conn).items():
+        kind, _, name = thing.partition(" ")
+        if kind == "function":
+            names.add(f"function {name.partition('(')[0]}")
+        elif kind == "relation":
+            parts = [aspect.split(" ", 1) for aspect in aspects if " " in aspect]
+            names |= {thing, *(f"{each} {name}.{part}" for each, part in parts if each in _PARTS)}
+    return names - {thing for thing in names if "os_core.alembic_version" in thing}
+
+
+_PARTS = {"column", "policy", "trigger"}
+
+
 def _main() -> None:
     with ExitStack() as stack:
         server = open_server(stack)
@@ -36,6 +73,7 @@ def _main() -> None:
             upgrade(database.admin_url)
             with database.engine("admin").connect() as conn:
                 GOLDEN.write_text(golden_text(conn), encoding="utf-8")
+        TRACES.write_text(traces_text(server), encoding="utf-8")
 
 
 if __name__ == "__main__":

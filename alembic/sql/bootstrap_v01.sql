@@ -15,12 +15,19 @@ DECLARE
     SELECT me.rolsuper OR me.rolcreaterole FROM pg_catalog.pg_roles AS me WHERE me.rolname = current_user
   );
   _owner constant oid := (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'selene_owner');
-  _may_become constant boolean := CASE
-    WHEN _owner IS NULL THEN _may_create
-    ELSE pg_catalog.pg_has_role(current_user, _owner, _become)
-      OR pg_catalog.pg_has_role(current_user, _owner, 'MEMBER WITH ADMIN OPTION')
-      OR (_is_15 AND _may_create)
-  END;
+  -- By which group role it serves, directly or through others. ADMIN alone, which from 16 on the maker of a role has, is no service.
+  _serves constant text := (
+    SELECT pg_catalog.min(r.rolname) FROM pg_catalog.pg_roles AS r
+    WHERE r.rolname IN ('selene_app', 'selene_readonly')
+      AND (pg_catalog.pg_has_role(current_user, r.oid, 'USAGE') OR pg_catalog.pg_has_role(current_user, r.oid, _become))
+  );
+  _migrates constant boolean := (
+    SELECT me.rolsuper
+      OR COALESCE(pg_catalog.pg_has_role(me.oid, _owner, _become), FALSE)
+      OR COALESCE(pg_catalog.pg_has_role(me.oid, _owner, 'MEMBER WITH ADMIN OPTION'), FALSE)
+    FROM pg_catalog.pg_roles AS me WHERE me.rolname = current_user
+  );
+  _may_become constant boolean := CASE WHEN _owner IS NULL THEN _may_create ELSE _migrates OR (_is_15 AND _may_create) END;
   _need record;
   _reasons text[] := '{}';
   _statements text[] := '{}';
@@ -32,6 +39,15 @@ BEGIN
       MESSAGE = pg_catalog.format(
         'the database has the encoding %s; it must be UTF8, to hold every text that the contract allows',
         pg_catalog.current_setting('server_encoding')
+      );
+  END IF;
+  IF _serves IS NOT NULL AND NOT _migrates THEN
+    -- No statement: what it lacks must never be granted to it.
+    RAISE EXCEPTION USING
+      ERRCODE = 'object_not_in_prerequisite_state',
+      MESSAGE = pg_catalog.format(
+        E'%I is the login of a service, a member of %I: it must not be able to act as selene_owner.\n'
+        'Nothing was changed. Connect as the migrator.', session_user, _serves
       );
   END IF;
   FOR _need IN

@@ -1,7 +1,7 @@
--- Only in scripts made by --sql: one migration at a time. The lock is the session's and ends with it.
+-- Only in scripts made by --sql: one migration at a time. The lock is the transaction's, which the whole script is.
 DO $$
 BEGIN
-  IF NOT pg_catalog.pg_try_advisory_lock({{lock_key}}) THEN
+  IF NOT pg_catalog.pg_try_advisory_xact_lock({{lock_key}}) THEN
     RAISE EXCEPTION USING
       ERRCODE = 'lock_not_available',
       MESSAGE = 'another migration of this database is running: start the script again when it is done';

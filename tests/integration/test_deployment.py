@@ -138,7 +138,11 @@ def test_roles__as_in_the_guide(server: Server, way: str) -> None:
         administrator, migrator = (cluster.url_for(role, "selene") for role in ("administrator", "migrator"))
         run_as(administrator, statements(way))
         upgrade(migrator)
-        run_as(migrator if way == "roles-createrole" else administrator, statements("service"))
+        # Who made the roles may grant them.
+        granter = migrator if way == "roles-createrole" else administrator
+        run_as(granter, statements("second-migrator"))
+        upgrade(cluster.url_for("colleague", "selene"))
+        run_as(granter, statements("service"))
         service = sa.create_engine(cluster.url_for("orders_service", "selene"), poolclass=sa.NullPool)
         fill(service)
         check_goes_on(service)

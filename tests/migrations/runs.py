@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -130,6 +131,21 @@ def catalogue_of(database: Database) -> str:
     """Describe what a database holds."""
     with database.engine("admin", poolclass=sa.NullPool).connect() as conn:
         return catalogue(conn)
+
+
+def everything(database: Database) -> dict[str, Any]:
+    """Return all roles, memberships, settings, schemas and relations that are not the server's own."""
+    queries = (
+        "SELECT rolname, rolsuper, rolbypassrls, rolcanlogin, rolcreaterole FROM pg_roles ORDER BY 1",
+        "SELECT roleid::regrole::text, member::regrole::text, grantor::regrole::text, admin_option"
+        " FROM pg_auth_members ORDER BY 1, 2, 3",
+        "SELECT nspname, pg_get_userbyid(nspowner), nspacl::text FROM pg_namespace ORDER BY 1",
+        "SELECT oid::regclass::text FROM pg_class WHERE oid >= 16384 ORDER BY 1",
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE oid >= 16384 ORDER BY 1",
+        "SELECT datname, datacl::text FROM pg_database ORDER BY 1",
+    )
+    with database.engine("admin").connect() as conn:
+        return {query: conn.exec_driver_sql(query).all() for query in queries}
 
 
 def stands_at(database: Database) -> str:

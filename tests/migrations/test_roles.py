@@ -3,17 +3,19 @@
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
+from selene_core.cli import cli
 from selene_core.migrations import MigrationRefused, current, history, upgrade
 from tests.migrations.runs import (
     PATIENT,
     alembic,
     alembic_started,
     catalogue_of,
+    everything,
     held,
     psql,
     run_all,
@@ -106,21 +108,6 @@ def equip(database: Database, statements: list[str]) -> sa.URL:
     return database.server.url_for("migrator", database.name)
 
 
-def everything(database: Database) -> dict[str, Any]:
-    """Return all roles, memberships, settings, schemas and relations that are not the server's own."""
-    queries = (
-        "SELECT rolname, rolsuper, rolbypassrls, rolcanlogin, rolcreaterole FROM pg_roles ORDER BY 1",
-        "SELECT roleid::regrole::text, member::regrole::text, grantor::regrole::text, admin_option"
-        " FROM pg_auth_members ORDER BY 1, 2, 3",
-        "SELECT nspname, pg_get_userbyid(nspowner), nspacl::text FROM pg_namespace ORDER BY 1",
-        "SELECT oid::regclass::text FROM pg_class WHERE oid >= 16384 ORDER BY 1",
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE oid >= 16384 ORDER BY 1",
-        "SELECT datname, datacl::text FROM pg_database ORDER BY 1",
-    )
-    with database.engine("admin").connect() as conn:
-        return {query: conn.exec_driver_sql(query).all() for query in queries}
-
-
 @pytest.mark.parametrize("equipment", WELL_EQUIPPED)
 def test_upgrade__every_migrator_makes_the_same_schema(
     bare_database: Database, catalogue_at: Callable[[str], str], equipment: str
@@ -138,6 +125,95 @@ def test_current__every_migrator_may_look(bare_database: Database, equipment: st
     assert current(url) is None
     upgrade(url)
     assert current(url) == history()[-1].revision
+
+
+@pytest.mark.parametrize("role", ["CREATEROLE", "CREATEROLE NOINHERIT", "", "NOINHERIT"])
+def test_command__a_second_migrator_is_told_what_it_lacks(
+    cluster: Server, bare_database: Database, role: str
+) -> None:
+    """By every command, on a database that stands at head: none may fail at its first look."""
+    upgrade(equip(bare_database, WELL_EQUIPPED["createrole"]))
+    run_all(bare_database, [f"CREATE ROLE colleague LOGIN {role}"])
+    url = cluster.url_for("colleague", bare_database.name)
+    before = everything(bare_database)
+    if cluster.version < 16 and "CREATEROLE" in role:
+        assert current(url) == history()[-1].revision
+        assert everything(bare_database) == before, "to look grants nothing"
+        return
+    text = url.render_as_string(hide_password=False)
+    grant = "GRANT selene_owner TO colleague" + (" WITH SET TRUE;" if cluster.version >= 16 else ";")
+    commands = [
+        CliRunner().invoke(cli, [command, "--url", text]).exception for command in ("upgrade", "current")
+    ]
+    for refused in commands:
+        assert isinstance(refused, MigrationRefused)
+        assert statements_in(str(refused)) == [grant]
+    refusal = alembic(url, "upgrade", "head")
+    assert refusal.returncode != 0
+    assert statements_in(refusal.stdout) == [grant]
+    assert everything(bare_database) == before
+    run_all(bare_database, [grant])
+    for command in ("upgrade", "current"):
+        assert CliRunner().invoke(cli, [command, "--url", text]).exit_code == 0
+
+
+SERVICES = {
+    "a member of selene_app": ["CREATE ROLE orders LOGIN IN ROLE selene_app"],
+    "a member of selene_readonly": ["CREATE ROLE orders LOGIN IN ROLE selene_readonly"],
+    "a member who does not inherit": ["CREATE ROLE orders LOGIN NOINHERIT IN ROLE selene_app"],
+    "a member through a team": [
+        "CREATE ROLE team IN ROLE selene_app",
+        "CREATE ROLE orders LOGIN IN ROLE team",
+    ],
+    "a member who acts as the group": [
+        "CREATE ROLE orders LOGIN IN ROLE selene_app",
+        "ALTER ROLE orders SET role = selene_app",
+    ],
+    "a member who may create roles": ["CREATE ROLE orders LOGIN CREATEROLE IN ROLE selene_app"],
+    "an odd name": ['CREATE ROLE "orders-of-100%s" LOGIN IN ROLE selene_app'],
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("database", ["migrated", "empty"])
+def test_upgrade__a_services_login_is_called_that(
+    cluster: Server, bare_database: Database, service: str, database: str
+) -> None:
+    """And no statement is advised that would let it act as the owner, or that gives it anything."""
+    equip(bare_database, WELL_EQUIPPED["createrole"])
+    if database == "migrated":
+        upgrade(cluster.url_for("migrator", bare_database.name))
+    else:
+        run_all(bare_database, ROLES)
+    run_all(bare_database, SERVICES[service])
+    login = "orders-of-100%s" if service == "an odd name" else "orders"
+    url = cluster.url_for(login, bare_database.name)
+    before = everything(bare_database)
+    with pytest.raises(MigrationRefused, match="is the login of a service, a member of selene_") as refusal:
+        upgrade(url)
+    refused = alembic(url, "upgrade", "head")
+    assert refused.returncode != 0
+    by_script = psql(bare_database, script("head"), url)
+    assert by_script.returncode == 3
+    by_command = CliRunner().invoke(cli, ["upgrade", "--url", url.render_as_string(hide_password=False)])
+    for said in (str(refusal.value), refused.stdout, by_script.stderr, str(by_command.exception)):
+        assert login in said
+        assert "the login of a service" in said
+        assert "Connect as the migrator" in said
+        assert "GRANT" not in said
+    assert everything(bare_database) == before
+
+
+def test_upgrade__who_made_the_group_roles_is_no_service(cluster: Server, bare_database: Database) -> None:
+    """A cloud makes each of its creators a member who inherits (createrole_self_grant)."""
+    url = equip(bare_database, WELL_EQUIPPED["createrole"])
+    if cluster.version >= 16:
+        run_all(bare_database, ["ALTER ROLE migrator SET createrole_self_grant = 'set, inherit'"])
+    upgrade(url)
+    upgrade(url)
+    with cluster.new_database("second") as second:
+        run_all(second, [PLAIN[1].format(database=second.name)])
+        upgrade(cluster.url_for("migrator", second.name))
 
 
 def test_upgrade__the_owner_owns_everything(bare_database: Database) -> None:
