@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from alembic import context
 from sqlalchemy import create_engine, pool, text
 
 from selene_core import migrations
+from selene_core.alembic_runs import current_run
+
+# Not alembic.context: that is the whole process's, and may be another run's.
+context = current_run()
 
 OPTIONS: dict[str, Any] = {
     "version_table_schema": "os_core",
@@ -19,9 +22,11 @@ def run_online() -> None:
     url = migrations.configured_url(context.config)
     engine = create_engine(url, poolclass=pool.NullPool, connect_args=migrations.CONNECT_ARGS)
     with engine.connect() as connection, migrations.refusals():
-        migrations.wait_for_lock(connection)
+        context.seen_waiting = migrations.wait_for_lock(connection)
+        if context.only_looks:
+            connection.begin()  # never committed: closing the connection undoes all that follows
         for statement in preamble():
-            with connection.begin():
+            with connection.begin_nested() if context.only_looks else connection.begin():
                 connection.execute(text(statement))
         configure(connection=connection)
         with context.begin_transaction():
@@ -32,6 +37,8 @@ def run_online() -> None:
 def run_offline() -> None:
     # paramstyle: the default doubles every % in a function body.
     configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"})
+    # psql would show a NOTICE for whatever is dropped only where it is there.
+    context.execute("SET client_min_messages = warning")
     start = context.script.get_revision(context.get_starting_revision_argument() or "base")
     context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
     for statement in preamble():
