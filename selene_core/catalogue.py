@@ -7,10 +7,11 @@ of the session changes a fact, nor do the line ends of a script that made someth
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -50,17 +51,23 @@ def read(conn: Connection) -> Facts:
     Where a migration holds a table's lock it waits for some seconds, then the database raises 55P03.
     """
     facts: Facts = {}
-    with conn.begin_nested() as savepoint:
-        # Undone with the savepoint.
-        for name, value in _SETTINGS.items():
-            conn.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
+    with plain_settings(conn):
         for query in _QUERIES:
             rows = [(thing, aspect, value) for thing, aspect, value in conn.exec_driver_sql(query)]
             # By Python: how a database sorts is its own affair. Columns come in their order.
             for thing, aspect, value in rows if query is _COLUMNS else sorted(rows):
                 facts.setdefault(thing, {})[aspect] = value
-        savepoint.rollback()
     return dict(sorted(facts.items()))
+
+
+@contextmanager
+def plain_settings(conn: Connection) -> Iterator[None]:
+    """Read as in a session that has set nothing; needs a transaction, and what the block does is undone."""
+    with conn.begin_nested() as savepoint:
+        for name, value in _SETTINGS.items():
+            conn.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
+        yield
+        savepoint.rollback()
 
 
 def read_revisions(conn: Connection) -> tuple[str, ...] | None:
