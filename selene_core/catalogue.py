@@ -353,7 +353,9 @@ _QUERIES: Final = (
         CASE WHEN p.proleakproof THEN 'LEAKPROOF' END,
         CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' ELSE 'SECURITY INVOKER' END)),
       ('owner', quote_ident(pg_get_userbyid(p.proowner))),
-      ('settings', coalesce(array_to_string(p.proconfig, '; '), 'none')),
+      -- Stored with the quotes of quote_all_identifiers where the session that made it had them.
+      ('settings', coalesce(
+        regexp_replace(array_to_string(p.proconfig, '; '), '"([a-z_][a-z0-9_]*)"', '\\1', 'g'), 'none')),
       ('body', concat_ws(' ',
         -- A script may have been saved with other line ends.
         md5(replace(coalesce(pg_get_function_sqlbody(p.oid), p.prosrc), chr(13) || chr(10), chr(10))),

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from selene_core import SchemaDrifted, check_schema, drift
 from selene_core.doctor import examine
-from selene_core.migrations import script
+from selene_core.migrations import script, upgrade
 from tests.catalogue import catalogue
-from tests.migrations.runs import ROOT, admin, alembic_env, held, psql_command, run_all
+from tests.migrations.runs import ROOT, admin, alembic_env, held, psql, psql_command, run_all
 from tests.servers import LOGIN_ROLES, Database
 
 LEDGER = "os_core.work_order_ledger"
@@ -108,6 +108,27 @@ def test_check_schema__says_the_same_in_every_session(database: Database) -> Non
                 other.exec_driver_sql(f"ALTER TABLE {CURRENT} FORCE ROW LEVEL SECURITY")
                 other.commit()
     engine.dispose()
+
+
+@pytest.mark.parametrize("how", ["upgrade", "script"])
+def test_migration__makes_the_same_in_every_session(
+    empty_database: Database, database: Database, how: str
+) -> None:
+    run_all(
+        empty_database,
+        [
+            f'ALTER DATABASE "{empty_database.name}" SET {setting}'
+            for setting in SETTINGS
+            if "read_only" not in setting
+        ],
+    )
+    if how == "upgrade":
+        upgrade(empty_database.admin_url)
+    else:
+        run = psql(empty_database, script())
+        assert (run.returncode, run.stderr) == (0, "")
+    with database.engine("admin").connect() as conn, empty_database.engine("admin").connect() as other:
+        assert catalogue(other) == catalogue(conn)
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
