@@ -100,9 +100,10 @@ def plan(url: str | URL | None = None, revision: str = "head") -> Upgrade:
         return _upgrade(url, revision, only_looks=True)
     except (MigrationRefused, MigrationLocked) as exc:
         refused = str(exc)
+    database = configured_url(config(url))
     try:
-        stands = current(configured_url(config(url)))
-    except DBAPIError:
+        stands = current(database)
+    except (DBAPIError, MigrationRefused):
         return Upgrade(None, None, [], refused=refused)
     steps = ScriptDirectory.from_config(config())._upgrade_revs(revision, stands or "base")
     revisions = [revision_of(step.revision) for step in steps]
