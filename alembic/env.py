@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from alembic import context
 from sqlalchemy import text
 
 from selene_core import migration_session, migrations
+from selene_core.alembic_runs import current_run
+
+# Not alembic.context: that is the whole process's, and may be another run's.
+context = current_run()
 
 OPTIONS: dict[str, Any] = {
     "version_table_schema": "os_core",
@@ -18,9 +21,12 @@ OPTIONS: dict[str, Any] = {
 def run_online() -> None:
     url = migrations.configured_url(context.config)
     with migration_session.opened(url) as connection, migrations.refusals():
-        migrations.wait_for_lock(connection)
+        context.seen_waiting = migrations.wait_for_lock(connection)
+        if context.only_looks:
+            connection.begin()  # never committed: closing the connection undoes all that follows
         configure(connection=connection)
-        with connection.begin():  # one: what refuses undoes what was made
+        # One transaction: what refuses undoes what was made.
+        with connection.begin_nested() if context.only_looks else connection.begin():
             for statement in preamble():
                 connection.execute(text(statement))
         migration_session.begin_with(connection, settings)
@@ -33,6 +39,8 @@ def run_offline() -> None:
     configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"})
     start = context.script.get_revision(context.get_starting_revision_argument() or "base")
     with context.begin_transaction():
+        # psql would show a NOTICE for whatever is dropped only where it is there.
+        context.execute("SET LOCAL client_min_messages = warning")
         context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
         for statement in preamble(starts_at=start.revision if start else ""):
             context.execute(statement)

@@ -2,7 +2,8 @@
 
 One concern, about sixty lines. Tables, columns, indexes, keys and CHECKs are operations with their final name in op.f("...");
 functions, triggers and policies are files in alembic/sql/, loaded by sql("name", version=N) and frozen once released.
-Every downgrade is written and tested. Data steps begin with SET LOCAL row_security = off. Nothing of selene_core but the loader.
+Every downgrade is written and tested. Data steps begin with SET LOCAL row_security = off. Nothing of selene_core but the loader,
+nothing of alembic but op.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}

@@ -1,24 +1,40 @@
 """What our schemas are, as facts that no server version changes.
 
 A fact is a thing, an aspect of it, and a value. Names are quoted as SQL wants them, so that a statement that
-mends a fact can be composed from it. Everybody may read what is asked here: it takes no privilege.
+mends a fact can be composed from it. Everybody may read what is asked here: it takes no privilege. No setting
+of the session changes a fact, nor do the line ends of a script that made something.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from selene_core.neighbours import NEIGHBOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
 Facts: TypeAlias = "dict[str, dict[str, str]]"
 """Thing, aspect, value: facts["relation os_core.work_order_ledger"]["row security"] == "enabled"."""
 
-_LOCK_TIMEOUT: Final = "5s"
+# Whatever the session, its role or the database has set: how the server prints definitions depends on these.
+_SETTINGS: Final = {
+    # A table is locked, if but for reading, where its constraints are printed.
+    "lock_timeout": "5s",
+    # What stands in the search path would be printed without its schema.
+    "search_path": "pg_catalog",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+}
 _ROLES: Final = "('selene_owner', 'selene_app', 'selene_readonly')"
 _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_core', 'conversation'))"
 
@@ -38,18 +54,23 @@ def read(conn: Connection) -> Facts:
     database raises 55P03.
     """
     facts: Facts = {}
-    with conn.begin_nested() as savepoint:
-        # What stands in the search path would be printed without its schema. Undone with the savepoint.
-        conn.exec_driver_sql("SET LOCAL search_path = pg_catalog")
-        # A table is locked, if but for reading, where its constraints are printed.
-        conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    with plain_settings(conn):
         for query in _QUERIES:
             rows = [(thing, aspect, value) for thing, aspect, value in conn.exec_driver_sql(query)]
             # By Python: how a database sorts is its own affair. Columns come in their order.
             for thing, aspect, value in rows if query is _COLUMNS else sorted(rows):
                 facts.setdefault(thing, {})[aspect] = value
-        savepoint.rollback()
     return dict(sorted(facts.items()))
+
+
+@contextmanager
+def plain_settings(conn: Connection) -> Iterator[None]:
+    """Read as in a session that has set nothing; needs a transaction, and what the block does is undone."""
+    with conn.begin_nested() as savepoint:
+        for name, value in _SETTINGS.items():
+            conn.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
+        yield
+        savepoint.rollback()
 
 
 def read_revisions(conn: Connection) -> tuple[str, ...] | None:
@@ -335,9 +356,12 @@ _QUERIES: Final = (
         CASE WHEN p.proleakproof THEN 'LEAKPROOF' END,
         CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' ELSE 'SECURITY INVOKER' END)),
       ('owner', quote_ident(pg_get_userbyid(p.proowner))),
-      ('settings', coalesce(array_to_string(p.proconfig, '; '), 'none')),
+      -- Stored with the quotes of quote_all_identifiers where the session that made it had them.
+      ('settings', coalesce(
+        regexp_replace(array_to_string(p.proconfig, '; '), '"([a-z_][a-z0-9_]*)"', '\\1', 'g'), 'none')),
       ('body', concat_ws(' ',
-        md5(coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)),
+        -- A script may have been saved with other line ends.
+        md5(replace(coalesce(pg_get_function_sqlbody(p.oid), p.prosrc), chr(13) || chr(10), chr(10))),
         a.aggtransfn,
         a.aggtranstype::regtype,
         a.agginitval))

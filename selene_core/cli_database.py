@@ -1,4 +1,4 @@
-"""The commands about the schema: upgrade, current, history, sql, doctor (SPEC.md sections 13 and 15)."""
+"""The commands about the schema (SPEC.md sections 13 and 15)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,136 @@ import click
 from selene_core import migrations
 from selene_core.cli_options import engine_on, json_option, optional_url_option, url_option
 from selene_core.doctor import examine
+from selene_core.downgrades import COUNTED, look
 from selene_core.rendering import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from selene_core.doctor import Diagnosis
+    from selene_core.downgrades import Loss
 
 
 @click.command()
+@click.option("--dry-run", is_flag=True, help="Make the checks, say what would run, and change nothing.")
 @url_option
 @json_option
-def upgrade(url: str, as_json: bool) -> None:
+def upgrade(url: str, dry_run: bool, as_json: bool) -> None:
     """Upgrade the database to the newest revision."""
-    before = migrations.current(url)
-    migrations.upgrade(url)
-    after = migrations.current(url)
+    if dry_run:
+        sys.exit(not _dry_run(url, as_json))
+    done = migrations.upgrade(url)
     if as_json:
-        click.echo(to_json({"from": before, "to": after}))
-    elif before == after:
-        click.echo(f"Nothing to do: the database stands at revision {after}.")
+        click.echo(to_json(_listed(done)))
+    elif done.revisions:
+        click.echo(f"Upgraded from {done.before or 'an empty database'} to revision {done.after}.")
+    elif done.meanwhile:
+        click.echo(f"Nothing to do: another upgrade brought the database to revision {done.after} meanwhile.")
     else:
-        click.echo(f"Upgraded from {before or 'an empty database'} to revision {after}.")
+        click.echo(f"Nothing to do: the database stands at revision {done.after}.")
+
+
+def _dry_run(url: str, as_json: bool) -> bool:
+    """Say what an upgrade would do, and return whether its checks pass."""
+    planned = migrations.plan(url)
+    if as_json:
+        click.echo(to_json({**_listed(planned), "refused": planned.refused}))
+        return planned.refused is None
+    if planned.revisions:
+        click.echo(f"Would run, from {planned.before or 'an empty database'} to revision {planned.after}:")
+        for each in planned.revisions:
+            click.echo(f"  {each.revision}  {each.purpose}")
+    elif planned.after:
+        click.echo(f"Nothing to do: the database stands at revision {planned.after}.")
+    else:
+        click.echo("What would run cannot be seen: this login may not look.")
+    refused = planned.refused
+    click.echo(f"Would be refused: {refused}" if refused else "Every check passes. Nothing was changed.")
+    return refused is None
+
+
+def _listed(upgrade: migrations.Upgrade) -> dict[str, object]:
+    revisions = [each.revision for each in upgrade.revisions]
+    return {"from": upgrade.before, "to": upgrade.after, "revisions": revisions}
+
+
+# So that a revision may be relative, -1.
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("revision")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-data-loss", is_flag=True, help="Destroy the rows and values that would go.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take away, and change nothing.")
+@url_option
+@json_option
+def downgrade(
+    url: str, revision: str, yes: bool, allow_data_loss: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Downgrade the database to REVISION, or to base, once it is said what goes, and agreed to.
+
+    Tables with their rows, columns with their values and functions are named first. Rows go with
+    --allow-data-loss only. To find them the downgrade is run and rolled back: services wait so long.
+    """
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("with --json nothing is asked: say --yes, or --dry-run")
+    loss = look(url, revision)
+    kept = {} if allow_data_loss else loss.data
+    refused = f"{_counted(kept)} would be lost: say --allow-data-loss to destroy that" if kept else None
+    if not as_json:
+        for line in _lost(loss):
+            click.echo(line)
+    if not dry_run and loss.revisions:
+        if refused:
+            raise migrations.MigrationRefused(f"downgrade refused: {refused}")
+        way = f"from {loss.before} to revision {loss.after or 'base'}"
+        if not (yes or _agreed(f"Downgrade {way}?")):
+            raise click.ClickException("not confirmed: nothing was changed")
+        migrations.downgrade(url, loss.after or "base", allow_data_loss=allow_data_loss)
+        if not as_json:
+            click.echo(f"Downgraded {way}.")
+    if as_json:
+        told = {
+            "from": loss.before,
+            "to": loss.after,
+            "revisions": [each.revision for each in loss.revisions],
+        }
+        lost = {name: getattr(loss, name) for name in ("tables", "columns", "functions", "guards")}
+        click.echo(to_json({**told, **lost, **({"refused": refused} if dry_run else {})}))
+    elif dry_run:
+        click.echo(f"Would be refused: {refused}" if refused else "Nothing was changed.")
+    sys.exit(dry_run and refused is not None)
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        click.echo()
+        return False
+
+
+def _lost(loss: Loss) -> Iterator[str]:
+    """Say what goes, the rows last: that is what the question after it is about."""
+    if not loss.revisions:
+        yield f"Nothing to do: the database stands at revision {loss.before or 'base'}."
+        return
+    yield f"A downgrade from {loss.before} to {loss.after or 'base'} undoes:"
+    yield from (f"  {each.revision}  {each.purpose}" for each in loss.revisions)
+    yield "It takes away:"
+    yield from (f"  function {name}" for name in loss.functions)
+    yield from (f"  {name}" for name in loss.guards)
+    yield from (f"  column {_counted({name: count})}" for name, count in loss.columns.items())
+    yield from (f"  table {_counted({name: count})}" for name, count in loss.tables.items())
+
+
+def _counted(things: dict[str, int]) -> str:
+    # A column's name has its table's before it.
+    units = {name: "value" if name.count(".") > 1 else "row" for name in things}
+    return ", ".join(
+        f"{name} with more than {COUNTED:,} {units[name]}s"
+        if count > COUNTED
+        else f"{name} with {count:,} {units[name]}{'' if count == 1 else 's'}"
+        for name, count in things.items()
+    )
 
 
 @click.command()
@@ -134,4 +242,4 @@ def _comment(text: str) -> str:
     return "-- " + "".join(character if character.isprintable() else " " for character in text).rstrip()
 
 
-DATABASE_COMMANDS: Final = (upgrade, current, history, sql, doctor)
+DATABASE_COMMANDS: Final = (upgrade, downgrade, current, history, sql, doctor)

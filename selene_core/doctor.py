@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from selene_core.catalogue import Facts, read, read_revisions
+from selene_core.catalogue import Facts, plain_settings, read, read_revisions
 from selene_core.displaced import find_displaced
 from selene_core.drift import Difference, describe, differences, golden, shared_differences
 from selene_core.mending import VERSION_TABLE, Fault, faults, printable
@@ -68,6 +68,11 @@ class Diagnosis:
 
 def examine(conn: Connection) -> Diagnosis:
     """Examine the database in the connection's transaction; changes nothing."""
+    with plain_settings(conn):
+        return _examine(conn)
+
+
+def _examine(conn: Connection) -> Diagnosis:
     version: str = conn.exec_driver_sql("SHOW server_version").scalar_one()
     number = int(conn.exec_driver_sql("SHOW server_version_num").scalar_one())
     login: str = conn.exec_driver_sql("SELECT current_user").scalar_one()

@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
-from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.alembic_runs import Run
 from selene_core.autogenerate import include_name
 from selene_core.catalogue import read_revisions
 from selene_core.database import CONNECT_ARGS, psycopg_url
 from selene_core.tables import METADATA
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from alembic.runtime.migration import MigrationContext, RevisionStep
 
 LOCK_KEY: Final = 7_235_101_420_163_011_001
 """The session advisory lock that a running migration holds; advisory locks are per database."""
@@ -52,6 +56,20 @@ class Revision(NamedTuple):
     purpose: str
 
 
+class Upgrade(NamedTuple):
+    """What an upgrade did itself, or would do: `revisions` in their order, from `before` to `after`.
+
+    `meanwhile` tells that it ran nothing because another did, for which it waited. `refused` is the reason
+    where a check of plan() fails; then `after` is None where the login may not see what the database has.
+    """
+
+    before: str | None
+    after: str | None
+    revisions: list[Revision]
+    meanwhile: bool = False
+    refused: str | None = None
+
+
 def script_directory() -> Path:
     """Return the folder of the revisions: inside the installed package, else the checkout's."""
     package = Path(__file__).parent
@@ -67,13 +85,32 @@ def config(url: str | URL | None = None) -> Config:
     return result
 
 
-def upgrade(url: str | URL | None = None, revision: str = "head") -> None:
-    """Upgrade the database to `revision`.
+def upgrade(url: str | URL | None = None, revision: str = "head") -> Upgrade:
+    """Upgrade the database to `revision`, and return what this run did; others may run in the same process.
 
     Raises MigrationLocked when another migration holds the lock past SELENE_MIGRATION_WAIT seconds
     (default 60), and MigrationRefused, with the statements to run, when roles or rights are missing.
     """
-    command.upgrade(config(url), revision)
+    return _upgrade(url, revision)
+
+
+def plan(url: str | URL | None = None, revision: str = "head") -> Upgrade:
+    """Make the checks that upgrade() makes before its first change, and return what it would run.
+
+    It changes nothing.
+    """
+    try:
+        return _upgrade(url, revision, only_looks=True)
+    except (MigrationRefused, MigrationLocked) as exc:
+        refused = str(exc)
+    database = configured_url(config(url))
+    try:
+        stands = current(database)
+    except (DBAPIError, MigrationRefused):
+        return Upgrade(None, None, [], refused=refused)
+    steps = ScriptDirectory.from_config(config())._upgrade_revs(revision, stands or "base")
+    revisions = [revision_of(step.revision) for step in steps]
+    return Upgrade(stands, revisions[-1].revision if revisions else stands, revisions, refused=refused)
 
 
 def downgrade(url: str | URL | None, revision: str, *, allow_data_loss: bool = False) -> None:
@@ -81,9 +118,25 @@ def downgrade(url: str | URL | None, revision: str, *, allow_data_loss: bool = F
 
     Raises MigrationRefused when a ledger with rows would go, unless `allow_data_loss` (SPEC.md section 11).
     """
-    configuration = config(url)
-    configuration.attributes["allow_data_loss"] = allow_data_loss
-    command.downgrade(configuration, revision)
+    downgrade_run(url, revision, lambda steps, _connection: steps, allow_data_loss=allow_data_loss).start()
+
+
+def downgrade_run(
+    url: str | URL | None,
+    revision: str,
+    walk: Callable[[list[RevisionStep], Connection], Iterable[RevisionStep]],
+    **options: bool,
+) -> Run:
+    """Prepare a downgrade that runs what `walk` makes of the steps to `revision`."""
+    scripts = ScriptDirectory.from_config(configuration := config(url))
+
+    # By this name env.py knows that it is to be one transaction.
+    def downgrade(heads: Any, context: MigrationContext) -> Iterable[RevisionStep]:
+        if context.connection is None:
+            raise AssertionError("a downgrade needs a connection")
+        return walk(scripts._downgrade_revs(revision, heads), context.connection)
+
+    return Run(configuration, scripts, fn=downgrade, destination_rev=revision, **options)
 
 
 def current(url: str | URL) -> str | None:
@@ -128,7 +181,7 @@ def _reader(url: str | URL) -> Iterator[Connection]:
 def history() -> list[Revision]:
     """Return the revisions that this version of the library brings, in their order."""
     scripts = [*ScriptDirectory.from_config(config()).walk_revisions()]
-    return [Revision(each.revision, each.doc.partition("\n")[0]) for each in reversed(scripts)]
+    return [revision_of(each) for each in reversed(scripts)]
 
 
 def script(revisions: str = "head") -> str:
@@ -143,8 +196,39 @@ def script(revisions: str = "head") -> str:
         raise MigrationRefused(f"no upgrade leads from {first!r} to {last!r}: see selene-core history")
     configuration = config()
     configuration.output_buffer = printed = StringIO()
-    command.upgrade(configuration, revisions, sql=True)
+    scripts = ScriptDirectory.from_config(configuration)
+
+    def upgrade(heads: Any, _context: MigrationContext) -> list[RevisionStep]:
+        return scripts._upgrade_revs(last, heads)
+
+    Run(configuration, scripts, fn=upgrade, as_sql=True, starting_rev=first, destination_rev=last).start()
     return printed.getvalue()
+
+
+def _upgrade(url: str | URL | None, revision: str, *, only_looks: bool = False) -> Upgrade:
+    scripts = ScriptDirectory.from_config(configuration := config(url))
+    stood: list[str] = []
+    ran: list[Revision] = []
+
+    def upgrade(heads: Any, _context: MigrationContext) -> Iterator[RevisionStep]:
+        stood.extend(heads)
+        for step in scripts._upgrade_revs(revision, heads):
+            if not only_looks:
+                yield step
+            # Reached once its transaction is committed.
+            ran.append(revision_of(step.revision))
+
+    run = Run(configuration, scripts, only_looks=only_looks, fn=upgrade, destination_rev=revision)
+    run.start()
+    before = max(stood, default=None)
+    if ran:
+        return Upgrade(before, ran[-1].revision, ran)
+    return Upgrade(before, before, [], run.seen_waiting not in (None, tuple(stood)))
+
+
+def revision_of(found: Script) -> Revision:
+    """Take from a revision's file what it is for."""
+    return Revision(found.revision, found.doc.partition("\n")[0])
 
 
 def configured_url(configuration: Config) -> URL:
@@ -172,23 +256,39 @@ def lock_wait() -> float:
     return float(value)
 
 
-def wait_for_lock(connection: Connection) -> None:
+def wait_for_lock(connection: Connection) -> tuple[str, ...] | None:
     """Take the migration lock on the connection that migrates, so that losing one is losing the other.
 
     Polls: a session that blocks in pg_advisory_lock() holds a snapshot, for which CREATE INDEX CONCURRENTLY
     in the session ahead would wait for ever. Raises MigrationLocked past SELENE_MIGRATION_WAIT seconds.
+    Returns what stood in the version table when another migration was met, None where none was.
     """
     deadline = time.monotonic() + lock_wait()
+    seen: tuple[str, ...] | None = None
     while True:
         with connection.begin():
             if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
-                return
+                return seen
+        if seen is None:
+            seen = _seen(connection)
         if time.monotonic() >= deadline:
             raise MigrationLocked(
                 "another migration of this database is running: start again when it is done"
                 " (SELENE_MIGRATION_WAIT is how many seconds to wait)"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _seen(connection: Connection) -> tuple[str, ...] | None:
+    """Return what stands in the version table; None where the login may not look, or would have to wait."""
+    try:
+        with connection.begin():
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+            return read_revisions(connection) or ()
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, (psycopg.errors.InsufficientPrivilege, psycopg.errors.LockNotAvailable)):
+            raise
+        return None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ BEGIN
   IF EXISTS (SELECT FROM {{table}}) THEN
     RAISE EXCEPTION USING
       ERRCODE = 'object_not_in_prerequisite_state',
-      MESSAGE = 'downgrade refused: {{table}} has rows. Tell it explicitly to destroy them: -x allow-data-loss=yes';
+      MESSAGE = 'downgrade refused: {{table}} has rows. Tell it explicitly to destroy them: selene-core downgrade --allow-data-loss, or alembic -x allow-data-loss=yes';
   END IF;
 END;
 $$;

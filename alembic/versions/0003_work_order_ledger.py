@@ -5,7 +5,7 @@ Revises: 0002
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from selene_core.migrations import sql
@@ -83,7 +83,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
-    if not told and not context.config.attributes.get("allow_data_loss"):
+    if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("refuse_data_loss", version=1, table="os_core.work_order_ledger"))
     op.drop_table(TABLE, schema="os_core")

@@ -5,7 +5,7 @@ Revises: 0011
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
 from selene_core.migrations import sql
 
@@ -77,8 +77,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
-    if not told and not context.config.attributes.get("allow_data_loss"):
+    if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
     op.execute("DROP FUNCTION os_core.release_lease(text, text, text)")
     op.execute("DROP FUNCTION os_core.renew_lease(text, text, text, bigint)")

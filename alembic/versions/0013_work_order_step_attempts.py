@@ -5,7 +5,7 @@ Revises: 0012
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
 from selene_core.migrations import sql
 
@@ -92,8 +92,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
-    if not told and not context.config.attributes.get("allow_data_loss"):
+    if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
     op.execute("DROP FUNCTION os_core.due_step_retries(text, integer)")
     op.execute("DROP FUNCTION os_core.finish_step_attempt(text, bigint, text, bigint, boolean, text, text)")

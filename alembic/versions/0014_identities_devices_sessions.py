@@ -5,7 +5,7 @@ Revises: 0013
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
 from selene_core.migrations import sql
 
@@ -115,8 +115,7 @@ def create_sessions() -> None:
 
 
 def downgrade() -> None:
-    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
-    if not told and not context.config.attributes.get("allow_data_loss"):
+    if not op.get_context().opts.get("allow_data_loss"):
         # Devices and sessions are of users: without an identity there are none.
         op.execute(sql("refuse_data_loss", version=1, table="os_core.identities"))
     op.execute("DROP FUNCTION os_core.move_session(text, text, text)")

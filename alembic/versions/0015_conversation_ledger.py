@@ -5,7 +5,7 @@ Revises: 0014
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
 from selene_core.migrations import sql
 
@@ -145,8 +145,7 @@ def foreign_keys() -> list[sa.ForeignKeyConstraint]:
 
 
 def downgrade() -> None:
-    told = context.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
-    if not told and not context.config.attributes.get("allow_data_loss"):
+    if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("refuse_data_loss", version=1, table=f"conversation.{TABLE}"))
     op.execute("REVOKE EXECUTE ON FUNCTION os_core.require_tenant(text) FROM selene_readonly")
     op.execute("DROP FUNCTION conversation.read_turns(text, uuid, bigint, integer)")

@@ -1,0 +1,94 @@
+"""One run of Alembic, kept out of Alembic's globals: there, two runs in a process mix their databases.
+
+Alembic gives env.py and the revisions their context and operations as globals of its modules alembic.context
+and alembic.op. Whoever runs Alembic too, in another thread or around us, replaces them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from alembic import context as process_wide
+from alembic.operations import Operations
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_MIXED: Final = (
+    "another run of Alembic in this process has taken this one's place. Nothing was changed by this one:"
+    " call the functions of selene_core.migrations, which may run beside others, or one after the other"
+)
+
+
+class Run(EnvironmentContext):
+    """What env.py works with; the revisions' operations are this run's own.
+
+    With `only_looks` env.py rolls everything back. `seen_waiting` has what stood in the version table when
+    another migration was found at work; None where there was none, and where it could not be read.
+    """
+
+    def __init__(
+        self, config: Config, script: ScriptDirectory, *, only_looks: bool = False, **options: Any
+    ) -> None:
+        super().__init__(config, script, **options)
+        told = self.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
+        # Revisions that drop rows look for it in op.get_context().opts.
+        self.context_opts.setdefault("allow_data_loss", told or config.attributes.get("allow_data_loss"))
+        self.only_looks = only_looks
+        self.seen_waiting: tuple[str, ...] | None = None
+
+    def start(self) -> None:
+        """Run env.py with this context."""
+        token = _STARTED.set(self)
+        try:
+            self.script.run_env()
+        finally:
+            _STARTED.reset(token)
+
+    def run_migrations(self, **arguments: Any) -> None:
+        """Run the steps, with operations that only this run's copies of the revisions see."""
+        operations = Operations(self.get_context())
+        for revision in self.script.walk_revisions():
+            vars(revision.module)["op"] = operations
+        self.get_context().run_migrations(**arguments)
+
+
+_STARTED: ContextVar[Run | None] = ContextVar("selene_core_alembic_run", default=None)
+
+
+def current_run() -> Run:
+    """Return the run that env.py, which is being executed, is for.
+
+    Raises CommandError where Alembic's own command started it and another run has replaced its context.
+    """
+    script = _asking_script()
+    started = _STARTED.get()
+    if started is not None and started.script is script:
+        return started
+    found: EnvironmentContext | None = vars(process_wide).get("_proxy")
+    if found is None or found.script is not script:
+        raise CommandError(_MIXED)
+    run = Run(found.config, script, **found.context_opts)
+    # Another thread may still take the global for its own: it must not run our revisions in its database.
+    found.context_opts["fn"] = _refuse
+    return run
+
+
+def _asking_script() -> ScriptDirectory | None:
+    """Find who executes env.py: it gets no arguments, and what stands in the globals may be another's."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is ScriptDirectory.run_env.__code__:
+            asking: ScriptDirectory = frame.f_locals["self"]
+            return asking
+        frame = frame.f_back
+    return None
+
+
+def _refuse(*_arguments: object) -> NoReturn:
+    raise CommandError(_MIXED)
