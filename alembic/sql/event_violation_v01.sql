@@ -44,7 +44,7 @@ BEGIN
       THEN 'idempotency_key: must be 1..128 characters without control characters or white space at the ends'
     WHEN p_event ->> 'occurred_at' IS NOT NULL
       AND NOT ((p_event -> 'occurred_at')::text ~ '^"' AND os_core.parse_rfc3339(p_event ->> 'occurred_at') IS NOT NULL)
-      THEN 'occurred_at: must be an RFC 3339 time with an offset, in the years 1 to 9999'
+      THEN 'occurred_at: must be a time with an offset as in RFC 3339, in the years 1 to 9999 of UTC'
     WHEN p_event ->> 'expected_seq' IS NOT NULL
       AND NOT os_core.is_event_seq((p_event -> 'expected_seq')::text)
       THEN 'expected_seq: must be an integer from 0 to 9223372036854775807'

@@ -37,7 +37,7 @@ BEGIN
       END IF;
     WHEN 'expires_at' THEN
       IF os_core.parse_rfc3339(_text) IS NULL THEN
-        RETURN 'payload.expires_at: must be an RFC 3339 time with an offset, in the years 1 to 9999';
+        RETURN 'payload.expires_at: must be a time with an offset as in RFC 3339, in the years 1 to 9999 of UTC';
       END IF;
     WHEN 'note' THEN
       IF pg_catalog.char_length(_text) > 4096 THEN
