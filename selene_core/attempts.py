@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Text, and_, bindparam, or_
+from sqlalchemy import BigInteger, Boolean, Integer, Text, and_, bindparam, or_
 
 from selene_core.contracts import check_work_order_id
 from selene_core.enums import AttemptOutcome, AttemptStatus, RetryAction
+from selene_core.instants import Instant
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
 from selene_core.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, flag, integer
@@ -206,7 +207,7 @@ _FINISH: Final = call(
         _KEY,
     ],
     action=Text,
-    next_due_at=DateTime(timezone=True),
+    next_due_at=Instant(),
     next_attempt_index=Integer,
 )
 _DUE: Final = call("due_step_retries", [SCOPED_TENANT, bindparam("limit", type_=Integer)], **_ROW)

@@ -11,10 +11,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Text, Uuid, bindparam
+from sqlalchemy import BigInteger, Boolean, Integer, Text, Uuid, bindparam
 
 from selene_core.database import scope_tenant
 from selene_core.enums import ConversationRole, ConversationSource, PrivacyScope
+from selene_core.instants import Instant
 from selene_core.json_limits import MAX_INT64
 from selene_core.repository import SCOPED_TENANT, Repository, Unshown, call
 from selene_core.rules import EVENT_RULES, TURN_RULES, integer
@@ -192,7 +193,7 @@ _RESULT: Final = {
     "conversation_turn_id": BigInteger,
     "turn_id": BigInteger,
     "text_hash": Text,
-    "created_at": DateTime(timezone=True),
+    "created_at": Instant(),
     "replayed": Boolean,
 }
 _APPEND: Final = call(

@@ -28,7 +28,7 @@ def work_order_event_schema() -> dict[str, Any]:
         "$comment": (
             "Not expressed here, and refused all the same: a payload over "
             f"{MAX_PAYLOAD_BYTES} bytes as jsonb text or over {MAX_PAYLOAD_DEPTH} levels deep; "
-            "days that no calendar has; timestamps outside 0001-01-02 to 9999-12-30 UTC; "
+            "days that no calendar has; times outside the years 1 to 9999 of UTC; "
             "1.0 where an integer is asked for."
         ),
         "type": "object",

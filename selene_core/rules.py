@@ -42,8 +42,8 @@ MAX_DEVICE_TYPE: Final = 64
 MAX_AUDIO_PROFILE_REF: Final = 256
 MAX_TURN_TEXT_BYTES: Final = 65_536
 MAX_REASON_CODE: Final = 2**32 - 1
-MIN_TIMESTAMP: Final = datetime(1, 1, 2, tzinfo=UTC)
-MAX_TIMESTAMP: Final = datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)
+MIN_TIMESTAMP: Final = datetime.min.replace(tzinfo=UTC)
+MAX_TIMESTAMP: Final = datetime.max.replace(tzinfo=UTC)
 
 # Each pattern holds for the whole text, and means the same to Python, PostgreSQL and JSON Schema (ECMA-262).
 # First Unicode's control characters (and the surrogates, which are no text); then its other white space.
@@ -195,7 +195,7 @@ _ID = identifier(MAX_ID)
 _STATUS = choice(WorkOrderStatus)
 _UUID_TEXT = text("must be a UUID as 8-4-4-4-12 hexadecimal digits", UUID_PATTERN, longest=36)
 _TIMESTAMP_TEXT = text(
-    "must be a time in RFC 3339 with an offset, from 0001-01-02 to 9999-12-30 UTC",
+    "must be a time with an offset as in RFC 3339, in the years 1 to 9999 of UTC",
     TIMESTAMP_PATTERN,
     longest=32,
 )

@@ -10,7 +10,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Computed,
-    DateTime,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -24,6 +23,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+
+from selene_core.instants import Instant
 
 METADATA: Final = MetaData(
     schema="os_core",
@@ -39,7 +40,7 @@ IS_PENDING: Final = "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"
 """The predicate of the indexes for what is pending: a query says it in the same words to be served by one."""
 
 _ID: Final = Text(collation="C")
-_INSTANT: Final = DateTime(timezone=True)
+_INSTANT: Final = Instant()
 
 work_order_ledger: Final = Table(
     "work_order_ledger",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import (
     BigInteger,
     Boolean,
-    DateTime,
     Integer,
     Interval,
     Text,
@@ -27,6 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from selene_core.contracts import WorkOrder, WorkOrderEvent
 from selene_core.enums import WorkOrderEventType, WorkOrderStatus
+from selene_core.instants import Instant
 from selene_core.repository import SCOPED_TENANT, TENANT, call, in_scope
 from selene_core.tables import IS_PENDING, work_order_ledger, work_orders_current
 
@@ -67,7 +67,7 @@ _WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
 _AFTER: Final = bindparam("after", type_=BigInteger)
 
 
-_INSTANT: Final = DateTime(timezone=True)
+_INSTANT: Final = Instant()
 _APPENDED: Final[dict[str, Any]] = {
     "work_order_event_id": BigInteger,
     "work_order_seq": BigInteger,

@@ -2,7 +2,8 @@
 -- failed with their retry due, or running past their timeout with a retry left; on work orders that go on and wait for no approval.
 -- A list and no claim: of those who start the same, os_core.start_step_attempt lets one through. Each part walks an index and probes for
 -- what follows; the limit ends it. OFFSET 0 keeps the probes from becoming joins, and in this order. Planned at each call, as a poll can
--- afford: a plan that was made for an empty table would last.
+-- afford: a plan that was made for an empty table would last. Not compiled: a node that is switched off, as
+-- the sort of the two parts, costs more than jit_above_cost before PostgreSQL 18.
 CREATE OR REPLACE FUNCTION os_core.due_step_retries(p_tenant_id text, p_limit integer)
 RETURNS TABLE (
   step_attempt_id bigint,
@@ -30,6 +31,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
+SET jit = off
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE

@@ -27,11 +27,18 @@ BEGIN
     AND os_core.is_uuid(p_event ->> 'correlation_id')
     AND p_event ->> 'turn_id' NOT LIKE '%.%'
     AND p_event ->> 'reason_code' NOT LIKE '%.%'
-    AND (p_event ->> 'occurred_at' IS NULL OR os_core.parse_rfc3339(p_event ->> 'occurred_at') IS NOT NULL)
     AND (p_event ->> 'expected_seq' IS NULL OR os_core.is_event_seq(p_event ->> 'expected_seq'))
     AND (p_event ->> 'lease_token' IS NULL OR os_core.is_lease_token(p_event ->> 'lease_token'))
   THEN
     _event.payload := '{}';
+    IF p_event ->> 'occurred_at' IS NOT NULL THEN
+      -- Not by the cast of jsonb_populate_record: see os_core.parse_rfc3339.
+      _event.occurred_at := os_core.parse_rfc3339(p_event ->> 'occurred_at');
+      IF _event.occurred_at IS NULL THEN
+        PERFORM os_core.refuse_contract(p_event_index, os_core.event_violation(p_event));
+      END IF;
+      p_event := p_event - 'occurred_at';
+    END IF;
     _event := pg_catalog.jsonb_populate_record(_event, p_event);
     _event.tenant_id := p_tenant_id;
     IF os_core.is_event_row(

@@ -23,7 +23,7 @@ BEGIN
   END IF;
   PERFORM os_core.refuse(
     'SL003',
-    pg_catalog.format('%I.%I keeps every attempt as it ended: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
+    pg_catalog.format('%s.%s keeps every attempt as it ended: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
     pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
   );
   RETURN NULL;

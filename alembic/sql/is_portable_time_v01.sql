@@ -1,4 +1,4 @@
--- os_core.is_portable_time: no infinity, and a day inside the years 1 to 9999, so that every client can read it in any time zone.
+-- os_core.is_portable_time: no infinity, and in the years 1 to 9999 of UTC: what a client without other years can hold, read in UTC.
 CREATE OR REPLACE FUNCTION os_core.is_portable_time(p_at timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -7,6 +7,6 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  RETURN p_at >= '0001-01-02 00:00:00+00'::timestamptz AND p_at < '9999-12-31 00:00:00+00'::timestamptz;
+  RETURN p_at >= '0001-01-01 00:00:00+00'::timestamptz AND p_at < '10000-01-01 00:00:00+00'::timestamptz;
 END;
 $$;

@@ -2,6 +2,7 @@
 -- section 5). Ledger and projection are compared on one snapshot, where an append shows in both or in neither: what differs has
 -- really drifted, and only that is locked. Called by the two rebuild functions only.
 -- The subquery is sorted as the index is: the fold sees each order's events in sequence, streaming, without a sort per order.
+-- Not compiled: a generic plan expects a share of the whole ledger, and would be compiled again for every group of orders.
 CREATE OR REPLACE FUNCTION os_core.rebuild_range(
   p_tenant_id text, p_first text, p_last text, OUT work_orders bigint, OUT events bigint, OUT changed bigint
 )
@@ -12,6 +13,7 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE

@@ -8,7 +8,7 @@ AS $$
 BEGIN
   PERFORM os_core.refuse(
     'SL003',
-    pg_catalog.format('%I.%I is append-only: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
+    pg_catalog.format('%s.%s is append-only: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
     pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
   );
   RETURN NULL;

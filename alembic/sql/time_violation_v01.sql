@@ -10,6 +10,6 @@ BEGIN
   IF os_core.parse_rfc3339(p_text) IS NOT NULL THEN
     RETURN NULL;
   END IF;
-  RETURN p_field || ': must be a time in RFC 3339 with an offset, from 0001-01-02 to 9999-12-30 UTC';
+  RETURN p_field || ': must be a time with an offset as in RFC 3339, in the years 1 to 9999 of UTC';
 END;
 $$;

@@ -96,7 +96,8 @@ BAD_TIMES = [
         "2026-01-01T00:00:00+01",
         "2026-01-01T00:00:00+00:60",
     ),
-    *("0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T00:00:00Z", "10000-01-01T00:00:00Z"),
+    *("0000-01-01T00:00:00Z", "0000-12-31T23:59:59Z", "9999-12-31T24:00:00Z", "10000-01-01T00:00:00Z"),
+    *("0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59.999999-00:01", "1900-02-29T00:00:00Z"),
     *(
         "-2026-01-01T00:00:00Z",
         "+2026-01-01T00:00:00Z",
@@ -462,8 +463,8 @@ OFFSETS = st.sampled_from(
 TIMES = st.one_of(
     st.from_regex(TIMESTAMP_PATTERN, fullmatch=True),
     st.datetimes(timezones=OFFSETS).map(datetime.isoformat),
-    st.datetimes(min_value=datetime.fromisoformat("9999-12-29"), timezones=OFFSETS).map(datetime.isoformat),
-    st.datetimes(max_value=datetime.fromisoformat("0001-01-04"), timezones=OFFSETS).map(datetime.isoformat),
+    st.datetimes(min_value=datetime.fromisoformat("9999-12-30"), timezones=OFFSETS).map(datetime.isoformat),
+    st.datetimes(max_value=datetime.fromisoformat("0001-01-03"), timezones=OFFSETS).map(datetime.isoformat),
     st.datetimes().map(datetime.isoformat),
     st.sampled_from([value for value in BAD_TIMES if isinstance(value, str)]),
 )

@@ -330,8 +330,11 @@ WEST = timezone(-timedelta(hours=15))
         ("2026-07-01T10:00:00.5+02:00", datetime(2026, 7, 1, 8, 0, 0, 500_000, tzinfo=UTC)),
         ("2026-07-01T23:59:59.123456-15:59", datetime(2026, 7, 2, 15, 58, 59, 123_456, tzinfo=UTC)),
         ("2024-02-29T00:00:00-00:00", datetime(2024, 2, 29, tzinfo=UTC)),
-        ("0001-01-02T00:00:00Z", datetime(1, 1, 2, tzinfo=UTC)),
-        ("9999-12-30T23:59:59.999999Z", datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime.min.replace(tzinfo=UTC)),
+        ("0001-01-01T13:00:00+13:00", datetime.min.replace(tzinfo=UTC)),
+        ("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.999999Z", datetime.max.replace(tzinfo=UTC)),
+        ("9999-12-31T11:59:59.999999-12:00", datetime.max.replace(tzinfo=UTC)),
         (datetime(2026, 7, 1, 10, tzinfo=EAST), datetime(2026, 6, 30, 19, tzinfo=UTC)),
     ],
     ids=str,
@@ -350,10 +353,10 @@ BAD_TIMESTAMPS: list[Any] = [
     *("2026-07-01T10:00:00.1234567Z", "2026-07-01T24:00:00Z", "2026-07-01T23:59:60Z", "2026-07-01T23:60:00Z"),
     *("2026-07-01T10:00:00+16:00", "2026-07-01T10:00:00+0200", "2026-07-01T10:00:00+02", "20260701T100000Z"),
     *("2026-02-30T10:00:00Z", "2025-02-29T10:00:00Z", "2026-13-01T10:00:00Z", "2026-00-01T10:00:00Z"),
-    *("0000-01-01T10:00:00Z", "0001-01-01T23:59:59Z", "9999-12-31T00:00:00Z", "10000-01-01T00:00:00Z"),
+    *("0000-01-01T10:00:00Z", "0000-12-31T23:59:59Z", "9999-12-31T24:00:00Z", "10000-01-01T00:00:00Z"),
     *(
-        "0001-01-02T00:00:00+00:01",
-        "9999-12-30T23:59:59.999999-00:01",
+        "0001-01-01T00:00:00+00:01",
+        "9999-12-31T23:59:59.999999-00:01",
         "２026-07-01T10:00:00Z",
         "\0",
         "\ud800",
@@ -375,7 +378,7 @@ def test_occurred_at__refuses(value: object) -> None:
     refused = refusal(occurred_at=value)
     assert (refused.field, refused.rule) == (
         "occurred_at",
-        "must be a time in RFC 3339 with an offset, from 0001-01-02 to 9999-12-30 UTC",
+        "must be a time with an offset as in RFC 3339, in the years 1 to 9999 of UTC",
     )
 
 
