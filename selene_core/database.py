@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import psycopg
 from psycopg.sql import SQL, Literal
@@ -24,15 +26,23 @@ if TYPE_CHECKING:
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _URL_RULE: Final = (
-    "write postgresql://user:password@host:port/name, with %40 for @, %2F for /, %3A for : in the password"
+    "write postgresql://user:password@host:port/name, with %40 for @, %2F for /, %3A for : in the password;"
+    " several hosts as host1:port1,host2:port2"
 )
+# User and password as SQLAlchemy finds them; then hosts as libpq takes them, which SQLAlchemy does not.
+_URL: Final = re.compile(r"([\w+]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", re.DOTALL)
+_HOST: Final = re.compile(r"(\[[^\]@]+\]|[^:@\[\]]*)(?::([0-9]{0,5}))?")
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
 
 
 def psycopg_url(url: str | URL) -> URL:
-    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean."""
+    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
+
+    Takes hosts as libpq does: several, `h1:5432,h2:5433`, or a socket's folder with %2F for /. Raises
+    ValueError.
+    """
     try:
-        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
+        parsed = _with_hosts(url) if isinstance(url, str) else url
     except (ValueError, ArgumentError):
         # Its own message repeats a part of it, which may be one of the password.
         raise ValueError(f"the database URL cannot be read: {_URL_RULE}") from None
@@ -44,6 +54,21 @@ def psycopg_url(url: str | URL) -> URL:
         # What was cut off from the password would be looked up as a host or database, and printed.
         raise ValueError(f"the password in the database URL has an @ in it: {_URL_RULE}")
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _with_hosts(url: str) -> URL:
+    """Parse a URL; hosts for which SQLAlchemy's URL has no place go into its query, under libpq's names."""
+    url = re.sub(r"^postgres(?=://)", "postgresql", url.strip())
+    parts = _URL.fullmatch(url)
+    if parts is None or not (re.search("[,%]", parts[2]) or parts[2].endswith(":")):
+        return make_url(url)
+    parsed = make_url(parts[1] + parts[3])
+    places = [_HOST.fullmatch(place) for place in parts[2].split(",")]
+    found = [(unquote(place[1]).strip("[]"), place[2] or "") for place in places if place is not None]
+    if len(found) < len(places) or {"host", "port"} & parsed.query.keys():
+        raise ArgumentError
+    hosts, ports = map(",".join, zip(*found, strict=True))
+    return parsed.update_query_dict({"host": hosts, **({"port": ports} if ports.strip(",") else {})})
 
 
 def create_selene_engine(
