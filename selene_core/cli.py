@@ -33,7 +33,7 @@ from selene_core.rendering import (
     to_json,
 )
 from selene_core.tables import work_order_ledger, work_orders_current
-from selene_core.terminal import columns, discard_output, page_on, prepare_streams, progress
+from selene_core.terminal import columns, discard_output, page_on, prepare_streams, progress, say
 from selene_core.transactions import rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
@@ -86,13 +86,13 @@ for database_command in DATABASE_COMMANDS:
 @cli.command()
 def demo() -> None:
     """Play a scenario on an embedded PostgreSQL and show what the database keeps, refuses and restores."""
-    click.echo("Starting an embedded PostgreSQL and migrating it …")
+    page = page_on(sys.stdout)
+    for line in page.fold("Starting an embedded PostgreSQL and migrating it …"):
+        say(line)
     with local_database() as database:
-        click.echo(
-            f"PostgreSQL {database.server_version}, revision {migrations.current(database.admin_url)}\n"
-        )
-        held = scenario.run_on(database.url, database.admin_url, click.echo, page_on(sys.stdout))
-    click.echo("\nEverything held." if held else "\nSomething did not hold: see above.")
+        say(f"PostgreSQL {database.server_version}, revision {migrations.current(database.admin_url)}\n")
+        held = scenario.run_on(database.url, database.admin_url, say, page)
+    say("\nEverything held." if held else "\nSomething did not hold: see above.")
     sys.exit(not held)
 
 
@@ -121,13 +121,13 @@ def import_(file: Path, url: str, as_json: bool) -> None:
     if not report.lines:
         warn(f"there are 0 events in {click.format_filename(file)}")
     if as_json:
-        click.echo(to_json(report))
+        say(to_json(report))
     else:
         for refused in report.refused[:_REFUSED_SHOWN]:
-            click.echo(f"line {refused.line}: {refused.code}: {refused.reason}", err=True)
+            say(f"line {refused.line}: {refused.code}: {refused.reason}", err=True)
         if len(report.refused) > _REFUSED_SHOWN:
-            click.echo(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
-        click.echo(
+            say(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
+        say(
             f"{report.lines:,} line{'' if report.lines == 1 else 's'}: {report.appended:,} appended,"
             f" {report.replayed:,} replays, {len(report.refused):,} refused"
         )
@@ -158,20 +158,20 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
             if conversation:
                 threads = dict.fromkeys(event.correlation_id for event in kept)
                 shown["conversation"] = [turn for thread in threads for turn in turns_of(thread)]
-            click.echo(to_json(shown))
+            say(to_json(shown))
             return
         page = page_on(sys.stdout)
         for line in state_lines(state, held=lease is not None, page=page):
-            click.echo(line)
+            say(line)
         for line in attempt_lines(attempts, page=page):
-            click.echo(line)
-        click.echo()
+            say(line)
+        say("")
         for line in (
             conversation_lines(events, turns_of, page=page)
             if conversation
             else timeline_lines(events, page=page)
         ):
-            click.echo(line)
+            say(line)
 
 
 @cli.command()
@@ -198,14 +198,14 @@ def pending(
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         found = WorkOrderRepository(conn).list_pending(requester, within, limit + 1, oldest_first)
     if as_json:
-        click.echo(to_json({"pending": found[:limit], "more": len(found) > limit}))
+        say(to_json({"pending": found[:limit], "more": len(found) > limit}))
         return
     for line in pending_lines(found[:limit], page=page_on(sys.stdout)):
-        click.echo(line)
+        say(line)
     if len(found) > limit:
-        click.echo(f"… and more: --limit is {limit}", err=True)
+        say(f"… and more: --limit is {limit}", err=True)
     elif not found:
-        click.echo("Nothing is pending.")
+        say("Nothing is pending.")
 
 
 @cli.command()
@@ -225,13 +225,13 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
                 _require(WorkOrderRepository(conn), work_order)
     warning = _warned(tenant, count)
     if as_json:
-        click.echo(to_json({"clean": not drifted, "work_orders": count, "drifted": drifted, **warning}))
+        say(to_json({"clean": not drifted, "work_orders": count, "drifted": drifted, **warning}))
     elif drifted:
         for order in drifted:
-            click.echo(f"{order.work_order_id}: {order.problem}")
-        click.echo(f"{len(drifted):,} of {count:,} differ. To mend them: selene-core rebuild {tenant}")
+            say(f"{order.work_order_id}: {order.problem}")
+        say(f"{len(drifted):,} of {count:,} differ. To mend them: selene-core rebuild {tenant}")
     else:
-        click.echo(f"Clean: the projection is the fold of the ledger ({_work_orders(count)}).")
+        say(f"Clean: the projection is the fold of the ledger ({_work_orders(count)}).")
     sys.exit(bool(drifted))
 
 
@@ -263,9 +263,9 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                 report = rebuild_tenant(engine, tenant, show)
     warning = _warned(tenant, report.work_orders)
     if as_json:
-        click.echo(to_json({**asdict(report), **warning}))
+        say(to_json({**asdict(report), **warning}))
     else:
-        click.echo(
+        say(
             f"{_work_orders(report.work_orders)}, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
@@ -294,7 +294,7 @@ def main() -> None:
 
 
 def _is_watched(as_json: bool) -> bool:
-    return not as_json and sys.stderr.isatty()
+    return not as_json and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _count_work_orders(conn: Connection, tenant: str) -> int:

@@ -17,6 +17,7 @@ from selene_core.binaries import LocalServerUnavailable
 from selene_core.errors import SeleneError
 from selene_core.migrations import MigrationLocked
 from selene_core.rendering import to_json
+from selene_core.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,14 +116,14 @@ def fail(failure: Failure, *, as_json: bool) -> NoReturn:
     if as_json:
         told = {"code": failure.code, "message": " ".join(failure.message.split()), **failure.facts}
         with suppress(OSError):  # it may be the output that failed
-            click.echo(to_json({"error": told}))
-    click.echo(f"selene-core: {failure.line}", err=True)
+            say(to_json({"error": told}))
+    say(f"selene-core: {failure.line}", err=True)
     sys.exit(failure.status)
 
 
 def warn(reason: str) -> None:
     """Tell on standard error what is no failure, but hardly what was meant."""
-    click.echo(f"selene-core: warning: {reason}", err=True)
+    say(f"selene-core: warning: {reason}", err=True)
 
 
 def _facts(exc: SeleneError) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class Page:
         line = ""
         for word in _WORD.findall(text):
             moved = margin + word.lstrip()
+            if whole and not self._fits(moved):
+                # An id rather stands to the left of the margin than on two lines.
+                moved = " " * max(0, self.width - _columns(word.lstrip())) + word.lstrip()
             if line.strip() and not self._fits(line + word) and (whole or self._fits(moved)):
                 yield line, False
                 line = moved

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NARROWEST: Final = 20
 _WIDEST_BAR: Final = 36
 # What click draws beside a bar: brackets and gaps, the share, and the time that is left.
-_BESIDE_A_BAR: Final = len("  [") + len("]  100%") + 1
+_BESIDE_A_BAR: Final = len("  [") + len("]  100%")
 _TIME_LEFT: Final = len("  1d 00:00:00")
 # The handlers that a user has not asked for.
 _BY_DEFAULT: Final = frozenset({"strict", "surrogateescape", "backslashreplace"})
@@ -29,6 +29,13 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in _BY_DEFAULT:
             stream.reconfigure(errors=ESCAPE)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write a line; click.echo() takes ASCII for a mistake and writes UTF-8 there."""
+    if (stream := sys.stderr if err else sys.stdout) is not None:
+        stream.write(f"{text}\n")
+        stream.flush()
 
 
 def discard_output() -> None:
@@ -55,18 +62,19 @@ def page_on(stream: IO[str]) -> Page:
 @contextmanager
 def progress(label: str, length: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
     """Draw a bar on standard error; yield what moves it on to a position."""
-    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden, width=1) as bar:
+    bar = click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
-        def fit() -> None:
-            # At each step: a terminal's width can change. One column stays free, or the line would wrap.
-            room = columns(sys.stderr) - len(label) - _BESIDE_A_BAR - 1
-            bar.show_eta = room > _TIME_LEFT
-            bar.width = max(1, min(_WIDEST_BAR, room - (_TIME_LEFT if bar.show_eta else 0)))
+    def fit() -> None:
+        # One column stays free, or the line would wrap.
+        room = columns(sys.stderr) - len(label) - _BESIDE_A_BAR - 1
+        bar.show_eta = room > _TIME_LEFT
+        bar.width = max(1, min(_WIDEST_BAR, room - (_TIME_LEFT if bar.show_eta else 0)))
 
-        def reach(position: int) -> None:
-            if position > bar.pos:
-                fit()
-                bar.update(position - bar.pos)
+    def reach(position: int) -> None:
+        if position > bar.pos:
+            fit()  # anew: the width of a terminal can change
+            bar.update(position - bar.pos)
 
-        fit()
+    fit()
+    with bar:
         yield reach
