@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import Engine, text
@@ -492,17 +493,15 @@ def test_errors__have_an_exit_status_each_and_are_json_for_machines(
         assert error["message"] == f"{error['field']}: {error['rule']}"
 
 
-def test_errors__a_lost_connection_is_an_unreachable_database(
-    run: Run, database: Database, tmp_path: Path
-) -> None:
-    run_all(database, ["ALTER FUNCTION os_core.verify_work_orders OWNER TO CURRENT_USER"])
+def test_errors__a_lost_connection_is_an_unreachable_database(run: Run, database: Database) -> None:
     run_all(
         database,
         [
+            "ALTER FUNCTION os_core.verify_work_orders OWNER TO CURRENT_USER",  # who may end any session
             "CREATE OR REPLACE FUNCTION os_core.verify_work_orders("
             "p_tenant_id text, p_work_order_id text DEFAULT NULL)"
             " RETURNS TABLE (work_order_id text, problem text) LANGUAGE plpgsql SECURITY DEFINER AS"
-            " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); END $$"
+            " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); END $$",
         ],
     )
     lost = run("verify", "acme", "--json")
@@ -560,7 +559,10 @@ def test_errors__an_interruption(
             text=True,
         ) as process:
             with admin_engine.connect() as watcher:
-                waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                waiting = text(
+                    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+                    " WHERE NOT granted AND datname = current_database()"
+                )
                 wait_until(lambda: watcher.scalar(waiting) > 0, "the command waits")
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
@@ -720,7 +722,8 @@ def test_url__several_hosts_and_sockets(run: Run, order: str, database: Database
     url = database.app_url
     host, port = (url.query.get("host") or url.host, url.query.get("port") or url.port or 5432)
     assert isinstance(host, str)
-    host, login = host.replace("/", "%2F"), f"{url.username}:{url.password}" if url.password else url.username
+    host = host.replace("/", "%2F")
+    login = f"{url.username}:{quote(url.password, safe='')}" if url.password else url.username
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         closed = f"127.0.0.1:{taken.getsockname()[1]}"
