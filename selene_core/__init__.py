@@ -1,5 +1,6 @@
 """The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
+from selene_core import libpq as libpq  # before all that needs it
 from selene_core.aio import (
     AsyncConversationRepository,
     AsyncIdentityRepository,

@@ -1,32 +1,29 @@
-"""The command line (SPEC.md section 15): exit status 0 only when all is well, errors in one line."""
+"""The command line (SPEC.md section 15): errors are one line, and cli_errors has the exit statuses."""
 
 from __future__ import annotations
 
-import gzip
 import sys
-import zlib
-from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-import psycopg
-from alembic.util.exc import CommandError
-from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import func, select, union
 
 from selene_core import demo as scenario
 from selene_core import migrations
 from selene_core.attempts import StepAttemptRepository
 from selene_core.cli_database import DATABASE_COMMANDS
+from selene_core.cli_errors import STATUSES, Interrupted, Status, fail, failure_of, going_on, warn
 from selene_core.cli_options import engine_on, json_option, url_option
 from selene_core.conversation import ConversationRepository
-from selene_core.database import tenant_scope
-from selene_core.errors import SeleneError, WorkOrderNotFound
+from selene_core.database import tenant_scope, translate_errors
+from selene_core.errors import WorkOrderNotFound
+from selene_core.import_files import read_lines
 from selene_core.importing import import_lines
 from selene_core.leases import LeaseRepository
-from selene_core.local import LocalServerUnavailable, local_database
+from selene_core.local import local_database
 from selene_core.rendering import (
     attempt_lines,
     conversation_lines,
@@ -35,26 +32,51 @@ from selene_core.rendering import (
     timeline_lines,
     to_json,
 )
-from selene_core.tables import work_orders_current
+from selene_core.tables import work_order_ledger, work_orders_current
+from selene_core.terminal import columns, discard_output, page_on, prepare_streams, progress, say
 from selene_core.transactions import rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection
 
     from selene_core.contracts import RebuildReport, WorkOrder
     from selene_core.importing import ImportReport
 
 _REFUSED_SHOWN: Final = 20
-_LONGEST_LINE: Final = 1 << 20  # bytes; an event has a payload of 16 KiB
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands, each with its whole summary in the list of them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; click's own would end a summary with ... where it is longer than a line."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(sys.maxsize))
+                    for name, command in sorted(self.commands.items())
+                ]
+            )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an interruption is told as any other error."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as exc:
+            raise Interrupted from exc
+        except BrokenPipeError:
+            discard_output()
+            sys.exit(Status.PIPE_CLOSED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=STATUSES)
 @click.version_option(package_name="selene-core")
 def cli() -> None:
-    """Keep work orders in PostgreSQL: an append-only ledger and its projection."""
+    """Keep work orders in PostgreSQL: an append-only ledger and its projection.
+
+    A database's URL is postgresql://user@host:port/name, with commas between several host:port.
+    """
 
 
 for database_command in DATABASE_COMMANDS:
@@ -64,13 +86,13 @@ for database_command in DATABASE_COMMANDS:
 @cli.command()
 def demo() -> None:
     """Play a scenario on an embedded PostgreSQL and show what the database keeps, refuses and restores."""
-    click.echo("Starting an embedded PostgreSQL and migrating it …")
+    page = page_on(sys.stdout)
+    for line in page.fold("Starting an embedded PostgreSQL and migrating it …"):
+        say(line)
     with local_database() as database:
-        click.echo(
-            f"PostgreSQL {database.server_version}, revision {migrations.current(database.admin_url)}\n"
-        )
-        held = scenario.run_on(database.url, database.admin_url, click.echo)
-    click.echo("\nEverything held." if held else "\nSomething did not hold: see above.")
+        say(f"PostgreSQL {database.server_version}, revision {migrations.current(database.admin_url)}\n")
+        held = scenario.run_on(database.url, database.admin_url, say, page)
+    say("\nEverything held." if held else "\nSomething did not hold: see above.")
     sys.exit(not held)
 
 
@@ -79,32 +101,35 @@ def demo() -> None:
 @url_option
 @json_option
 def import_(file: Path, url: str, as_json: bool) -> None:
-    """Import events from FILE (.jsonl or .jsonl.gz), each line an event with its tenant_id.
+    """Import events from FILE, each line of JSON an event with its tenant_id; gzip is read too.
 
     Can be interrupted and run again: an event with an idempotency_key is appended once.
     """
     with engine_on(url) as engine, file.open("rb") as raw:
         size = file.stat().st_size
-        with click.progressbar(
-            length=size, label="Importing", file=sys.stderr, hidden=not _is_watched(as_json)
-        ) as bar:
+        with (
+            going_on("run it again to go on: events with an idempotency_key are not appended twice"),
+            progress("Importing", size, hidden=not _is_watched(as_json)) as reach,
+        ):
 
             def show(_report: ImportReport) -> None:
                 # The position in the file as it is on disk: what a compressed one will hold is not known.
-                if raw.seekable() and (done := raw.tell()) > bar.pos:
-                    bar.update(done - bar.pos)
+                if raw.seekable():
+                    reach(raw.tell())
 
-            report = import_lines(engine, _lines(raw, file), show)
+            report = import_lines(engine, read_lines(raw), show)
+    if not report.lines:
+        warn(f"there are 0 events in {click.format_filename(file)}")
     if as_json:
-        click.echo(to_json(report))
+        say(to_json(report))
     else:
         for refused in report.refused[:_REFUSED_SHOWN]:
-            click.echo(f"line {refused.line}: {refused.code}: {refused.reason}", err=True)
+            say(f"line {refused.line}: {refused.code}: {refused.reason}", err=True)
         if len(report.refused) > _REFUSED_SHOWN:
-            click.echo(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
-        click.echo(
-            f"{report.lines:,} lines: {report.appended:,} appended, {report.replayed:,} replays,"
-            f" {len(report.refused):,} refused"
+            say(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
+        say(
+            f"{report.lines:,} line{'' if report.lines == 1 else 's'}: {report.appended:,} appended,"
+            f" {report.replayed:,} replays, {len(report.refused):,} refused"
         )
     sys.exit(bool(report.refused))
 
@@ -133,13 +158,20 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
             if conversation:
                 threads = dict.fromkeys(event.correlation_id for event in kept)
                 shown["conversation"] = [turn for thread in threads for turn in turns_of(thread)]
-            click.echo(to_json(shown))
+            say(to_json(shown))
             return
-        for line in (*state_lines(state, held=lease is not None), *attempt_lines(attempts)):
-            click.echo(line)
-        click.echo()
-        for line in conversation_lines(events, turns_of) if conversation else timeline_lines(events):
-            click.echo(line)
+        page = page_on(sys.stdout)
+        for line in state_lines(state, held=lease is not None, page=page):
+            say(line)
+        for line in attempt_lines(attempts, page=page):
+            say(line)
+        say("")
+        for line in (
+            conversation_lines(events, turns_of, page=page)
+            if conversation
+            else timeline_lines(events, page=page)
+        ):
+            say(line)
 
 
 @cli.command()
@@ -166,14 +198,14 @@ def pending(
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         found = WorkOrderRepository(conn).list_pending(requester, within, limit + 1, oldest_first)
     if as_json:
-        click.echo(to_json({"pending": found[:limit], "more": len(found) > limit}))
+        say(to_json({"pending": found[:limit], "more": len(found) > limit}))
         return
-    for line in pending_lines(found[:limit]):
-        click.echo(line)
+    for line in pending_lines(found[:limit], page=page_on(sys.stdout)):
+        say(line)
     if len(found) > limit:
-        click.echo(f"… and more: --limit is {limit}", err=True)
+        say(f"… and more: --limit is {limit}", err=True)
     elif not found:
-        click.echo("Nothing is pending.")
+        say("Nothing is pending.")
 
 
 @cli.command()
@@ -185,16 +217,21 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
     """Compare the projection with the fold of the ledger; names every work order that differs."""
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         drifted = WorkOrderRepository(conn).verify(work_order)
-        if work_order is not None and not drifted:
-            _require(WorkOrderRepository(conn), work_order)
+        if work_order is None:
+            count = _count_work_orders(conn, tenant)
+        else:
+            count = 1
+            if not drifted:
+                _require(WorkOrderRepository(conn), work_order)
+    warning = _warned(tenant, count)
     if as_json:
-        click.echo(to_json({"clean": not drifted, "drifted": drifted}))
+        say(to_json({"clean": not drifted, "work_orders": count, "drifted": drifted, **warning}))
     elif drifted:
         for order in drifted:
-            click.echo(f"{order.work_order_id}: {order.problem}")
-        click.echo(f"{len(drifted):,} differ. To mend them: selene-core rebuild {tenant}")
+            say(f"{order.work_order_id}: {order.problem}")
+        say(f"{len(drifted):,} of {count:,} differ. To mend them: selene-core rebuild {tenant}")
     else:
-        click.echo("Clean: the projection is the fold of the ledger.")
+        say(f"Clean: the projection is the fold of the ledger ({_work_orders(count)}).")
     sys.exit(bool(drifted))
 
 
@@ -211,22 +248,25 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                 report = WorkOrderRepository(conn).rebuild(work_order)
                 _require(WorkOrderRepository(conn), work_order)
         else:
-            watched = _is_watched(as_json)
-            # A count is next to nothing beside the fold. Rows that are missing come on top of it.
-            total = _count_work_orders(engine, tenant) if watched else 0
-            with click.progressbar(
-                length=total, label="Rebuilding", file=sys.stderr, hidden=not watched
-            ) as bar:
+            watched, total = _is_watched(as_json), 0
+            if watched:
+                with tenant_scope(engine, tenant) as conn:
+                    total = _count_work_orders(conn, tenant)
+            with (
+                going_on("what was mended stays, run it again for the rest"),
+                progress("Rebuilding", total, hidden=not watched) as reach,
+            ):
 
                 def show(so_far: RebuildReport) -> None:
-                    bar.update(so_far.work_orders - bar.pos)
+                    reach(so_far.work_orders)
 
                 report = rebuild_tenant(engine, tenant, show)
+    warning = _warned(tenant, report.work_orders)
     if as_json:
-        click.echo(to_json(report))
+        say(to_json({**asdict(report), **warning}))
     else:
-        click.echo(
-            f"{report.work_orders:,} work orders, {report.events:,} events folded,"
+        say(
+            f"{_work_orders(report.work_orders)}, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
 
@@ -238,48 +278,40 @@ def _require(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is one line on standard error and exit status 1."""
+    """Run the command line; what goes wrong is one line on standard error, and an exit status."""
+    prepare_streams()
+    options = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
-        cli.main(standalone_mode=False)
+        with translate_errors():
+            cli.main(standalone_mode=False, terminal_width=min(80, columns(sys.stdout)) - 2)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         sys.exit(exc.exit_code)
-    except click.ClickException as exc:
-        _fail(exc.format_message(), exc.exit_code)
-    except click.Abort:
-        _fail("interrupted: run it again to go on")
-    except SeleneError as exc:
-        _fail(f"{type(exc).__name__}: {exc}")
-    except DBAPIError as exc:
-        # Without PostgreSQL's DETAIL and CONTEXT: one line.
-        primary = exc.orig.diag.message_primary if isinstance(exc.orig, psycopg.Error) else None
-        _fail(primary or str(exc.orig))
-    except (SQLAlchemyError, CommandError, LocalServerUnavailable, RuntimeError, OSError, ValueError) as exc:
-        _fail(str(exc))
-
-
-def _fail(reason: str, status: int = 1) -> NoReturn:
-    click.echo(f"selene-core: {' '.join(reason.split())}", err=True)
-    sys.exit(status)
+    except Exception as exc:
+        if (failure := failure_of(exc)) is None:
+            raise
+        fail(failure, as_json="--json" in options)
 
 
 def _is_watched(as_json: bool) -> bool:
-    return not as_json and sys.stderr.isatty()
+    return not as_json and sys.stderr is not None and sys.stderr.isatty()
 
 
-def _count_work_orders(engine: Engine, tenant: str) -> int:
-    counted = select(func.count()).select_from(work_orders_current)
-    with tenant_scope(engine, tenant) as conn:
-        return conn.scalar(counted.where(work_orders_current.c.tenant_id == tenant)) or 0
+def _count_work_orders(conn: Connection, tenant: str) -> int:
+    """Count what verify and rebuild look at: each work order with a row in the projection or events."""
+    tables = work_orders_current, work_order_ledger
+    ids = union(*(select(each.c.work_order_id).where(each.c.tenant_id == tenant) for each in tables))
+    return conn.scalar(select(func.count()).select_from(ids.subquery())) or 0
 
 
-def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
-    with gzip.open(raw) if file.suffix == ".gz" else nullcontext(raw) as lines:
-        try:
-            while line := lines.readline(_LONGEST_LINE):
-                yield line
-                # What follows in an over-long line is passed over, never held: it was refused already.
-                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-                    line = lines.readline(_LONGEST_LINE)
-        except (EOFError, zlib.error) as exc:
-            raise click.ClickException(f"{file} is damaged or cut off ({exc}): import it whole") from exc
+def _work_orders(count: int) -> str:
+    return f"{count:,} work order{'' if count == 1 else 's'}"
+
+
+def _warned(tenant: str, count: int) -> dict[str, str]:
+    """Warn of a tenant without work orders; return the warning for JSON."""
+    if count:
+        return {}
+    warning = f"tenant {tenant} has 0 work orders: is it spelled right?"
+    warn(warning)
+    return {"warning": warning}

@@ -12,6 +12,7 @@ from selene_core.cli_options import engine_on, json_option, optional_url_option,
 from selene_core.doctor import examine
 from selene_core.downgrades import COUNTED, look
 from selene_core.rendering import to_json
+from selene_core.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,9 +178,9 @@ def history(url: str | None, as_json: bool) -> None:
         return
     for each in revisions:
         mark = "→" if each.revision == stands else " "
-        click.echo(f"{mark} {each.revision}  {each.purpose}")
+        say(f"{mark} {each.revision}  {each.purpose}")
     if stands is not None and stands not in {each.revision for each in revisions}:
-        click.echo(f"→ {stands}  (not known to this version)")
+        say(f"→ {stands}  (not known to this version)")
 
 
 @click.command()
@@ -208,7 +209,7 @@ def doctor(url: str, as_json: bool) -> None:
         click.echo(to_json({"healthy": diagnosis.healthy, "diagnosis": diagnosis}))
     else:
         for line in _told(diagnosis):
-            click.echo(line)
+            say(line)
     sys.exit(not diagnosis.healthy)
 
 

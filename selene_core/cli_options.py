@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from selene_core.database import create_selene_engine
+from selene_core.database import create_selene_engine, psycopg_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,13 +19,24 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value, for machines.")
 
 
+def _readable(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    if url is not None:
+        try:
+            psycopg_url(url)
+        except (TypeError, ValueError) as exc:
+            raise click.UsageError(str(exc)) from exc
+    return url
+
+
 def _url_option(*, required: bool) -> Callable[[_Command], _Command]:
     return click.option(
         "--url",
+        metavar="URL",
         envvar="SELENE_DATABASE_URL",
         show_envvar=True,
         required=required,
-        help="The database, as postgresql://user:password@host:port/name.",
+        callback=_readable,
+        help="The database; it may have several hosts.",
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import psycopg
 from psycopg.sql import SQL, Literal
@@ -24,23 +26,28 @@ if TYPE_CHECKING:
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _URL_RULE: Final = (
-    "write postgresql://user:password@host:port/name, with %40 for @, %2F for /, %3A for : in the password"
+    "write postgresql://user:password@host:port/name, with %40 for @, %2F for /, %3A for : in the password;"
+    " several hosts as host1:port1,host2:port2"
 )
+# User and password as SQLAlchemy finds them; then hosts as libpq takes them, which SQLAlchemy does not.
+_URL: Final = re.compile(r"([\w+]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", re.DOTALL)
+_HOST: Final = re.compile(r"(\[[^\]@]+\]|[^:@\[\]]*)(?::([0-9]{0,5}))?")
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
 
 
 def psycopg_url(url: str | URL) -> URL:
     """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
 
-    A host in it is where connections go: PGHOSTADDR in the environment, or a service file's, counts for
-    nothing. What the URL leaves out comes from libpq's environment as ever.
+    Takes hosts as libpq does: several, `h1:5432,h2:5433`, or a socket's folder with %2F for /. Connections go
+    to the host that it names: PGHOSTADDR in the environment, or a service file's, counts for nothing. What it
+    leaves out comes from libpq's environment as ever.
 
     Raises ValueError for what is no URL of a PostgreSQL database, TypeError for what is neither text nor URL.
     """
     if not isinstance(url, str | URL):
         raise TypeError(f"the database URL must be text or a sqlalchemy.URL, not {type(url).__name__}")
     try:
-        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if isinstance(url, str) else url)
+        parsed = _with_hosts(url) if isinstance(url, str) else url
     except (ValueError, ArgumentError):
         # Its own message repeats a part of it, which may be one of the password.
         raise ValueError(f"the database URL cannot be read: {_URL_RULE}") from None
@@ -56,6 +63,21 @@ def psycopg_url(url: str | URL) -> URL:
         parsed.query
     )
     return parsed.update_query_dict({"hostaddr": ""}) if names_its_server else parsed
+
+
+def _with_hosts(url: str) -> URL:
+    """Parse a URL; hosts for which SQLAlchemy's URL has no place go into its query, under libpq's names."""
+    url = re.sub(r"^postgres(?=://)", "postgresql", url.strip())
+    parts = _URL.fullmatch(url)
+    if parts is None or not (re.search("[,%]", parts[2]) or parts[2].endswith(":")):
+        return make_url(url)
+    parsed = make_url(parts[1] + parts[3])
+    places = [_HOST.fullmatch(place) for place in parts[2].split(",")]
+    found = [(unquote(place[1]).strip("[]"), place[2] or "") for place in places if place is not None]
+    if len(found) < len(places) or {"host", "port"} & parsed.query.keys():
+        raise ArgumentError
+    hosts, ports = map(",".join, zip(*found, strict=True))
+    return parsed.update_query_dict({"host": hosts, **({"port": ports} if ports.strip(",") else {})})
 
 
 def create_selene_engine(

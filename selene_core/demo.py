@@ -15,6 +15,7 @@ from selene_core.database import tenant_scope, translate_errors
 from selene_core.enums import AttemptOutcome, PromptAction, RetryAction
 from selene_core.errors import SeleneError
 from selene_core.leases import LeaseRepository
+from selene_core.page import Page
 from selene_core.rendering import attempt_lines, pending_lines, state_lines, timeline_lines
 from selene_core.transactions import append_events, rebuild_tenant
 from selene_core.work_orders import WorkOrderRepository
@@ -42,19 +43,25 @@ _DAMAGE: Final = text(
 class _Stage:
     """The two engines, the reader, and whether all has held so far."""
 
-    def __init__(self, app: Engine, admin: Engine, say: Callable[[str], None]) -> None:
+    def __init__(self, app: Engine, admin: Engine, say: Callable[[str], None], page: Page) -> None:
         self.app, self.admin, self.say = app, admin, say
+        self.page = page.narrowed(3)
         self.held = True
         self._acts = 0
 
     def act(self, title: str) -> None:
         """Begin the next part of the scenario."""
         self._acts += 1
-        self.say(f"{'' if self._acts == 1 else chr(10)}{self._acts}. {title}\n")
+        if self._acts > 1:
+            self.say("")
+        first, *others = self.page.fold(title)
+        self.say(f"{self._acts}. {first}")
+        self.say("".join(f"   {line}\n" for line in others))
 
-    def tell(self, line: str) -> None:
-        """Show a line of what happened."""
-        self.say(f"   {line}".rstrip())
+    def tell(self, line: str, indent: int = 3) -> None:
+        """Show a line of what happened, on more lines where it is too long."""
+        for part in self.page.fold(line, indent):
+            self.say(f"   {part}".rstrip())
 
     def expect(self, holds: bool) -> None:
         """Note whether something is as it must be."""
@@ -65,9 +72,11 @@ class _Stage:
         try:
             attempt()
         except SeleneError as exc:
-            self.tell(f"{what}:\n      {type(exc).__name__}: {exc}")
+            self.tell(f"{what}:")
+            self.tell(f"   {exc.code}: {exc}")
         except DBAPIError as exc:
-            self.tell(f"{what}:\n      {str(exc.orig).strip()}")
+            self.tell(f"{what}:")
+            self.tell(f"   {str(exc.orig).strip()}")
         else:
             self.tell(f"{what}: NOT REFUSED")
             self.held = False
@@ -116,13 +125,15 @@ class _Order:
             order = orders.get(self.id)
             self.stage.expect(order is not None)
             if order is not None:
-                for line in (*state_lines(order), "", *timeline_lines(orders.events(self.id))):
+                page = self.stage.page
+                events = orders.events(self.id)
+                for line in (*state_lines(order, page=page), "", *timeline_lines(events, page=page)):
                     self.stage.tell(line)
 
 
-def run(app: Engine, admin: Engine, say: Callable[[str], None]) -> bool:
+def run(app: Engine, admin: Engine, say: Callable[[str], None], page: Page | None = None) -> bool:
     """Play the scenario as the application and, for the damage, as a superuser; tell if it held."""
-    stage = _Stage(app, admin, say)
+    stage = _Stage(app, admin, say, page or Page())
     order = _Order(stage)
     _ask_once(stage, order)
     _wait_quietly(stage, order)
@@ -179,7 +190,8 @@ def _wait_quietly(stage: _Stage, order: _Order) -> None:
         stage.tell(f"notify_wait: {'this process tells Alice' if speaks else 'she was told'}")
         stage.expect(speaks is expected)
     with tenant_scope(stage.app, TENANT) as conn:
-        for line in pending_lines(WorkOrderRepository(conn).list_pending(requester_user_id="alice")):
+        found = WorkOrderRepository(conn).list_pending(requester_user_id="alice")
+        for line in pending_lines(found, page=stage.page):
             stage.tell(line)
     go = {"previous_status": "CONFIRM"}
     stage.refused("the work begins", lambda: order.append("STATUS_CHANGED", "EXECUTING", go))
@@ -235,7 +247,7 @@ def _take_over(stage: _Stage, order: _Order) -> None:
     stage.tell(f"worker-2   runs attempt {second.attempt_index}: {decision.action}")
     with tenant_scope(stage.app, TENANT) as conn:
         LeaseRepository(conn).release(order.id, heir.token)
-        for line in attempt_lines(StepAttemptRepository(conn).history(order.id)):
+        for line in attempt_lines(StepAttemptRepository(conn).history(order.id), page=stage.page):
             stage.tell(line)
 
 
@@ -302,17 +314,17 @@ def _restore(stage: _Stage, order: _Order) -> None:
     stage.act("As it was after the fourth event:")
     stage.expect(before is not None)
     if before is not None:
-        for line in state_lines(before):
+        for line in state_lines(before, page=stage.page):
             stage.tell(line)
 
 
-def run_on(url: str, admin_url: str, say: Callable[[str], None]) -> bool:
+def run_on(url: str, admin_url: str, say: Callable[[str], None], page: Page) -> bool:
     """Play the scenario on a migrated database."""
     app, admin = create_engine(url), create_engine(admin_url)
     for engine in (app, admin):
         event.listen(engine, "connect", _set_plain_session)
     try:
-        return run(app, admin, say)
+        return run(app, admin, say, page)
     finally:
         app.dispose()
         admin.dispose()

@@ -1,14 +1,30 @@
-"""Keep libpq's environment out of a connection that names its own server.
+"""The first import of the package: see that libpq is there, and keep its environment out of our connections.
+
+Where psycopg finds no libpq, one sentence says what to install.
 
 libpq fills in from PG* variables and service files what a connection string leaves out: PGHOSTADDR leads a
 connection elsewhere although its host is named, PGREQUIREAUTH or PGTARGETSESSIONATTRS makes it fail.
 """
 
+import json
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-from psycopg import pq
+try:
+    from psycopg import pq
+except ImportError as exc:
+    _what = 'psycopg finds no libpq: install "selene-core[binary]", or libpq from the packages of the system'
+    # The command line cannot tell it: all of it stands behind this import.
+    _named = Path(sys.argv[0]).name if sys.argv else ""
+    if _named == "selene-core" or (_named == "-m" and any(a.endswith("selene_core") for a in sys.orig_argv)):
+        if "--json" in sys.argv or "--json" in sys.orig_argv:
+            sys.stdout.write(json.dumps({"error": {"code": "LIBPQ_MISSING", "message": _what}}) + "\n")
+        sys.exit(f"selene-core: {_what}")
+    raise ImportError(f"{_what} ({exc})") from exc
+
 
 # What a socket of our own needs said, by parameter. No value is empty: SQLAlchemy drops such a part of a URL.
 # For libpq the two commas are two attempts at the same socket, neither with an address.

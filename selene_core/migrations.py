@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, pool, text
@@ -22,11 +24,6 @@ from selene_core.autogenerate import include_name
 from selene_core.catalogue import read_revisions
 from selene_core.database import CONNECT_ARGS, psycopg_url
 from selene_core.tables import METADATA
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from alembic.runtime.migration import MigrationContext, RevisionStep
 
 LOCK_KEY: Final = 7_235_101_420_163_011_001
 """The session advisory lock that a running migration holds; advisory locks are per database."""

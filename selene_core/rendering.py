@@ -1,4 +1,4 @@
-"""Work orders as a person reads them, in 80 columns (but an id is never cut), and as JSON."""
+"""Work orders as a person reads them, a line or a few for each fact, and as JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import accumulate
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
-from unicodedata import category, east_asian_width
 from uuid import UUID
 
 from selene_core.json_limits import thaw
+from selene_core.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,16 +19,12 @@ if TYPE_CHECKING:
     from selene_core.contracts import WorkOrder, WorkOrderEvent
     from selene_core.conversation import ConversationTurn
 
-_WIDTH = 80
-_INDENT = 17
-_MOST_LINES = 3
-_MOST_CHARACTERS = 8 * _WIDTH  # in a line, whose marks take no column
-_JOINERS = "\u200c\u200d"  # of Persian and Indic letters, and of emoji
+_WHOLE_PAGE = Page()
 
 
 def to_json(value: Any) -> str:
-    """Return dataclasses, mappings and lists of them as one line of JSON, times as RFC 3339 in UTC."""
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    """Return dataclasses, mappings and lists of them as a line of JSON in ASCII, times as RFC 3339 in UTC."""
+    return json.dumps(value, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -43,8 +37,17 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def state_lines(order: WorkOrder, *, held: bool | None = None) -> Iterator[str]:
+def state_lines(order: WorkOrder, *, held: bool | None = None, page: Page = _WHOLE_PAGE) -> Iterator[str]:
     """Return the state of a work order, a fact a line; `held` tells, where known, if its lease still is."""
+    for fact in _facts(order, held):
+        yield from page.fold(fact, page.fact_indent)
+    for key, value in sorted(order.fields_json.items()):
+        yield from page.cut(f"  {key} = {_inline(value)}", page.fact_indent)
+    for prompt in _prompt_lines(order):
+        yield from page.fold(prompt, page.fact_indent)
+
+
+def _facts(order: WorkOrder, held: bool | None) -> Iterator[str]:
     yield f"{order.work_order_id}  {order.work_order_status}"
     yield f"  tenant      {order.tenant_id}"
     yield f"  thread      {order.correlation_id}, turn {order.turn_id}"
@@ -59,9 +62,6 @@ def state_lines(order: WorkOrder, *, held: bool | None = None) -> Iterator[str]:
         stands = "" if held is None else ", held" if held else ", expired"
         yield f"  lease       {order.lease_owner_id}{until}{stands}"
     yield from _approval_lines(order)
-    for key, value in sorted(order.fields_json.items()):
-        yield _cut(f"  {key} = {_inline(value)}")
-    yield from _prompt_lines(order)
 
 
 def _approval_lines(order: WorkOrder) -> Iterator[str]:
@@ -83,26 +83,28 @@ def _prompt_lines(order: WorkOrder) -> Iterator[str]:
             yield f"  {key}: asked {times}, last {asked['asked_at'][:19].replace('T', ' ')}Z"
 
 
-def pending_lines(orders: Iterable[WorkOrder]) -> Iterator[str]:
+def pending_lines(orders: Iterable[WorkOrder], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
     """Return pending work orders: since when, where it stands, its whole id; for whom; what it waits for."""
     for order in orders:
-        yield f"{_time(order.last_updated_at)}  {order.work_order_status:<7}  {order.work_order_id}"
+        head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}  {order.work_order_id}"
+        yield from page.fold(head, 2)
         if order.requester_user_id:
-            yield f"  requester   {order.requester_user_id}"
-        yield from _approval_lines(order)
+            yield from page.fold(f"  requester   {order.requester_user_id}", page.fact_indent)
+        for line in _approval_lines(order):
+            yield from page.fold(line, page.fact_indent)
 
 
-def attempt_lines(attempts: Iterable[StepAttempt]) -> Iterator[str]:
+def attempt_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
     """Return the attempts of a work order's steps, and from when on each may be retried."""
     for attempt in attempts:
         numbered = f"{attempt.step_id} {attempt.attempt_index} of {attempt.max_retries + 1}"
         since = _time(attempt.finished_at or attempt.started_at)
-        yield _cut(f"  attempt     {numbered}: {attempt.attempt_status} {since}")
+        yield from page.fold(f"  attempt     {numbered}: {attempt.attempt_status} {since}", page.fact_indent)
         if attempt.next_retry_at is not None:
-            yield f"    retry     from {_time(attempt.next_retry_at)}"
+            yield from page.fold(f"    retry     from {_time(attempt.next_retry_at)}", page.fact_indent)
 
 
-def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
+def timeline_lines(events: Iterable[WorkOrderEvent], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
     """Return the events of a work order, a line each where what it says fits, under the date of their day."""
     status = day = None
     for event in events:
@@ -110,31 +112,34 @@ def timeline_lines(events: Iterable[WorkOrderEvent]) -> Iterator[str]:
         if at.date() != day:
             day = at.date()
             yield f"       {day} (UTC)"
-        yield from _event_lines(event, moved=event.work_order_status != status, width=_WIDTH)
+        yield from _event_lines(event, moved=event.work_order_status != status, page=page)
         status = event.work_order_status
 
 
-def _event_lines(event: WorkOrderEvent, *, moved: bool, width: int) -> Iterator[str]:
+def _event_lines(event: WorkOrderEvent, *, moved: bool, page: Page) -> Iterator[str]:
     to = f" → {event.work_order_status}" if moved else ""
     at = event.created_at.astimezone(UTC)
     head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{to}"
     details = ": ".join(filter(None, [event.step_id, summary(event)]))
-    if _columns(f"{head}  {details}") <= width:
-        yield _cut(f"{head}  {details}".rstrip())
+    if page.holds(line := f"{head}  {details}".rstrip()):
+        yield from page.fold(line)
     else:
-        yield head
-        for line in wrap(details, width - _INDENT, max_lines=_MOST_LINES, placeholder=" …"):
-            yield _cut(" " * _INDENT + line)
+        yield from page.fold(head, page.event_indent)
+        yield from page.cut(" " * page.event_indent + details, page.event_indent, most=3)
 
 
 def conversation_lines(
-    events: Iterable[WorkOrderEvent], turns_of: Callable[[UUID], Iterable[ConversationTurn]]
+    events: Iterable[WorkOrderEvent],
+    turns_of: Callable[[UUID], Iterable[ConversationTurn]],
+    *,
+    page: Page = _WHOLE_PAGE,
 ) -> Iterator[str]:
     """Return the conversations of a work order, a turn a line, each followed by the events that it led to."""
     threads: dict[UUID, list[tuple[int, list[str]]]] = {}
     status = None
     for event in events:
-        lines = [*_event_lines(event, moved=event.work_order_status != status, width=_WIDTH - 2)]
+        moved = event.work_order_status != status
+        lines = [*_event_lines(event, moved=moved, page=page.narrowed(2))]
         threads.setdefault(event.correlation_id, []).append((event.turn_id, lines))
         status = event.work_order_status
     for correlation_id, led_to in threads.items():
@@ -143,7 +148,7 @@ def conversation_lines(
         for turn in turns_of(correlation_id):
             while waiting and waiting[0][0] < turn.turn_id:
                 yield from (f"  {line}" for line in waiting.popleft()[1])
-            yield _cut(f"{turn.turn_id:>5}  {turn.role}: {_said(turn)}")
+            yield from page.cut(f"{turn.turn_id:>5}  {turn.role}: {_said(turn)}", 7)
         while waiting:
             yield from (f"  {line}" for line in waiting.popleft()[1])
 
@@ -178,23 +183,3 @@ def _inline(value: Any) -> str:
 
 def _time(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _cut(line: str) -> str:
-    # What a payload holds goes to a terminal: no control characters, however they came in.
-    clean = "".join(each if each.isprintable() or each in _JOINERS else "�" for each in line)
-    if _columns(clean) <= _WIDTH and len(clean) <= _MOST_CHARACTERS:
-        return clean
-    reached = accumulate(map(_columns_of, clean[:_MOST_CHARACTERS]))
-    return clean[: sum(columns < _WIDTH for columns in reached)] + "…"
-
-
-def _columns(text: str) -> int:
-    """Count the columns of a terminal: an ideograph takes two, what joins or marks the one before it none."""
-    return sum(map(_columns_of, text))
-
-
-def _columns_of(character: str) -> int:
-    if category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if east_asian_width(character) in "WF" else 1

@@ -1,15 +1,22 @@
 """The command line as a person and a script meet it (SPEC.md section 15)."""
 
+import fcntl
 import json
 import os
 import pty
+import re
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
 import unicodedata
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import Engine, text
@@ -22,13 +29,14 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from selene_core.cli import main
+from selene_core.cli import cli, main
 from selene_core.drift import golden
 from selene_core.migrations import downgrade
 from tests.calls import Tenant
 from tests.data import synthetic_events, write_lines
 from tests.factories import correlation_of, created, event
 from tests.migrations.runs import alembic_env, run_all
+from tests.races import wait_until
 from tests.raw import connect
 from tests.servers import Database
 from tests.workers import LIMITS, wait_past
@@ -40,8 +48,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(database: Database) -> Run:
     """Run selene-core with the application's URL of the test database."""
 
-    def call(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "SELENE_DATABASE_URL"}
+    def call(*arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **more}
         environment["SELENE_DATABASE_URL"] = url or database.app_url.render_as_string(hide_password=False)
         return subprocess.run(
             [sys.executable, "-m", "selene_core", *arguments],
@@ -120,14 +128,18 @@ def test_show__joined_letters_and_emoji_come_whole(run: Run, engine: Engine) -> 
     assert "\u202e" not in shown
 
 
-def on_a_terminal(arguments: list[str]) -> str:
+def on_a_terminal(arguments: list[str], columns: int = 80) -> str:
     """Run selene-core with standard error on a terminal, and return what is drawn there."""
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     drawn = b""
     with (
         os.fdopen(leader, "rb", buffering=0) as terminal,
         subprocess.Popen(
-            [sys.executable, "-m", "selene_core", *arguments], stdout=subprocess.DEVNULL, stderr=follower
+            [sys.executable, "-m", "selene_core", *arguments],
+            env={**os.environ},  # without the COLUMNS of a readline that pytest has loaded
+            stdout=subprocess.DEVNULL,
+            stderr=follower,
         ) as process,
     ):
         os.close(follower)
@@ -257,7 +269,7 @@ def test_show__unknown_order_is_one_line_and_status_1(run: Run, order: str, tena
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
-    assert "WorkOrderNotFound" in result.stderr
+    assert "OS_WORK_ORDER_NOT_FOUND" in result.stderr
 
 
 def test_show__what_was_asked_and_what_it_waits_for(run: Run, engine: Engine) -> None:
@@ -399,7 +411,7 @@ def test_errors__never_show_the_password(
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr()
-    assert ended.value.code == 1
+    assert ended.value.code == (3 if "127.0.0.1:1/" in url and "@hush" not in url else 2)
     assert said.out == ""
     assert "hush" not in said.err
     assert said.err.startswith("selene-core: ")
@@ -445,9 +457,300 @@ def test_import__file_that_is_no_gzip_is_one_line(run: Run, tmp_path: Path) -> N
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        ("show acme wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND", "work_order_id": "wo_none"}),
+        ("verify a/../..\x1b", 1, {"code": "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED", "field": "tenant_id"}),
+        ("verify acme --work-order wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
+        ("rebuild acme --work-order wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
+        ("sql no-such-revision", 1, {"code": "MIGRATION_REFUSED"}),
+        ("verify", 2, {"code": "USAGE"}),
+        ("pending acme --limit x", 2, {"code": "USAGE"}),
+        ("no-such-command", 2, {"code": "USAGE"}),
+        ("import /no/such/file.jsonl", 2, {"code": "USAGE"}),
+        ("current --url nothing", 2, {"code": "USAGE"}),
+        ("current --url postgresql://nobody@127.0.0.1/none?no_such_option=1", 2, {"code": "USAGE"}),
+        ("current --url postgresql://nobody@127.0.0.1:1/none", 3, {"code": "UNREACHABLE"}),
+        ("upgrade --url postgresql://nobody@127.0.0.1:1/none", 3, {"code": "UNREACHABLE"}),
+        ("doctor --url postgresql://nobody@127.0.0.1:1,127.0.0.1:2/none", 3, {"code": "UNREACHABLE"}),
+        ("show acme wo_none --url postgresql://nobody@127.0.0.1:1/none", 3, {"code": "UNREACHABLE"}),
+    ],
+)
+def test_errors__have_an_exit_status_each_and_are_json_for_machines(
+    run: Run, arguments: str, status: int, told: dict[str, str]
+) -> None:
+    plain, for_machines = run(*arguments.split()), run(*arguments.split(), "--json")
+    assert (plain.returncode, for_machines.returncode) == (status, status)
+    assert plain.stdout == ""
+    error = json.loads(for_machines.stdout)["error"]
+    assert error.items() >= told.items()
+    assert error["message"] in plain.stderr
+    assert plain.stderr == for_machines.stderr
+    # A stable code stands in the line too; the name of a class of Python's never does.
+    assert plain.stderr.startswith("selene-core: OS_") == told["code"].startswith("OS_")
+    if "field" in error:
+        assert error["message"] == f"{error['field']}: {error['rule']}"
+
+
+def test_errors__a_lost_connection_is_an_unreachable_database(run: Run, database: Database) -> None:
+    run_all(
+        database,
+        [
+            "ALTER FUNCTION os_core.verify_work_orders OWNER TO CURRENT_USER",  # who may end any session
+            "CREATE OR REPLACE FUNCTION os_core.verify_work_orders("
+            "p_tenant_id text, p_work_order_id text DEFAULT NULL)"
+            " RETURNS TABLE (work_order_id text, problem text) LANGUAGE plpgsql SECURITY DEFINER AS"
+            " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); END $$",
+        ],
+    )
+    lost = run("verify", "acme", "--json")
+    assert lost.returncode == 3
+    assert json.loads(lost.stdout)["error"]["code"] == "UNREACHABLE"
+
+
+@pytest.mark.parametrize("arguments", ["current", "current --json"])
+@pytest.mark.parametrize("started", [["-m", "selene_core"], ["-c", "import selene_core"]])
+def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
+    """psycopg is told to take an implementation that is not there, as on a machine without libpq."""
+    done = subprocess.run(
+        [sys.executable, *started, *arguments.split()],
+        env={**os.environ, "PSYCOPG_IMPL": "none-of-its-own"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    words = 'psycopg finds no libpq: install "selene-core[binary]"'
+    if started[0] == "-m":
+        assert done.stderr.startswith(f"selene-core: {words}")
+        assert done.stderr.count("\n") == 1
+        assert ("LIBPQ_MISSING" in done.stdout) == ("--json" in arguments)
+    else:  # whoever imports it gets the exception
+        assert done.stderr.splitlines()[-1].startswith(f"ImportError: {words}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            "import",
+            "interrupted: run it again to go on: events with an idempotency_key are not appended twice",
+        ),
+        ("rebuild tenant_a", "interrupted: what was mended stays, run it again for the rest"),
+        ("verify tenant_a", "interrupted"),
+    ],
+)
+def test_errors__an_interruption(
+    database: Database, engine: Engine, admin_engine: Engine, tmp_path: Path, arguments: str, told: str
+) -> None:
+    """Each command waits for a lock when Ctrl-C is pressed."""
+    events = synthetic_events(10)
+    path = write_lines(tmp_path / "events.jsonl", events)
+    words = [*arguments.split(), *([str(path)] if arguments == "import" else [])]
+    url = database.app_url.render_as_string(hide_password=False)
+    with admin_engine.begin() as conn:
+        for table in ("work_order_ledger", "work_orders_current"):
+            conn.execute(text(f"LOCK TABLE os_core.{table} IN ACCESS EXCLUSIVE MODE"))
+        with subprocess.Popen(
+            [sys.executable, "-m", "selene_core", *words, "--url", url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            with admin_engine.connect() as watcher:
+                waiting = text(
+                    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+                    " WHERE NOT granted AND datname = current_database()"
+                )
+                wait_until(lambda: watcher.scalar(waiting) > 0, "the command waits")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", f"selene-core: {told}\n")
+
+
+def test_verify_and_rebuild__warn_of_a_tenant_without_work_orders(run: Run, order: str) -> None:
+    assert order in run("show", "acme", order).stdout
+    assert "(1 work order)" in run("verify", "acme").stdout
+    assert json.loads(run("verify", "acme", "--json").stdout) == {
+        "clean": True,
+        "work_orders": 1,
+        "drifted": [],
+    }
+    for command, said in (("verify", "(0 work orders)"), ("rebuild", "0 work orders, ")):
+        mistyped = run(command, "acmee")
+        assert mistyped.returncode == 0
+        assert said in mistyped.stdout
+        assert (
+            mistyped.stderr == "selene-core: warning: tenant acmee has 0 work orders: is it spelled right?\n"
+        )
+        as_json = json.loads(run(command, "acmee", "--json").stdout)
+        assert (as_json["work_orders"], "0 work orders" in as_json["warning"]) == (0, True)
+
+
+def test_verify__counts_orders_without_a_row_too(run: Run, order: str, admin_engine: Engine) -> None:
+    with admin_engine.begin() as conn:
+        conn.execute(text("DELETE FROM os_core.work_orders_current"))
+    told = json.loads(run("verify", "acme", "--json").stdout)
+    assert (told["work_orders"], len(told["drifted"]), told["clean"]) == (1, 1, False)
+    assert "1 of 1 differ" in run("verify", "acme").stdout
+
+
+UNUSUAL = {"city": "Zürich 🏔 東京", "sign": "→ …", "note": "word " * 60}
+
+
+@pytest.fixture
+def unusual(engine: Engine) -> str:
+    """Append an order whose values hold characters of every kind."""
+    append_events(
+        engine,
+        "acme",
+        [
+            created("wo_unusual", payload={"fields": UNUSUAL}),
+            event("EXTERNAL_APPROVAL_REQUESTED", "wo_unusual"),
+            event("EXTERNAL_APPROVAL_WAIT_NOTIFIED", "wo_unusual"),
+        ],
+    )
+    return "wo_unusual"
+
+
+ENCODINGS = [
+    ("cp1252", {"PYTHONIOENCODING": "cp1252"}),
+    ("latin-1", {"PYTHONIOENCODING": "latin-1"}),
+    ("ascii", {"PYTHONIOENCODING": "ascii"}),
+    ("ascii", {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}),
+    ("ascii", {"LANG": "C", "LC_ALL": "", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+]
+
+
+@pytest.mark.parametrize(("encoding", "environment"), ENCODINGS)
+def test_output__what_an_encoding_lacks_is_escaped(
+    database: Database, unusual: str, encoding: str, environment: dict[str, str]
+) -> None:
+    def told(*arguments: str) -> tuple[str, str, int]:
+        url = database.app_url.render_as_string(hide_password=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "selene_core", *arguments],
+            env={**os.environ, **environment, "SELENE_DATABASE_URL": url},
+            capture_output=True,
+            check=False,
+        )
+        return done.stdout.decode(encoding), done.stderr.decode(encoding), done.returncode
+
+    shown, errors, status = told("show", "acme", unusual)
+    assert (errors, status) == ("", 0)
+    value = next(line for line in shown.splitlines() if line.startswith("  city = "))
+    assert json.loads(value.partition(" = ")[2]) == UNUSUAL["city"]
+    assert "WORK_ORDER_CREATED -> DRAFT" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    as_json = json.loads(told("show", "acme", unusual, "--json")[0])
+    assert as_json["state"]["fields_json"] == UNUSUAL
+    assert "-> " in told("history")[0]
+    _, errors, status = told("import", "/no/such/東京.jsonl")
+    assert status == 2
+    assert errors.count("\n") == 1
+    assert "/no/such/" in errors
+
+
+def test_output__a_name_that_is_not_utf_8(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    missing = run("import", str(path))
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    path.write_bytes(b"")
+    assert run("import", str(path)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", ["show acme wo_unusual", "show acme wo_unusual --json", "sql", "history"]
+)
+def test_output__into_a_pipe_that_is_closed(database: Database, unusual: str, arguments: str) -> None:
+    url = database.app_url.render_as_string(hide_password=False)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "selene_core", *arguments.split()],
+        env={**os.environ, "SELENE_DATABASE_URL": url},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def drawn_lines(drawn: str) -> list[str]:
+    """Take apart what was drawn over and over in one line of a terminal."""
+    return [re.sub(r"\x1b\[\?25[lh]", "", line).rstrip() for line in re.split(r"[\r\n]+", drawn)]
+
+
+@pytest.mark.parametrize("columns", [20, 44, 80])
+def test_progress__fits_its_terminal(database: Database, tmp_path: Path, columns: int) -> None:
+    path = write_lines(tmp_path / "events.jsonl", synthetic_events(300))
+    url = database.app_url.render_as_string(hide_password=False)
+    for arguments in (["import", str(path)], ["rebuild", "tenant_a"]):
+        lines = drawn_lines(on_a_terminal([*arguments, "--url", url], columns))
+        assert any("100%" in line for line in lines)
+        if columns >= 44:
+            assert max(map(len, lines)) < columns
+
+
+@pytest.mark.parametrize("columns", [44, 60, 80])
+def test_show__breaks_lines_between_words(run: Run, unusual: str, columns: int) -> None:
+    shown = run("show", "acme", unusual, COLUMNS=str(columns)).stdout
+    assert max(len(line) for line in shown.splitlines()) <= columns
+    assert "EXTERNAL_APPROVAL_WAIT_NOTIFIED" in shown
+    assert unusual in shown.split()
+    assert str(correlation_of(unusual)) in shown.replace(",", "").split()
+    note = " ".join(shown.partition("  note = ")[2].partition("\n  sign")[0].split())
+    assert set(note.replace('"', "").split()) == {"word", "…"}
+
+
+@pytest.mark.parametrize("columns", [44, 80])
+def test_help__is_whole_at_any_width(run: Run, columns: int) -> None:
+    told = run("--help", COLUMNS=str(columns)).stdout
+    assert "..." not in told.partition("Commands:")[2].partition("Exit status")[0]
+    assert "names every work order that differs." in " ".join(told.split())
+    for status in (0, 1, 2, 3, 130, 141):
+        assert re.search(rf"^ +{status} ", told, re.MULTILINE)
+    for name in cli.commands:
+        told += run(name, "--help", COLUMNS=str(columns)).stdout
+    assert max(map(len, told.splitlines())) <= columns
+
+
+def test_url__several_hosts_and_sockets(run: Run, order: str, database: Database) -> None:
+    """The first host answers nothing: the second is taken, as libpq does."""
+    url = database.app_url
+    host, port = (url.query.get("host") or url.host, url.query.get("port") or url.port or 5432)
+    assert isinstance(host, str)
+    host = host.replace("/", "%2F")
+    login = f"{url.username}:{quote(url.password, safe='')}" if url.password else url.username
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{taken.getsockname()[1]}"
+        for begin in ("postgresql", "postgres", "postgresql+psycopg"):
+            several = (
+                f"{begin}://{login}@{closed},{host}:{port}/{url.database}?target_session_attrs=read-write"
+            )
+            result = run("verify", "acme", url=several)
+            assert (result.returncode, result.stderr) == (0, ""), several
+            assert "(1 work order)" in result.stdout
+        assert (
+            run("current", url=f"postgresql://{login}@{closed},{host}:{port}/{url.database}").returncode == 0
+        )
+    assert run("current", url=f"postgresql://{login}@{host}:{port}/{url.database}").returncode == 0
+
+
+def test_demo__without_a_server_is_one_line(run: Run, tmp_path: Path) -> None:
+    result = run("demo", SELENE_PG_BIN=str(tmp_path))
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+    assert 'pip install "selene-core[local]"' in result.stderr
+
+
 def test_demo__everything_holds() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "selene_core", "demo"],
+        env={**os.environ, "COLUMNS": "44"},
         capture_output=True,
         text=True,
         timeout=180,
@@ -456,3 +759,5 @@ def test_demo__everything_holds() -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("Everything held.\n")
     assert "NOT REFUSED" not in result.stdout
+    assert "OS_WORK_ORDER_LEASE_LOST:" in result.stdout.split()
+    assert max(map(len, result.stdout.splitlines())) <= 44

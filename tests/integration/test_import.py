@@ -1,5 +1,7 @@
 """selene-core import: complete, resumable, and every refused line named (SPEC.md section 15)."""
 
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
+from selene_core.import_files import LONGEST_LINE, read_lines
 from selene_core.importing import ImportReport, RefusedLine, import_lines
 from tests.data import HELPDESK, HELPDESK_EVENTS, synthetic_events, write_lines
 from tests.factories import wire
@@ -37,10 +40,8 @@ def contents(admin: Engine) -> tuple[list[Any], list[Any]]:
 
 
 def import_file(engine: Engine, path: Path) -> ImportReport:
-    import gzip
-
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-        return import_lines(engine, lines)
+    with path.open("rb") as raw:
+        return import_lines(engine, read_lines(raw))
 
 
 def assert_clean(engine: Engine, tenants: tuple[str, ...] = TENANTS) -> None:
@@ -187,8 +188,6 @@ def test_import__refused_lines_are_named_and_the_others_imported(engine: Engine,
 def test_import__many_tenants_keep_their_order_in_bounded_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     from selene_core import importing
 
     monkeypatch.setattr(importing, "BATCH_SIZE", 4)
@@ -206,3 +205,154 @@ def test_import__many_tenants_keep_their_order_in_bounded_memory(
     assert max(sizes) <= 4
     assert Counter(event["tenant_id"] for event in events).keys() == {f"t{n}" for n in range(15)}
     assert_clean(engine, tuple(f"t{n}" for n in range(15)))
+
+
+def line_of(number: int, **fields: Any) -> bytes:
+    """Compose a line that creates a work order of its own."""
+    payload = {"fields": fields} if fields else {}
+    created = wire("WORK_ORDER_CREATED", f"wo_{number}", idempotency_key="c", payload=payload)
+    return json.dumps({"tenant_id": "t1", **created}).encode()
+
+
+LINES = [line_of(number) for number in range(3)]
+FILE = b"\n".join(LINES) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + FILE,
+        b"\xef\xbb\xbf\r\n" + FILE,
+        b"\xef\xbb\xbf" + LINES[0] + b"\n\xef\xbb\xbf" + b"\n".join(LINES[1:]),
+        FILE.replace(b"\n", b"\r\n"),
+        b"\n \t\n" + FILE.replace(b"\n", b"\n\r\n\n") + b"  ",
+        FILE.replace(b"\n", b" \t \n"),
+        FILE.rstrip(),
+        gzip.compress(FILE),
+        b"".join(gzip.compress(line + b"\n") for line in LINES),
+        b"".join(gzip.compress(part) for part in (FILE[:100], b"", FILE[100:])),
+        gzip.compress(FILE) + b"\0" * 1000,
+    ],
+    ids=[
+        "bom",
+        "bom-line",
+        "bom-each",
+        "crlf",
+        "blank",
+        "trailing",
+        "no-newline",
+        "gzip",
+        "members",
+        "split-members",
+        "padded",
+    ],
+)
+@pytest.mark.parametrize("name", ["events.jsonl", "events.jsonl.gz", "events"])
+def test_import__files_as_other_programs_write_them(
+    engine: Engine, tmp_path: Path, data: bytes, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    report = import_file(engine, path)
+    assert (report.lines, report.appended, report.refused) == (3, 3, [])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n\r\n  \n", gzip.compress(b"")])
+def test_import__a_file_without_events(engine: Engine, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "events.jsonl.gz"
+    path.write_bytes(data)
+    assert import_file(engine, path) == ImportReport()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (FILE.decode().encode("utf-16"), "UTF-16"),
+        (FILE.decode().encode("utf-16-le"), "UTF-16"),
+        (FILE.decode().encode("utf-16-be"), "UTF-16"),
+        (FILE.decode().encode("utf-32"), "UTF-32"),
+        (b"[\n" + b",\n".join(LINES) + b"\n]\n", "JSON lines"),
+        (b"[" + b",\n".join(LINES) + b"]", "JSON lines"),
+        (b"[" + b",".join(LINES) + b"]", "must be one JSON object"),
+        (b"[" + b",".join(LINES * 2000) + b"]", "JSON lines"),
+        (json.dumps(json.loads(LINES[0]), indent=2).encode(), "JSON lines"),
+        (b"PK\x03\x04" + FILE, "zip"),
+        (b"\xfd7zXZ\0" + FILE, "xz"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_import__a_file_of_another_kind_is_refused_once(
+    engine: Engine, admin_engine: Engine, tmp_path: Path, data: bytes, words: str
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(data)
+    report = import_file(engine, path)
+    [refused] = report.refused
+    assert (refused.line, report.appended) == (1, 0)
+    assert words in refused.reason
+    assert contents(admin_engine) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (LINES[0][:-2], "must be one JSON object: "),
+        (b"{'a': 1}", "must be one JSON object: Expecting property name"),
+        (LINES[0] + LINES[1], "must be one JSON object: Extra data at character"),
+        (b'{"tenant_id": "t1", "tenant_id": "t2"}', "must not hold the key tenant_id twice"),
+        (line_of(9, c=1).replace(b'"c": 1', b'"c": 1, "c": 2'), "must not hold the key c twice"),
+        (line_of(9, c="x").replace(b'"x"', b'"Z\xfcrich"'), "must be UTF-8, which its byte"),
+        (b"\0" * 5000, "NUL bytes"),
+        (b"\0" * (LONGEST_LINE + 5000), "NUL bytes"),
+        (LINES[0] + b"\0\0", "NUL bytes"),
+        (b'{"x": "' + b"a" * 3_000_000 + b'"}', "must be at most 1,048,576 bytes"),
+        (b" " * (LONGEST_LINE + 1) + LINES[0], "must be at most 1,048,576 bytes"),
+        (line_of(9).replace(b'"turn_id": 1', b'"turn_id": 1.0'), "turn_id: must be an integer"),
+        (line_of(9).replace(b'"turn_id": 1', b'"turn_id": 1e5'), "turn_id: must be an integer"),
+        (line_of(9, c="\ud800"), "payload.fields.c: must not contain NUL or lone surrogates"),
+        (line_of(9, c="a\0b"), "payload.fields.c: must not contain NUL or lone surrogates"),
+        (b"[" * 5000, "must not be nested so deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "must not hold a number of so many digits"),
+        (b"7", "must be one JSON object, with the columns' names as keys"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_import__a_line_that_cannot_be_read_says_why(
+    engine: Engine, tmp_path: Path, bad: bytes, words: str
+) -> None:
+    report = import_file(engine, write_lines(tmp_path / "events.jsonl", [LINES[0], bad, LINES[1]]))
+    assert [refused.line for refused in report.refused] == [2]
+    assert words in report.refused[0].reason
+    assert len(report.refused[0].reason) < 200
+    assert (report.lines, report.appended) == (3, 2)
+
+
+def test_import__escapes_are_what_they_stand_for(
+    engine: Engine, admin_engine: Engine, tmp_path: Path
+) -> None:
+    told = {"city": "Zürich 🏔", "tab": "a\tb", "line": "a\u2028b"}
+    path = write_lines(tmp_path / "events.jsonl", [line_of(1, **told)])
+    assert b"\\u00fc" in path.read_bytes()
+    assert import_file(engine, path).appended == 1
+    assert contents(admin_engine)[1][0].fields_json == told
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        gzip.compress(FILE)[:-12] + b"\n",
+        gzip.compress(FILE) + b"and more",
+        gzip.compress(FILE) + gzip.compress(line_of(7))[:15],
+    ],
+    ids=["cut", "garbage", "second-member-cut"],
+)
+def test_import__damage_is_the_line_where_it_begins(engine: Engine, tmp_path: Path, damaged: bytes) -> None:
+    """What can be read before it is imported."""
+    path = tmp_path / "events.jsonl.gz"
+    path.write_bytes(damaged)
+    report = import_file(engine, path)
+    [refused] = report.refused
+    assert refused.reason.startswith("file: is damaged or cut off from here on (")
+    assert refused.line == report.lines == report.appended + 1
+    if not damaged.endswith(b"\n"):
+        assert report.appended == 3

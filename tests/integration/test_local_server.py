@@ -22,6 +22,7 @@ from selene_core import demo, migrations
 from selene_core.binaries import copy_binaries, find_binaries
 from selene_core.database import create_selene_engine
 from selene_core.local import LocalServer, LocalServerUnavailable, local_database, local_server
+from selene_core.page import Page
 from tests.races import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -268,7 +269,7 @@ def test_demo__environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     for name, value in {**HOSTILE, "PGTZ": "UTC+5", "PGDATESTYLE": "German", "PGGEQO": "off"}.items():
         monkeypatch.setenv(name, value)
     with local_database() as db:
-        assert demo.run_on(db.url, db.admin_url, lambda _line: None)
+        assert demo.run_on(db.url, db.admin_url, lambda _line: None, Page(80))
 
 
 @pytest.mark.parametrize(
