@@ -92,6 +92,11 @@ def test_doors__are_all_that_take_an_engine_or_a_connection() -> None:
     assert taking == set(DOORS)
 
 
+def kind(value: object) -> str:
+    """Name a value in a test's id: what its repr says differs from process to process."""
+    return type(value).__name__
+
+
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
     ("given", "words"),
@@ -110,7 +115,7 @@ def test_doors__are_all_that_take_an_engine_or_a_connection() -> None:
         (sa.MetaData(), "not MetaData"),
         (7, "not int"),
     ],
-    ids=str,
+    ids=kind,
 )
 def test_door__refuses_by_name(door: str, given: Any, words: str) -> None:
     message = told(door, given)
@@ -130,7 +135,9 @@ TWINS = {name: name.removeprefix("async_").removeprefix("Async") for name in ASY
 
 
 @pytest.mark.parametrize("door", ASYNC_DOORS)
-@pytest.mark.parametrize("given", [NOWHERE, Session(NOWHERE), scoped_session(sessionmaker(NOWHERE))], ids=str)
+@pytest.mark.parametrize(
+    "given", [NOWHERE, Session(NOWHERE), scoped_session(sessionmaker(NOWHERE))], ids=kind
+)
 def test_async_door__sends_the_others_to_its_twin(door: str, given: Any) -> None:
     assert told(door, given).endswith(f"not {type(given).__name__}: pass that to {TWINS[door]}")
 
@@ -142,7 +149,7 @@ def test_async_door__sends_the_others_to_its_twin(door: str, given: Any) -> None
         *(NOWHERE_ASYNC, AsyncSession(NOWHERE_ASYNC), NOWHERE_ASYNC.connect()),
         async_scoped_session(async_sessionmaker(NOWHERE_ASYNC), asyncio.current_task),
     ],
-    ids=str,
+    ids=kind,
 )
 def test_door__sends_the_asynchronous_to_its_twin(door: str, given: Any) -> None:
     twin = next(name for name, plain in TWINS.items() if plain == door)
