@@ -4,8 +4,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from selene_core import migration_session, migrations
-from selene_core.alembic_runs import current_run
+from selene_core import migrations
+from selene_core.migrations import session as migration_session
+from selene_core.migrations.runs import current_run
+from selene_core.sql_files import sql
 
 # Not alembic.context: that is the whole process's, and may be another run's.
 context = current_run()
@@ -41,7 +43,7 @@ def run_offline() -> None:
     with context.begin_transaction():
         # psql would show a NOTICE for whatever is dropped only where it is there.
         context.execute("SET LOCAL client_min_messages = warning")
-        context.execute(migrations.sql("offline_lock", version=1, lock_key=migrations.LOCK_KEY))
+        context.execute(sql("run/offline_lock", version=1, lock_key=migrations.LOCK_KEY))
         for statement in preamble(starts_at=start.revision if start else ""):
             context.execute(statement)
         context.run_migrations()
@@ -64,12 +66,12 @@ def command() -> str | None:
 
 def preamble(starts_at: str | None = None) -> list[str]:
     """Make what every run presupposes, and look whether the schema is where the version table says."""
-    script_only = [migrations.sql("offline_guard", version=1, starts_at=starts_at)]
+    script_only = [sql("run/offline_guard", version=1, starts_at=starts_at)]
     # Stamping is how a version table is mended.
     looks = [migrations.version_guard()] if command() != "do_stamp" else []
     return [
         *settings("LOCAL")[:-1],
-        migrations.sql("bootstrap", version=1),
+        sql("run/bootstrap", version=1),
         *settings("LOCAL")[-1:],
         *(script_only if starts_at is not None else []),
         *looks,
@@ -80,7 +82,7 @@ def settings(scope: str) -> list[str]:
     """The owner comes last: there is none until the preamble has made it."""
     return [
         f"SET {scope} lock_timeout = '{migrations.lock_timeout()}'",
-        migrations.sql("no_timeouts", version=1, is_local=scope == "LOCAL"),
+        sql("run/no_timeouts", version=1, is_local=scope == "LOCAL"),
         f"SET {scope} ROLE selene_owner",
     ]
 

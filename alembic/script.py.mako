@@ -12,7 +12,7 @@ Revises: ${down_revision | comma,n}
 ${imports if imports else ""}
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -14,7 +14,7 @@ from benchmarks.events import TENANT, orders
 from benchmarks.report import compare
 from benchmarks.rounds import Lane, measure
 from selene_core import WorkOrderRepository, tenant_scope
-from selene_core.tables import work_orders_current
+from selene_core.store.tables import work_orders_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

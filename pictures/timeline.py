@@ -11,17 +11,17 @@ from uuid import UUID
 from sqlalchemy import text
 
 from pictures.svg import Picture, text_width
-from selene_core import demo
-from selene_core.database import tenant_scope
-from selene_core.enums import WorkOrderStatus
-from selene_core.errors import WorkOrderNotFound
-from selene_core.rendering import summary
-from selene_core.work_orders import WorkOrderRepository
+from selene_core.cli import demo
+from selene_core.cli.rendering import summary
+from selene_core.contract.enums import WorkOrderStatus
+from selene_core.contract.errors import WorkOrderNotFound
+from selene_core.store.scope import tenant_scope
+from selene_core.store.work_orders import WorkOrderRepository
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from selene_core.contracts import WorkOrder, WorkOrderEvent
+    from selene_core.contract.rows import WorkOrder, WorkOrderEvent
 
 _START: Final = datetime(2027, 3, 1, 9, 0, tzinfo=UTC)
 _STEP: Final = timedelta(seconds=20)

@@ -1,38 +1,10 @@
 """The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
 from selene_core import libpq as libpq  # before all that needs it
-from selene_core.aio import (
-    AsyncConversationRepository,
-    AsyncIdentityRepository,
-    AsyncLeaseRepository,
-    AsyncStepAttemptRepository,
-    AsyncWorkOrderRepository,
-    async_append_events,
-    async_check_schema,
-    async_rebuild_tenant,
-    async_tenant_scope,
-)
-from selene_core.attempts import RetryDecision, StepAttempt, StepAttemptRepository
-from selene_core.autogenerate import include_name, include_object
-from selene_core.continuity import PromptDecision, decide_prompt
-from selene_core.contracts import (
+from selene_core.contract.enums import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
-    AppendResult,
     ApprovalOutcome,
-    DriftedOrder,
-    PendingCursor,
-    RebuildReport,
-    WorkOrder,
-    WorkOrderEvent,
-    WorkOrderEventType,
-    WorkOrderLedgerEventInput,
-    WorkOrderStatus,
-    new_work_order_id,
-)
-from selene_core.conversation import ConversationRepository, ConversationTurn, TurnResult
-from selene_core.database import create_async_selene_engine, create_selene_engine, tenant_scope
-from selene_core.enums import (
     AttemptOutcome,
     AttemptStatus,
     ConversationRole,
@@ -44,8 +16,10 @@ from selene_core.enums import (
     PromptReason,
     RetryAction,
     SessionState,
+    WorkOrderEventType,
+    WorkOrderStatus,
 )
-from selene_core.errors import (
+from selene_core.contract.errors import (
     AppendOnlyViolation,
     AttemptConflict,
     BoundExceeded,
@@ -72,19 +46,45 @@ from selene_core.errors import (
     WorkOrderIdUnavailable,
     WorkOrderNotFound,
 )
-from selene_core.event_schema import work_order_event_schema
-from selene_core.identities import Device, IdentityRepository, UserIdentity, UserSession
-from selene_core.leases import HeldLease, Lease, LeaseRepository
-from selene_core.schema_guard import (
+from selene_core.contract.events import WorkOrderLedgerEventInput, new_work_order_id
+from selene_core.contract.json_schema import work_order_event_schema
+from selene_core.contract.prompts import PromptDecision, decide_prompt
+from selene_core.contract.rows import (
+    AppendResult,
+    DriftedOrder,
+    PendingCursor,
+    RebuildReport,
+    WorkOrder,
+    WorkOrderEvent,
+)
+from selene_core.schema.guard import (
     SchemaDrifted,
     SchemaError,
     SchemaLocked,
     SchemaOutdated,
     SchemaTooNew,
+    async_check_schema,
     check_schema,
 )
-from selene_core.transactions import append_events, rebuild_tenant
-from selene_core.work_orders import WorkOrderRepository
+from selene_core.store.aio import (
+    AsyncConversationRepository,
+    AsyncIdentityRepository,
+    AsyncLeaseRepository,
+    AsyncStepAttemptRepository,
+    AsyncWorkOrderRepository,
+    async_append_events,
+    async_rebuild_tenant,
+    async_tenant_scope,
+)
+from selene_core.store.attempts import RetryDecision, StepAttempt, StepAttemptRepository
+from selene_core.store.autogenerate import include_name, include_object
+from selene_core.store.conversation import ConversationRepository, ConversationTurn, TurnResult
+from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.identities import Device, IdentityRepository, UserIdentity, UserSession
+from selene_core.store.leases import HeldLease, Lease, LeaseRepository
+from selene_core.store.scope import tenant_scope
+from selene_core.store.transactions import append_events, rebuild_tenant
+from selene_core.store.work_orders import WorkOrderRepository
 
 __all__ = [
     "PENDING_STATUSES",

@@ -10,9 +10,9 @@ from sqlalchemy.engine import Engine
 from selene_core.libpq import environment
 from selene_core.local import LocalServerUnavailable
 from selene_core.migrations import upgrade
-from tests import programs
-from tests.pooler import BYPASS
-from tests.servers import Database, NoServer, Server, embedded_server, open_server
+from tests.support import programs
+from tests.support.pooler import BYPASS
+from tests.support.servers import Database, NoServer, Server, embedded_server, open_server
 
 _SERVER = pytest.StashKey[Server | NoServer]()
 _STACK = pytest.StashKey[ExitStack]()

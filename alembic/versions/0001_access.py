@@ -1,4 +1,4 @@
-"""Who may enter the schemas, and that PUBLIC may not (SPEC.md section 10).
+"""Who may enter the schemas, and that PUBLIC may not (contract §10).
 
 Revision ID: 0001
 Revises:

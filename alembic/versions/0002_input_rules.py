@@ -6,7 +6,7 @@ Revises: 0001
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0002"
 down_revision = "0001"
@@ -15,28 +15,28 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(sql("refuse", version=1))
-    op.execute(sql("is_identifier", version=1))
-    op.execute(sql("is_label", version=1))
-    op.execute(sql("is_uuid", version=1))
-    op.execute(sql("is_payload", version=1))
-    op.execute(sql("is_portable_time", version=1))
-    op.execute(sql("parse_rfc3339", version=1))
-    op.execute(sql("json_time", version=1))
-    op.execute(sql("is_event_type", version=1))
-    op.execute(sql("is_work_order_status", version=1))
-    op.execute(sql("is_event_seq", version=1))
-    op.execute(sql("is_lease_token", version=1))
-    op.execute(sql("is_event_row", version=1))
-    op.execute(sql("is_projection_row", version=1))
-    op.execute(sql("exceeded_bound", version=1))
-    op.execute(sql("is_terminal", version=1))
-    op.execute(sql("key_shown", version=1))
-    op.execute(sql("identifier_violation", version=1))
-    op.execute(sql("label_violation", version=1))
-    op.execute(sql("integer_violation", version=1))
-    op.execute(sql("time_violation", version=1))
-    op.execute(sql("lease_token_violation", version=1))
+    op.execute(sql("refusal/refuse", version=1))
+    op.execute(sql("rule/is_identifier", version=1))
+    op.execute(sql("rule/is_label", version=1))
+    op.execute(sql("rule/is_uuid", version=1))
+    op.execute(sql("rule/is_payload", version=1))
+    op.execute(sql("rule/is_portable_time", version=1))
+    op.execute(sql("rule/parse_rfc3339", version=1))
+    op.execute(sql("rule/json_time", version=1))
+    op.execute(sql("rule/is_event_type", version=1))
+    op.execute(sql("rule/is_work_order_status", version=1))
+    op.execute(sql("rule/is_event_seq", version=1))
+    op.execute(sql("rule/is_lease_token", version=1))
+    op.execute(sql("rule/is_event_row", version=1))
+    op.execute(sql("rule/is_projection_row", version=1))
+    op.execute(sql("rule/exceeded_bound", version=1))
+    op.execute(sql("rule/is_terminal", version=1))
+    op.execute(sql("rule/key_shown", version=1))
+    op.execute(sql("rule/identifier_violation", version=1))
+    op.execute(sql("rule/label_violation", version=1))
+    op.execute(sql("rule/integer_violation", version=1))
+    op.execute(sql("rule/time_violation", version=1))
+    op.execute(sql("rule/lease_token_violation", version=1))
 
 
 def downgrade() -> None:

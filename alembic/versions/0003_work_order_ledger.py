@@ -1,4 +1,4 @@
-"""os_core.work_order_ledger: every event of every work order (SPEC.md section 2).
+"""os_core.work_order_ledger: every event of every work order (contract §2).
 
 Revision ID: 0003
 Revises: 0002
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0003"
 down_revision = "0002"
@@ -84,5 +84,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
-        op.execute(sql("refuse_data_loss", version=1, table="os_core.work_order_ledger"))
+        op.execute(sql("run/refuse_data_loss", version=1, table="os_core.work_order_ledger"))
     op.drop_table(TABLE, schema="os_core")

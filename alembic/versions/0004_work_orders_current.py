@@ -1,4 +1,4 @@
-"""os_core.work_orders_current: the projection, one row a work order (SPEC.md section 2).
+"""os_core.work_orders_current: the projection, one row a work order (contract §2).
 
 Revision ID: 0004
 Revises: 0003
@@ -73,7 +73,7 @@ def upgrade() -> None:
         sa.CheckConstraint(BOUNDS, name=op.f("ck_work_orders_current_bounds")),
         schema="os_core",
     )
-    # The pending selector of SPEC.md section 9: most recent first, ties by event.
+    # The pending selector of contract §9: most recent first, ties by event.
     op.create_index(
         op.f("ix_work_orders_current_pending"),
         TABLE,

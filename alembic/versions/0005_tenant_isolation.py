@@ -1,4 +1,4 @@
-"""Row-level security on the ledger and the projection, and the two ways into a tenant (SPEC.md section 10).
+"""Row-level security on the ledger and the projection, and the two ways into a tenant (contract §10).
 
 Revision ID: 0005
 Revises: 0004
@@ -6,7 +6,7 @@ Revises: 0004
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0005"
 down_revision = "0004"
@@ -17,12 +17,12 @@ TABLES = ("os_core.work_order_ledger", "os_core.work_orders_current")
 
 
 def upgrade() -> None:
-    op.execute(sql("no_tenant", version=1))
-    op.execute(sql("require_tenant", version=1))
-    op.execute(sql("refuse_contract", version=1))
-    op.execute(sql("enter_tenant", version=1))
+    op.execute(sql("tenant/no_tenant", version=1))
+    op.execute(sql("tenant/require_tenant", version=1))
+    op.execute(sql("refusal/refuse_contract", version=1))
+    op.execute(sql("tenant/enter_tenant", version=1))
     for table in TABLES:
-        op.execute(sql("tenant_isolation", version=1, table=table))
+        op.execute(sql("table/tenant_isolation", version=1, table=table))
 
 
 def downgrade() -> None:

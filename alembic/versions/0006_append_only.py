@@ -1,4 +1,4 @@
-"""Nobody rewrites the work-order ledger (SPEC.md section 11).
+"""Nobody rewrites the work-order ledger (contract §11).
 
 Revision ID: 0006
 Revises: 0005
@@ -6,7 +6,7 @@ Revises: 0005
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0006"
 down_revision = "0005"
@@ -17,8 +17,8 @@ TABLE = "os_core.work_order_ledger"
 
 
 def upgrade() -> None:
-    op.execute(sql("reject_mutation", version=1))
-    op.execute(sql("append_only", version=1, table=TABLE))
+    op.execute(sql("table/reject_mutation", version=1))
+    op.execute(sql("table/append_only", version=1, table=TABLE))
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""The fold and its aggregate: what an event means for the projection (SPEC.md section 5).
+"""The fold and its aggregate: what an event means for the projection (contract §5).
 
 Revision ID: 0007
 Revises: 0006
@@ -6,7 +6,7 @@ Revises: 0006
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0007"
 down_revision = "0006"
@@ -15,8 +15,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(sql("apply_work_order_event", version=1))
-    op.execute(sql("fold_work_order", version=1))
+    op.execute(sql("fold/apply_work_order_event", version=1))
+    op.execute(sql("fold/fold_work_order", version=1))
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""The append function, the only way to write the ledger and the projection (SPEC.md section 4).
+"""The append function, the only way to write the ledger and the projection (contract §4).
 
 Revision ID: 0008
 Revises: 0007
@@ -6,7 +6,7 @@ Revises: 0007
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0008"
 down_revision = "0007"
@@ -15,30 +15,30 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(sql("is_field_key", version=1))
-    op.execute(sql("payload_value_violation", version=1))
-    op.execute(sql("payload_keys_violation", version=1))
-    op.execute(sql("payload_size_violation", version=1))
-    op.execute(sql("number_violation", version=1))
-    op.execute(sql("payload_violation", version=1))
-    op.execute(sql("event_violation", version=1))
-    op.execute(sql("event_from_json", version=1))
-    op.execute(sql("transition_refusal", version=1))
-    op.execute(sql("token_hash", version=1))
-    op.execute(sql("lease_refusal", version=1))
-    op.execute(sql("continuity_refusal", version=1))
-    op.execute(sql("same_content", version=1))
-    op.execute(sql("refuse_event", version=1))
-    op.execute(sql("refuse_replay", version=1))
-    op.execute(sql("refuse_bound", version=1))
-    op.execute(sql("refuse_damaged", version=1))
-    op.execute(sql("refuse_sequence", version=1))
-    op.execute(sql("write_projection", version=1))
-    op.execute(sql("append_work_order_event", version=1))
-    op.execute(sql("append_work_order_batch", version=1))
-    op.execute(sql("append_work_order_events", version=1))
-    op.execute(sql("lock_projection", version=1))
-    op.execute(sql("lock_work_order", version=1))
+    op.execute(sql("rule/is_field_key", version=1))
+    op.execute(sql("append/payload_value_violation", version=1))
+    op.execute(sql("append/payload_keys_violation", version=1))
+    op.execute(sql("append/payload_size_violation", version=1))
+    op.execute(sql("rule/number_violation", version=1))
+    op.execute(sql("append/payload_violation", version=1))
+    op.execute(sql("append/event_violation", version=1))
+    op.execute(sql("append/event_from_json", version=1))
+    op.execute(sql("append/transition_refusal", version=1))
+    op.execute(sql("lease/token_hash", version=1))
+    op.execute(sql("append/lease_refusal", version=1))
+    op.execute(sql("append/continuity_refusal", version=1))
+    op.execute(sql("append/same_content", version=1))
+    op.execute(sql("refusal/refuse_event", version=1))
+    op.execute(sql("refusal/refuse_replay", version=1))
+    op.execute(sql("refusal/refuse_bound", version=1))
+    op.execute(sql("refusal/refuse_damaged", version=1))
+    op.execute(sql("refusal/refuse_sequence", version=1))
+    op.execute(sql("append/write_projection", version=1))
+    op.execute(sql("append/append_work_order_event", version=1))
+    op.execute(sql("append/append_work_order_batch", version=1))
+    op.execute(sql("append/append_work_order_events", version=1))
+    op.execute(sql("append/lock_projection", version=1))
+    op.execute(sql("continuity/lock_work_order", version=1))
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""Rebuild, verify and as_of: the projection against its ledger (SPEC.md section 5).
+"""Rebuild, verify and as_of: the projection against its ledger (contract §5).
 
 Revision ID: 0009
 Revises: 0008
@@ -6,7 +6,7 @@ Revises: 0008
 
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0009"
 down_revision = "0008"
@@ -15,12 +15,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(sql("mend_work_orders", version=1))
-    op.execute(sql("rebuild_range", version=1))
-    op.execute(sql("rebuild_work_order", version=1))
-    op.execute(sql("rebuild_work_orders", version=1))
-    op.execute(sql("verify_work_orders", version=1))
-    op.execute(sql("work_order_as_of", version=1))
+    op.execute(sql("replay/mend_work_orders", version=1))
+    op.execute(sql("replay/rebuild_range", version=1))
+    op.execute(sql("replay/rebuild_work_order", version=1))
+    op.execute(sql("replay/rebuild_work_orders", version=1))
+    op.execute(sql("replay/verify_work_orders", version=1))
+    op.execute(sql("replay/work_order_as_of", version=1))
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""Both roles may read; nobody may write but through the functions (SPEC.md section 10).
+"""Both roles may read; nobody may write but through the functions (contract §10).
 
 Revision ID: 0010
 Revises: 0009

@@ -1,4 +1,4 @@
-"""Cancel, notify once, and find what is pending by requester (SPEC.md sections 7 and 9).
+"""Cancel, notify once, and find what is pending by requester (contract §7 and §9).
 
 Revision ID: 0011
 Revises: 0010
@@ -7,7 +7,7 @@ Revises: 0010
 import sqlalchemy as sa
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0011"
 down_revision = "0010"
@@ -24,8 +24,8 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )
-    op.execute(sql("cancel_work_order", version=1))
-    op.execute(sql("notify_wait", version=1))
+    op.execute(sql("continuity/cancel_work_order", version=1))
+    op.execute(sql("continuity/notify_wait", version=1))
 
 
 def downgrade() -> None:

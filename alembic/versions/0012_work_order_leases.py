@@ -1,4 +1,4 @@
-"""os_core.work_order_leases and the lease functions: who may work on a work order (SPEC.md sections 2 and 8).
+"""os_core.work_order_leases and the lease functions: who may work on a work order (contract §2 and §8).
 
 Revision ID: 0012
 Revises: 0011
@@ -7,7 +7,7 @@ Revises: 0011
 import sqlalchemy as sa
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0012"
 down_revision = "0011"
@@ -23,7 +23,7 @@ CONTRACT = """os_core.is_lease_row(
 def upgrade() -> None:
     text = sa.Text(collation="C")
     instant = sa.DateTime(timezone=True)
-    op.execute(sql("is_lease_row", version=1))
+    op.execute(sql("rule/is_lease_row", version=1))
     op.create_table(
         TABLE,
         sa.Column("lease_id", sa.Uuid, nullable=False),
@@ -63,22 +63,22 @@ def upgrade() -> None:
             schema="os_core",
             postgresql_where=sa.text(rows),
         )
-    op.execute(sql("tenant_isolation", version=1, table=f"os_core.{TABLE}"))
-    op.execute(sql("guard_lease", version=1))
-    op.execute(sql("keep_rows", version=1, table=f"os_core.{TABLE}", guard="os_core.guard_lease"))
+    op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{TABLE}"))
+    op.execute(sql("table/guard_lease", version=1))
+    op.execute(sql("table/keep_rows", version=1, table=f"os_core.{TABLE}", guard="os_core.guard_lease"))
     op.execute(f"GRANT SELECT ON os_core.{TABLE} TO selene_app, selene_readonly")
-    op.execute(sql("event_carried", version=1))
-    op.execute(sql("refuse_terminal", version=1))
-    op.execute(sql("refuse_key", version=1))
-    op.execute(sql("check_lease_call", version=1))
-    op.execute(sql("acquire_lease", version=1))
-    op.execute(sql("renew_lease", version=1))
-    op.execute(sql("release_lease", version=1))
+    op.execute(sql("append/event_carried", version=1))
+    op.execute(sql("refusal/refuse_terminal", version=1))
+    op.execute(sql("refusal/refuse_key", version=1))
+    op.execute(sql("lease/check_lease_call", version=1))
+    op.execute(sql("lease/acquire_lease", version=1))
+    op.execute(sql("lease/renew_lease", version=1))
+    op.execute(sql("lease/release_lease", version=1))
 
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
-        op.execute(sql("refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
+        op.execute(sql("run/refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
     op.execute("DROP FUNCTION os_core.release_lease(text, text, text)")
     op.execute("DROP FUNCTION os_core.renew_lease(text, text, text, bigint)")
     op.execute("DROP FUNCTION os_core.acquire_lease(text, text, text, text, bigint, text)")

@@ -1,4 +1,4 @@
-"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries (SPEC.md section 8).
+"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries (contract §8).
 
 Revision ID: 0013
 Revises: 0012
@@ -7,7 +7,7 @@ Revises: 0012
 import sqlalchemy as sa
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0013"
 down_revision = "0012"
@@ -25,7 +25,7 @@ CONTRACT = """os_core.is_step_attempt_row(
 def upgrade() -> None:
     text = sa.Text(collation="C")
     instant = sa.DateTime(timezone=True)
-    op.execute(sql("is_step_attempt_row", version=1))
+    op.execute(sql("rule/is_step_attempt_row", version=1))
     op.execute(f"CREATE SEQUENCE {SEQUENCE} AS bigint CACHE 1")
     op.create_table(
         TABLE,
@@ -80,20 +80,21 @@ def upgrade() -> None:
         postgresql_include=["work_order_id", "step_id", "attempt_index"],
         postgresql_where=sa.text("next_retry_at IS NOT NULL"),
     )
-    op.execute(sql("tenant_isolation", version=1, table=f"os_core.{TABLE}"))
-    op.execute(sql("guard_step_attempt", version=1))
-    op.execute(sql("keep_rows", version=1, table=f"os_core.{TABLE}", guard="os_core.guard_step_attempt"))
+    op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{TABLE}"))
+    op.execute(sql("table/guard_step_attempt", version=1))
+    guard = "os_core.guard_step_attempt"
+    op.execute(sql("table/keep_rows", version=1, table=f"os_core.{TABLE}", guard=guard))
     op.execute(f"GRANT SELECT ON os_core.{TABLE} TO selene_app, selene_readonly")
-    op.execute(sql("refuse_attempt", version=1))
-    op.execute(sql("append_step_event", version=1))
-    op.execute(sql("start_step_attempt", version=1))
-    op.execute(sql("finish_step_attempt", version=1))
-    op.execute(sql("due_step_retries", version=1))
+    op.execute(sql("attempt/refuse_attempt", version=1))
+    op.execute(sql("attempt/append_step_event", version=1))
+    op.execute(sql("attempt/start_step_attempt", version=1))
+    op.execute(sql("attempt/finish_step_attempt", version=1))
+    op.execute(sql("attempt/due_step_retries", version=1))
 
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
-        op.execute(sql("refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
+        op.execute(sql("run/refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
     op.execute("DROP FUNCTION os_core.due_step_retries(text, integer)")
     op.execute("DROP FUNCTION os_core.finish_step_attempt(text, bigint, text, bigint, boolean, text, text)")
     op.execute(

@@ -1,4 +1,4 @@
-"""os_core.identities, devices and sessions, and the functions that write them (SPEC.md section 2).
+"""os_core.identities, devices and sessions, and the functions that write them (contract §2).
 
 Revision ID: 0014
 Revises: 0013
@@ -7,7 +7,7 @@ Revises: 0013
 import sqlalchemy as sa
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0014"
 down_revision = "0013"
@@ -21,24 +21,24 @@ SESSION = "os_core.is_session_row(session_id, session_state, opened_at, last_act
 
 
 def upgrade() -> None:
-    op.execute(sql("is_language_tag", version=1))
-    op.execute(sql("is_identity_row", version=1))
-    op.execute(sql("is_device_row", version=1))
-    op.execute(sql("is_session_row", version=1))
+    op.execute(sql("rule/is_language_tag", version=1))
+    op.execute(sql("rule/is_identity_row", version=1))
+    op.execute(sql("rule/is_device_row", version=1))
+    op.execute(sql("rule/is_session_row", version=1))
     create_identities()
     create_devices()
     create_sessions()
     for table in TABLES:
-        op.execute(sql("tenant_isolation", version=1, table=f"os_core.{table}"))
+        op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{table}"))
         op.execute(f"GRANT SELECT ON os_core.{table} TO selene_app, selene_readonly")
-    op.execute(sql("require_owned", version=1))
-    op.execute(sql("refuse_session_state", version=1))
-    op.execute(sql("lock_session", version=1))
-    op.execute(sql("register_identity", version=1))
-    op.execute(sql("register_device", version=1))
-    op.execute(sql("open_session", version=1))
-    op.execute(sql("touch_session", version=1))
-    op.execute(sql("move_session", version=1))
+    op.execute(sql("identity/require_owned", version=1))
+    op.execute(sql("identity/refuse_session_state", version=1))
+    op.execute(sql("identity/lock_session", version=1))
+    op.execute(sql("identity/register_identity", version=1))
+    op.execute(sql("identity/register_device", version=1))
+    op.execute(sql("identity/open_session", version=1))
+    op.execute(sql("identity/touch_session", version=1))
+    op.execute(sql("identity/move_session", version=1))
 
 
 def create_identities() -> None:
@@ -117,7 +117,7 @@ def create_sessions() -> None:
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
         # Devices and sessions are of users: without an identity there are none.
-        op.execute(sql("refuse_data_loss", version=1, table="os_core.identities"))
+        op.execute(sql("run/refuse_data_loss", version=1, table="os_core.identities"))
     op.execute("DROP FUNCTION os_core.move_session(text, text, text)")
     op.execute("DROP FUNCTION os_core.touch_session(text, text)")
     op.execute("DROP FUNCTION os_core.open_session(text, text, text, text)")

@@ -1,4 +1,4 @@
-"""conversation.conversation_ledger: what was said, append-only, and its functions (SPEC.md section 2).
+"""conversation.conversation_ledger: what was said, append-only, and its functions (contract §2).
 
 Revision ID: 0015
 Revises: 0014
@@ -7,7 +7,7 @@ Revises: 0014
 import sqlalchemy as sa
 from alembic import op
 
-from selene_core.migrations import sql
+from selene_core.sql_files import sql
 
 revision = "0015"
 down_revision = "0014"
@@ -26,21 +26,21 @@ CONTRACT = """conversation.is_turn_row(
 
 
 def upgrade() -> None:
-    op.execute(sql("text_hash", version=1))
-    op.execute(sql("is_turn_row", version=1))
+    op.execute(sql("conversation/text_hash", version=1))
+    op.execute(sql("rule/is_turn_row", version=1))
     create_table()
-    op.execute(sql("tenant_isolation", version=1, table=f"conversation.{TABLE}"))
-    op.execute(sql("append_only", version=1, table=f"conversation.{TABLE}"))
+    op.execute(sql("table/tenant_isolation", version=1, table=f"conversation.{TABLE}"))
+    op.execute(sql("table/append_only", version=1, table=f"conversation.{TABLE}"))
     # Every column but the text, which is read through a function that leaves out what a tombstone hides.
     op.execute(f"GRANT SELECT ({READABLE}) ON conversation.{TABLE} TO selene_app, selene_readonly")
     # ANALYZE would copy some of what was said into the statistics, and keep it when it is hidden.
     op.execute(f"ALTER TABLE conversation.{TABLE} ALTER COLUMN text SET STATISTICS 0")
-    op.execute(sql("turn_violation", version=1))
-    op.execute(sql("refuse_turn_replay", version=1))
-    op.execute(sql("refuse_tombstone", version=1))
-    op.execute(sql("append_turn", version=1))
-    op.execute(sql("tombstone_turn", version=1))
-    op.execute(sql("read_turns", version=1))
+    op.execute(sql("conversation/turn_violation", version=1))
+    op.execute(sql("conversation/refuse_turn_replay", version=1))
+    op.execute(sql("conversation/refuse_tombstone", version=1))
+    op.execute(sql("conversation/append_turn", version=1))
+    op.execute(sql("conversation/tombstone_turn", version=1))
+    op.execute(sql("conversation/read_turns", version=1))
     # Readers call it beside read_turns: it returns its argument or raises.
     op.execute("GRANT EXECUTE ON FUNCTION os_core.require_tenant(text) TO selene_readonly")
 
@@ -146,7 +146,7 @@ def foreign_keys() -> list[sa.ForeignKeyConstraint]:
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
-        op.execute(sql("refuse_data_loss", version=1, table=f"conversation.{TABLE}"))
+        op.execute(sql("run/refuse_data_loss", version=1, table=f"conversation.{TABLE}"))
     op.execute("REVOKE EXECUTE ON FUNCTION os_core.require_tenant(text) FROM selene_readonly")
     op.execute("DROP FUNCTION conversation.read_turns(text, uuid, bigint, integer)")
     op.execute("DROP FUNCTION conversation.tombstone_turn(text, uuid, bigint, bigint, bigint, text)")

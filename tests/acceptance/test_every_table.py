@@ -1,7 +1,7 @@
-"""What the database owes every table of ours, those to come included: SPEC.md sections 2, 10 and 11.
+"""What the database owes every table of ours, those to come included: contract §2, §10 and §11.
 
-The tables come from selene_core.tables, which is held to the database. Each has rows of two tenants here,
-written by the public functions: a new table without any fails until it has.
+The tables come from selene_core.store.tables, which is held to the database. Each has rows of two tenants
+here, written by the public functions: a new table without any fails until it has.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from selene_core.tables import METADATA
-from tests.calls import refused
-from tests.catalogue_rules import CHANGED_TABLES, GUARDS
-from tests.raw import Connection, connect
-from tests.servers import Database, Server
-from tests.writes import CALLS, CREATE, SAY, statement
+from selene_core.store.tables import METADATA
+from tests.support.calls import refused
+from tests.support.catalogue_rules import CHANGED_TABLES, GUARDS
+from tests.support.raw import Connection, connect
+from tests.support.servers import Database, Server
+from tests.support.writes import CALLS, CREATE, SAY, statement
 
 PERMISSION_DENIED = "42501"
 FOREIGN_KEY = "23503"

@@ -27,8 +27,8 @@ from selene_core import (
     decide_prompt,
     tenant_scope,
 )
-from tests.factories import created, event, new_id
-from tests.races import wait_until
+from tests.support.factories import created, event, new_id
+from tests.support.races import wait_until
 
 TENANT = "acme"
 REQUIRED = ("city", "date")

@@ -15,10 +15,10 @@ import pytest
 from psycopg.errors import InsufficientPrivilege
 from psycopg.types.json import Jsonb
 
-from tests.calls import Appended, Tenant, append, as_of, rebuild, rebuild_one, refused, verify
-from tests.factories import correlation_of, wire
-from tests.raw import Connection, connect
-from tests.servers import Database
+from tests.support.calls import Appended, Tenant, append, as_of, rebuild, rebuild_one, refused, verify
+from tests.support.factories import correlation_of, wire
+from tests.support.raw import Connection, connect
+from tests.support.servers import Database
 
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"

@@ -5,10 +5,10 @@ from contextlib import closing
 
 import pytest
 
-from tests.calls import Tenant
-from tests.factories import new_id
-from tests.servers import Database, Server
-from tests.sessions import Sessions
+from tests.support.calls import Tenant
+from tests.support.factories import new_id
+from tests.support.servers import Database, Server
+from tests.support.sessions import Sessions
 
 
 @pytest.fixture(scope="module")

@@ -25,20 +25,20 @@ from selene_core import (
     WorkOrderLedgerEventInput,
     WorkOrderNotFound,
     WorkOrderRepository,
-    aio,
     append_events,
     async_append_events,
     async_rebuild_tenant,
     async_tenant_scope,
     tenant_scope,
 )
-from selene_core.repository import Repository
-from selene_core.tables import METADATA
-from selene_core.work_order_statements import EVENTS_PAGE
-from tests.factories import created, event
-from tests.pooler import driver_options
-from tests.races import wait_until, wait_until_blocked
-from tests.servers import Database
+from selene_core.store import aio
+from selene_core.store.repository import Repository
+from selene_core.store.tables import METADATA
+from selene_core.store.work_order_statements import EVENTS_PAGE
+from tests.support.factories import created, event
+from tests.support.pooler import driver_options
+from tests.support.races import wait_until, wait_until_blocked
+from tests.support.servers import Database
 
 T = TypeVar("T")
 TENANT = "acme"

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from selene_core import SchemaDrifted, check_schema, drift
-from selene_core.doctor import examine
+from selene_core import SchemaDrifted, check_schema
 from selene_core.migrations import script, upgrade
-from tests.catalogue import catalogue
+from selene_core.schema import drift
+from selene_core.schema.doctor import examine
 from tests.migrations.runs import ROOT, admin, alembic_env, held, psql, psql_command, run_all
-from tests.servers import LOGIN_ROLES, Database
+from tests.support.catalogue import catalogue
+from tests.support.servers import LOGIN_ROLES, Database
 
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"

@@ -1,4 +1,4 @@
-"""Appending: every rule of SPEC.md sections 3 and 4, for an event alone and for one within a batch."""
+"""Appending: every rule of contract §3 and §4, for an event alone and for one within a batch."""
 
 import json
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.calls import TERMINAL, Appended, Event, Refusal, Tenant, append, refused
-from tests.factories import correlation_of, new_id, wire
-from tests.servers import Database
-from tests.sessions import Sessions
+from tests.support.calls import TERMINAL, Appended, Event, Refusal, Tenant, append, refused
+from tests.support.factories import correlation_of, new_id, wire
+from tests.support.servers import Database
+from tests.support.sessions import Sessions
 
 PENDING = ("DRAFT", "CLARIFY", "CONFIRM")
 OPEN = (*PENDING, "EXECUTING")

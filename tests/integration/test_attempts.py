@@ -1,4 +1,4 @@
-"""Attempts of steps: counted, one at a time, retried to the microsecond (SPEC.md section 8)."""
+"""Attempts of steps: counted, one at a time, retried to the microsecond (contract §8)."""
 
 import json
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from tests.calls import TERMINAL, Row, Tenant, refused
-from tests.factories import created, new_id, wire
-from tests.raw import connect
-from tests.servers import Database, Server
-from tests.sessions import Sessions
-from tests.workers import (
+from tests.support.calls import TERMINAL, Row, Tenant, refused
+from tests.support.factories import created, new_id, wire
+from tests.support.raw import connect
+from tests.support.servers import Database, Server
+from tests.support.sessions import Sessions
+from tests.support.workers import (
     LIMITS,
     acquire,
     attempts,

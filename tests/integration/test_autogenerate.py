@@ -11,9 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from selene_core import include_name, include_object
-from selene_core.tables import METADATA
+from selene_core.store.tables import METADATA
 from tests.migrations.runs import alembic_env
-from tests.servers import Database
+from tests.support.servers import Database
 
 ENV = """
 from alembic import context
@@ -40,7 +40,7 @@ def downgrade():
 HOST = """
 import sqlalchemy as sa
 from selene_core import include_name, include_object
-from selene_core.tables import METADATA, work_orders_current
+from selene_core.store.tables import METADATA, work_orders_current
 
 metadata = sa.MetaData()
 {ours}

@@ -1,4 +1,4 @@
-"""What breaks the contract is refused in Python, and in the database by itself (SPEC.md section 3).
+"""What breaks the contract is refused in Python, and in the database by itself (contract §3).
 
 Each bad event is one JSON text. Python reads it as an import would; the database gets it from psycopg, by the
 application role.
@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from selene_core import ContractViolation, WorkOrderEventType, WorkOrderLedgerEventInput, append_events
-from selene_core.errors import BY_SQLSTATE
-from selene_core.json_limits import MAX_PAYLOAD_BYTES
-from selene_core.rules import PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
-from tests.factories import created, wire
-from tests.raw import Connection, connect
-from tests.servers import Database, Server
+from selene_core.contract.errors import BY_SQLSTATE
+from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES
+from selene_core.contract.rules import PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
+from tests.support.factories import created, wire
+from tests.support.raw import Connection, connect
+from tests.support.servers import Database, Server
 
 APPEND = "SELECT * FROM os_core.append_work_order_events(%s, %s::jsonb)"
 JSON_ERRORS = {"22P02", "22P05"}  # of the jsonb parser: no JSON, or text that PostgreSQL cannot hold

@@ -30,10 +30,10 @@ from selene_core import (
     check_schema,
     tenant_scope,
 )
-from tests.factories import created, event
 from tests.integration.test_documents import ROOT, blocks
-from tests.pooler import driver_options
-from tests.servers import Database
+from tests.support.factories import created, event
+from tests.support.pooler import driver_options
+from tests.support.servers import Database
 
 TENANT = "acme"
 

@@ -1,4 +1,4 @@
-"""The schema as a whole: the golden catalogue, and rules for all tables and functions (SPEC.md 2, 10, 11)."""
+"""The schema as a whole: its catalogue, and rules for all tables and functions (contract §2, §10, §11)."""
 
 import difflib
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from tests.catalogue import GOLDEN, catalogue, golden_text
-from tests.catalogue_rules import RULES, UNPINNED_FUNCTIONS, violations
-from tests.servers import Server
+from tests.support.catalogue import GOLDEN, catalogue, golden_text
+from tests.support.catalogue_rules import RULES, UNPINNED_FUNCTIONS, violations
+from tests.support.servers import Server
 
 NEW_TABLE = (
     'CREATE TABLE os_core.new (tenant_id text COLLATE "C" NOT NULL, note_id text COLLATE "C" NOT NULL)'
@@ -315,7 +315,7 @@ def test_catalogue__is_what_the_golden_file_says(unchanged: sa.Engine) -> None:
     difference = "\n".join(
         difflib.unified_diff(expected, found, "catalogue.txt", "the database", lineterm="", n=2)
     )
-    assert not difference, f"{difference}\n\nIf it is meant: python -m tests.catalogue"
+    assert not difference, f"{difference}\n\nIf it is meant: python -m tests.support.catalogue"
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,4 +1,4 @@
-"""The command line as a person and a script meet it (SPEC.md section 15)."""
+"""The command line as a person and a script meet it (contract §15)."""
 
 import fcntl
 import json
@@ -30,16 +30,16 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.cli import cli, main
-from selene_core.drift import golden
 from selene_core.migrations import downgrade
-from tests.calls import Tenant
-from tests.data import synthetic_events, write_lines
-from tests.factories import correlation_of, created, event
+from selene_core.schema.drift import golden
 from tests.migrations.runs import alembic_env, run_all
-from tests.races import wait_until
-from tests.raw import connect
-from tests.servers import Database
-from tests.workers import LIMITS, wait_past
+from tests.support.calls import Tenant
+from tests.support.data import synthetic_events, write_lines
+from tests.support.factories import correlation_of, created, event
+from tests.support.races import wait_until
+from tests.support.raw import connect
+from tests.support.servers import Database
+from tests.support.workers import LIMITS, wait_past
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -15,11 +15,11 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.calls import Appended, Event, Tenant, append, refused
-from tests.factories import correlation_of, new_id, wire
-from tests.races import wait_until
-from tests.raw import Connection
-from tests.sessions import Session, Sessions
+from tests.support.calls import Appended, Event, Tenant, append, refused
+from tests.support.factories import correlation_of, new_id, wire
+from tests.support.races import wait_until
+from tests.support.raw import Connection
+from tests.support.sessions import Session, Sessions
 
 T = TypeVar("T")
 WRITERS = 16

@@ -23,8 +23,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.containers import NoContainer, start_container
-from tests.races import wait_until
+from tests.support.containers import NoContainer, start_container
+from tests.support.races import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,7 +128,7 @@ def test_container__goes_with_whoever_started_it(daemon: Daemon, when: str, how:
     script = """
         import signal
         from contextlib import ExitStack
-        from tests.containers import start_container
+        from tests.support.containers import start_container
         # Who runs in the background, or under nohup, ignores these.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -157,7 +157,7 @@ def test_container__goes_with_whoever_started_it(daemon: Daemon, when: str, how:
 
 
 def test_container__that_has_ended_is_told_at_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.containers.CONTAINER_START_SECONDS", float("inf"))
+    monkeypatch.setattr("tests.support.containers.CONTAINER_START_SECONDS", float("inf"))
     daemon.may_answer.set()
 
     def end() -> None:

@@ -29,12 +29,12 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from tests.calls import Tenant, refused
-from tests.factories import created, event, new_id, wire
-from tests.races import DEADLINE_SECONDS, wait_until
-from tests.raw import Connection
-from tests.servers import Database
-from tests.sessions import Sessions
+from tests.support.calls import Tenant, refused
+from tests.support.factories import created, event, new_id, wire
+from tests.support.races import DEADLINE_SECONDS, wait_until
+from tests.support.raw import Connection
+from tests.support.servers import Database
+from tests.support.sessions import Sessions
 
 TENANT = "acme"
 FAR_OFF = "2999-01-01T00:00:00Z"

@@ -21,10 +21,10 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from selene_core.database import translate_errors
-from selene_core.json_limits import MAX_INT64
-from selene_core.rules import EVENT_RULES, PAYLOAD_RULES, Rule
-from selene_core.tables import METADATA
+from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, Rule
+from selene_core.store.scope import translate_errors
+from selene_core.store.tables import METADATA
 from tests.integration.test_documents import ROOT
 
 CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")

@@ -40,16 +40,16 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from selene_core.conversation import TURNS_PAGE
+from selene_core.cli.rendering import conversation_lines
 from selene_core.local import LocalServerUnavailable, local_database
-from selene_core.rendering import conversation_lines
-from selene_core.tables import conversation_ledger
-from tests.calls import Tenant, refused
-from tests.plans import scans
-from tests.races import wait_until
-from tests.raw import Connection, connect
-from tests.servers import Database, Role, Server
-from tests.sessions import Sessions
+from selene_core.store.conversation import TURNS_PAGE
+from selene_core.store.tables import conversation_ledger
+from tests.support.calls import Tenant, refused
+from tests.support.plans import scans
+from tests.support.races import wait_until
+from tests.support.raw import Connection, connect
+from tests.support.servers import Database, Role, Server
+from tests.support.sessions import Sessions
 
 LEDGER = "conversation.conversation_ledger"
 THREAD = UUID("6b0f0a54-1c2e-4c57-9d1a-0a7c4b2f9e11")

@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from selene_core.local import LocalDatabase, LocalServerUnavailable, local_database
-from tests.calls import Appended, Event, Tenant, append
-from tests.factories import new_id, wire
-from tests.races import wait_until
-from tests.raw import connect
-from tests.servers import Database, Server
-from tests.sessions import Session, Sessions
+from tests.support.calls import Appended, Event, Tenant, append
+from tests.support.factories import new_id, wire
+from tests.support.races import wait_until
+from tests.support.raw import connect
+from tests.support.servers import Database, Server
+from tests.support.sessions import Session, Sessions
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 30

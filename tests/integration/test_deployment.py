@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core import AppendResult, WorkOrderRepository, append_events, tenant_scope
 from selene_core.migrations import upgrade
-from tests.factories import created, event
 from tests.integration.test_documents import ROOT, blocks
 from tests.migrations.runs import catalogue_of, run_all
-from tests.races import wait_until
-from tests.servers import Database, Server, embedded_server
+from tests.support.factories import created, event
+from tests.support.races import wait_until
+from tests.support.servers import Database, Server, embedded_server
 
 GUIDE = ROOT / "docs" / "deployment.md"
 TENANTS = ("acme", "globex")

@@ -1,4 +1,4 @@
-"""selene-core doctor: names every fault, and what it prints mends it (SPEC.md section 15)."""
+"""selene-core doctor: names every fault, and what it prints mends it (contract §15)."""
 
 import json
 import re
@@ -19,15 +19,15 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.cli import cli
-from selene_core.doctor import examine, server_faults
-from selene_core.drift import golden
 from selene_core.local import local_server
 from selene_core.migrations import downgrade, upgrade
-from tests.factories import created
+from selene_core.schema.doctor import examine, server_faults
+from selene_core.schema.drift import golden
 from tests.migrations.runs import admin, catalogue_of, held, psql, run_all, stands_at
-from tests.races import wait_until
-from tests.scratch import upgrade_further
-from tests.servers import Database, Server, embedded_server
+from tests.support.factories import created
+from tests.support.races import wait_until
+from tests.support.scratch import upgrade_further
+from tests.support.servers import Database, Server, embedded_server
 
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogue_rules import PUBLIC_FUNCTIONS
 from tests.migrations.runs import psql
-from tests.servers import Database
+from tests.support.catalogue_rules import PUBLIC_FUNCTIONS
+from tests.support.servers import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = ROOT / "docs" / "sql-interface.md"

@@ -30,10 +30,10 @@ from selene_core import (
     rebuild_tenant,
     tenant_scope,
 )
-from selene_core.aio import AsyncRepository
-from selene_core.repository import Repository
-from tests.raw import connect
-from tests.servers import Database
+from selene_core.store.aio import AsyncRepository
+from selene_core.store.repository import Repository
+from tests.support.raw import connect
+from tests.support.servers import Database
 
 TENANT = "no tenant"  # and no events: what is none is refused before anything else is looked at
 

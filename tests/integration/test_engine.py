@@ -1,4 +1,4 @@
-"""The engines that services make: what they set, what a pooler cannot bear, how waiting ends (SPEC.md 14)."""
+"""The engines that services make: what they set, what a pooler cannot bear, how waiting ends."""
 
 import asyncio
 import socket
@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core import create_async_selene_engine, create_selene_engine
-from selene_core.database import psycopg_url
-from tests.pooler import is_pooled
-from tests.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
-from tests.servers import Database
+from selene_core.store.engines import psycopg_url
+from tests.support.pooler import is_pooled
+from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
+from tests.support.servers import Database
 
 PREPARED = sa.text("SELECT count(*) FROM pg_prepared_statements")
 

@@ -1,4 +1,4 @@
-"""Many workers, one lease: one holder at any moment, and no zombie changes anything (SPEC.md section 8)."""
+"""Many workers, one lease: one holder at any moment, and no zombie changes anything (contract §8)."""
 
 import hashlib
 import random
@@ -24,13 +24,13 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from tests.calls import Row, Tenant, append, refused
-from tests.factories import event, wire
-from tests.races import DEADLINE_SECONDS
-from tests.raw import Connection
-from tests.servers import Database
-from tests.sessions import Sessions
-from tests.workers import (
+from tests.support.calls import Row, Tenant, append, refused
+from tests.support.factories import event, wire
+from tests.support.races import DEADLINE_SECONDS
+from tests.support.raw import Connection
+from tests.support.servers import Database
+from tests.support.sessions import Sessions
+from tests.support.workers import (
     LIMITS,
     acquire,
     everything,

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
-from tests.factories import created, event, wire
-from tests.raw import connect
-from tests.servers import Database
+from tests.support.factories import created, event, wire
+from tests.support.raw import connect
+from tests.support.servers import Database
 
 APPEND = "SELECT * FROM os_core.append_work_order_events(%s, %s::jsonb)"
 EXPIRY = "2030-01-01T00:00:00Z"

@@ -29,14 +29,14 @@ from selene_core import (
     UserSession,
     tenant_scope,
 )
-from selene_core.identities import OWNED_PAGE
-from tests.calls import Tenant, refused
-from tests.factories import new_id
-from tests.plans import scans
-from tests.races import wait_until
-from tests.raw import Connection
-from tests.servers import Database, Role, Server
-from tests.sessions import Sessions
+from selene_core.store.identities import OWNED_PAGE
+from tests.support.calls import Tenant, refused
+from tests.support.factories import new_id
+from tests.support.plans import scans
+from tests.support.races import wait_until
+from tests.support.raw import Connection
+from tests.support.servers import Database, Role, Server
+from tests.support.sessions import Sessions
 
 STATES = list(SessionState)
 LEGAL = {

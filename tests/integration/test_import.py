@@ -1,4 +1,4 @@
-"""selene-core import: complete, resumable, and every refused line named (SPEC.md section 15)."""
+"""selene-core import: complete, resumable, and every refused line named (contract §15)."""
 
 import gzip
 import json
@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
-from selene_core.import_files import LONGEST_LINE, read_lines
-from selene_core.importing import ImportReport, RefusedLine, import_lines
-from tests.data import HELPDESK, HELPDESK_EVENTS, synthetic_events, write_lines
-from tests.factories import wire
-from tests.races import wait_until
-from tests.servers import Database
+from selene_core.cli.import_files import LONGEST_LINE, read_lines
+from selene_core.cli.importing import ImportReport, RefusedLine, import_lines
+from tests.support.data import HELPDESK, HELPDESK_EVENTS, synthetic_events, write_lines
+from tests.support.factories import wire
+from tests.support.races import wait_until
+from tests.support.servers import Database
 
 TENANTS = ("tenant_a", "tenant_b", "tenant_c")
 LEDGER = text(
@@ -188,7 +188,7 @@ def test_import__refused_lines_are_named_and_the_others_imported(engine: Engine,
 def test_import__many_tenants_keep_their_order_in_bounded_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selene_core import importing
+    from selene_core.cli import importing
 
     monkeypatch.setattr(importing, "BATCH_SIZE", 4)
     monkeypatch.setattr(importing, "_MOST_PENDING", 10)

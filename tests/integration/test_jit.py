@@ -9,10 +9,10 @@ from uuid import NAMESPACE_DNS, uuid5
 import psycopg
 import pytest
 
-from tests.factories import wire
-from tests.raw import Connection, connect
-from tests.servers import LOGIN_ROLES, Database
-from tests.writes import STORY, known, run
+from tests.support.factories import wire
+from tests.support.raw import Connection, connect
+from tests.support.servers import LOGIN_ROLES, Database
+from tests.support.writes import STORY, known, run
 
 SWITCHED_OFF_COST = 1e9  # before PostgreSQL 18 a node that is switched off costs ten times as much
 EXPLAIN = {

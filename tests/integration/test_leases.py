@@ -1,4 +1,4 @@
-"""Leases: one holder at any moment, a token for each, and a fence that only grows (SPEC.md section 8)."""
+"""Leases: one holder at any moment, a token for each, and a fence that only grows (contract §8)."""
 
 import logging
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from selene_core import (
     WorkOrderRepository,
     tenant_scope,
 )
-from tests.calls import TERMINAL, Tenant, append, refused
-from tests.factories import created, event, new_id, wire
-from tests.raw import connect
-from tests.servers import Database, Server
-from tests.sessions import Sessions
-from tests.workers import (
+from tests.support.calls import TERMINAL, Tenant, append, refused
+from tests.support.factories import created, event, new_id, wire
+from tests.support.raw import connect
+from tests.support.servers import Database, Server
+from tests.support.sessions import Sessions
+from tests.support.workers import (
     LIMITS,
     acquire,
     everything,

@@ -5,11 +5,11 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from selene_core.migrations import LOCK_KEY, MigrationLocked, upgrade
-from tests.calls import append, refused
-from tests.factories import new_id, wire
-from tests.raw import connect
-from tests.servers import Database
-from tests.sessions import Sessions
+from tests.support.calls import append, refused
+from tests.support.factories import new_id, wire
+from tests.support.raw import connect
+from tests.support.servers import Database
+from tests.support.sessions import Sessions
 
 APPEND = "SELECT os_core.append_work_order_events(%s, %s::jsonb)"
 

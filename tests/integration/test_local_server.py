@@ -18,12 +18,13 @@ import pytest
 import sqlalchemy as sa
 from psycopg import pq
 
-from selene_core import demo, migrations
-from selene_core.binaries import copy_binaries, find_binaries
-from selene_core.database import create_selene_engine
+from selene_core import migrations
+from selene_core.cli import demo
+from selene_core.cli.page import Page
 from selene_core.local import LocalServer, LocalServerUnavailable, local_database, local_server
-from selene_core.page import Page
-from tests.races import wait_until
+from selene_core.local.binaries import copy_binaries, find_binaries
+from selene_core.store.engines import create_selene_engine
+from tests.support.races import wait_until
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Random histories: after every step the projection is, column by column, what the model of SPEC.md says."""
+"""Random histories: after each step the projection is, column by column, what a model of the contract says."""
 
 import json
 from collections import Counter
@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from psycopg.types.json import Jsonb, set_json_loads
 
 from selene_core import WorkOrder, decide_prompt
-from selene_core.continuity import may_be_asked
-from tests.calls import Appended, Event, Row, Tenant, refused
-from tests.factories import new_id, wire
-from tests.model import Model, Refused, State, equal, exact, fold
-from tests.sessions import Sessions
+from selene_core.contract.prompts import may_be_asked
+from tests.support.calls import Appended, Event, Row, Tenant, refused
+from tests.support.factories import new_id, wire
+from tests.support.model import Model, Refused, State, equal, exact, fold
+from tests.support.sessions import Sessions
 
 JSON_COLUMNS = (
     "fields_json",

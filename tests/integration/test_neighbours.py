@@ -7,14 +7,14 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core import SchemaDrifted, SchemaTooNew, append_events, check_schema
-from selene_core.drift import golden
 from selene_core.migrations import upgrade
-from tests.factories import created
+from selene_core.schema.drift import golden
 from tests.integration.test_deployment import block, run_as, statements
 from tests.integration.test_doctor import doctor, mend
 from tests.migrations.runs import psql, run_all
-from tests.scratch import upgrade_further
-from tests.servers import Database, Server
+from tests.support.factories import created
+from tests.support.scratch import upgrade_further
+from tests.support.servers import Database, Server
 
 CURRENT = "os_core.work_orders_current"
 LEDGER = "os_core.work_order_ledger"

@@ -1,4 +1,4 @@
-"""What is pending: the selector of SPEC.md section 9, on a hundred thousand work orders and on a few."""
+"""What is pending: the selector of contract §9, on a hundred thousand work orders and on a few."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -22,9 +22,9 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from tests.factories import correlation_of, created, event
-from tests.plans import index_conditions, index_names, plan_of, statements
-from tests.servers import Database, Role, Server
+from tests.support.factories import correlation_of, created, event
+from tests.support.plans import index_conditions, index_names, plan_of, statements
+from tests.support.servers import Database, Role, Server
 
 ORDERS = 100_000
 REQUESTERS = 5_000

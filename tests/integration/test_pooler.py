@@ -24,13 +24,13 @@ from selene_core import (
     rebuild_tenant,
     tenant_scope,
 )
-from selene_core.tables import METADATA
-from tests import pooler as pooling
-from tests.factories import created, event
-from tests.pooler import Pooler, driver_options, pgbouncer
-from tests.races import backend_pid, wait_until_gone
-from tests.servers import LOGIN_ROLES, PASSWORD, Database, Server
-from tests.writes import CALLS, statement, thread_of
+from selene_core.store.tables import METADATA
+from tests.support import pooler as pooling
+from tests.support.factories import created, event
+from tests.support.pooler import Pooler, driver_options, pgbouncer
+from tests.support.races import backend_pid, wait_until_gone
+from tests.support.servers import LOGIN_ROLES, PASSWORD, Database, Server
+from tests.support.writes import CALLS, statement, thread_of
 
 pytestmark = pytest.mark.needs("pgbouncer")
 
@@ -168,7 +168,7 @@ KILLED = """
     import sys
     from sqlalchemy import create_engine
     from selene_core import WorkOrderRepository, tenant_scope
-    from tests.factories import event
+    from tests.support.factories import event
 
     engine = create_engine(sys.argv[1], connect_args={"prepare_threshold": None})
     with tenant_scope(engine, "acme") as conn:

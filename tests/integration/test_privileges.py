@@ -1,12 +1,12 @@
-"""What the logins of application and readers are refused, on everything in our schemas (SPEC.md 10)."""
+"""What the logins of application and readers are refused, on everything in our schemas (contract §10)."""
 
 from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
 
-from tests.catalogue_rules import PUBLIC_FUNCTIONS, READING_FUNCTIONS
-from tests.servers import LOGIN_ROLES, Database, Role, Server
+from tests.support.catalogue_rules import PUBLIC_FUNCTIONS, READING_FUNCTIONS
+from tests.support.servers import LOGIN_ROLES, Database, Role, Server
 
 LOGINS: list[Role] = ["app", "readonly"]
 REFUSED_ON_TABLES = [

@@ -10,11 +10,22 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.calls import Event, Rebuilt, Row, Tenant, append, as_of, rebuild, rebuild_one, refused, verify
-from tests.factories import correlation_of, new_id, wire
-from tests.raw import Connection, connect
-from tests.servers import Database
-from tests.sessions import Sessions
+from tests.support.calls import (
+    Event,
+    Rebuilt,
+    Row,
+    Tenant,
+    append,
+    as_of,
+    rebuild,
+    rebuild_one,
+    refused,
+    verify,
+)
+from tests.support.factories import correlation_of, new_id, wire
+from tests.support.raw import Connection, connect
+from tests.support.servers import Database
+from tests.support.sessions import Sessions
 
 WHERE = "WHERE tenant_id = %s AND work_order_id = %s"
 

@@ -37,15 +37,15 @@ from selene_core import (
     WorkOrderRepository,
     WorkOrderStatus,
     append_events,
-    errors,
     rebuild_tenant,
     tenant_scope,
 )
-from selene_core.tables import work_order_ledger, work_orders_current
-from selene_core.work_order_statements import EVENTS_PAGE, REBUILD_GROUP_SIZE
-from tests.factories import correlation_of, created, event
-from tests.plans import index_names, plan_of, statements
-from tests.servers import Database, Server
+from selene_core.contract import errors
+from selene_core.store.tables import work_order_ledger, work_orders_current
+from selene_core.store.work_order_statements import EVENTS_PAGE, REBUILD_GROUP_SIZE
+from tests.support.factories import correlation_of, created, event
+from tests.support.plans import index_names, plan_of, statements
+from tests.support.servers import Database, Server
 
 ORDERS = 20_000
 EVENTS = 20_000

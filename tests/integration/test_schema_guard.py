@@ -1,4 +1,4 @@
-"""check_schema: a service asks whether it can work with the database (SPEC.md section 13)."""
+"""check_schema: a service asks whether it can work with the database (contract §13)."""
 
 import asyncio
 import pickle
@@ -30,16 +30,16 @@ from selene_core import (
     rebuild_tenant,
     tenant_scope,
 )
-from selene_core.drift import golden
 from selene_core.migrations import downgrade, upgrade
-from selene_core.tables import METADATA
-from tests.factories import created, event
+from selene_core.schema.drift import golden
+from selene_core.store.tables import METADATA
 from tests.migrations.runs import held, run_all, stands_at
-from tests.pooler import is_pooled
-from tests.races import wait_until
-from tests.scratch import NEXT, upgrade_further
-from tests.servers import Database
-from tests.workers import LIMITS
+from tests.support.factories import created, event
+from tests.support.pooler import is_pooled
+from tests.support.races import wait_until
+from tests.support.scratch import NEXT, upgrade_further
+from tests.support.servers import Database
+from tests.support.workers import LIMITS
 
 HEAD = golden().head
 BEFORE_HEAD = golden().revisions[-2]

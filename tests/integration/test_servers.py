@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests import pooler, programs
-from tests.pooler import BYPASS, is_pooled
-from tests.races import backend_pid, wait_until, wait_until_blocked, wait_until_gone
-from tests.servers import Database, NoServer, Role, Server, open_server
+from tests.support import pooler, programs
+from tests.support.pooler import BYPASS, is_pooled
+from tests.support.races import backend_pid, wait_until, wait_until_blocked, wait_until_gone
+from tests.support.servers import Database, NoServer, Role, Server, open_server
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_pooler__ends_with_whoever_started_it(given: Server) -> None:
     code = """
         import sys
         from sqlalchemy.engine import make_url
-        from tests.pooler import pgbouncer
+        from tests.support.pooler import pgbouncer
 
         with pgbouncer(make_url(sys.argv[1]), {"somebody": "hush"}) as pooler:
             print(pooler.folder, (pooler.folder / "pid").read_text().strip(), flush=True)

@@ -26,12 +26,12 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.migrations import upgrade
-from tests.calls import append, refused
-from tests.factories import created, event, new_id, wire
-from tests.raw import Connection, connect
-from tests.scenario import Story, Told, read
-from tests.servers import LOGIN_ROLES, Database, Server
-from tests.writes import CALLS, statement
+from tests.support.calls import append, refused
+from tests.support.factories import created, event, new_id, wire
+from tests.support.raw import Connection, connect
+from tests.support.scenario import Story, Told, read
+from tests.support.servers import LOGIN_ROLES, Database, Server
+from tests.support.writes import CALLS, statement
 
 Settings = Mapping[str, str]
 # A POSIX zone has the abbreviations that it says: such letters mean what the zone makes of them.

@@ -20,10 +20,10 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from selene_core.database import scope_tenant, translate_errors
-from tests.factories import correlation_of, created, event
-from tests.raw import connect
-from tests.servers import Database
+from selene_core.store.scope import scope_tenant, translate_errors
+from tests.support.factories import correlation_of, created, event
+from tests.support.raw import connect
+from tests.support.servers import Database
 
 EVERY_CALL: list[Callable[[WorkOrderRepository], object]] = [
     lambda repository: repository.append(event("STEP_STARTED", "order")),

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.integration.test_documents import ROOT, blocks
-from tests.servers import LOGIN_ROLES, Database
+from tests.support.servers import LOGIN_ROLES, Database
 
 DOCS = ROOT / "docs"
 BETWEEN = "\x1e"

@@ -6,9 +6,9 @@ from typing import LiteralString
 
 import pytest
 
-from selene_core.enums import TERMINAL_STATUSES, WorkOrderEventType, WorkOrderStatus
-from selene_core.migrations import script_directory
-from tests.sessions import Sessions
+from selene_core.contract.enums import TERMINAL_STATUSES, WorkOrderEventType, WorkOrderStatus
+from selene_core.sql_files import script_directory
+from tests.support.sessions import Sessions
 
 # Whatever the database's lists hold is a word of some SQL file; an enum's member need not be.
 WORDS = sorted(

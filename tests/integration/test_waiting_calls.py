@@ -1,4 +1,4 @@
-"""What a service calls while a revision gives its table a column waits, and works (SPEC.md section 13)."""
+"""What a service calls while a revision gives its table a column waits, and works (contract §13)."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from selene_core.tables import METADATA
-from tests.catalogue_rules import PUBLIC_FUNCTIONS
-from tests.races import wait_until
-from tests.servers import Database
-from tests.sessions import Session, Sessions
-from tests.writes import STORY, known, run
+from selene_core.store.tables import METADATA
+from tests.support.catalogue_rules import PUBLIC_FUNCTIONS
+from tests.support.races import wait_until
+from tests.support.servers import Database
+from tests.support.sessions import Session, Sessions
+from tests.support.writes import STORY, known, run
 
 
 @pytest.fixture

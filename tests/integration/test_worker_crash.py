@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from selene_core.local import LocalDatabase, LocalServerUnavailable, local_database
-from tests.calls import Row, Tenant
-from tests.factories import new_id
-from tests.races import wait_until
-from tests.raw import Connection
-from tests.servers import Server
-from tests.sessions import Session, Sessions
-from tests.workers import acquire, everything, expired_lease, finish, new_token, release, renew, start
+from tests.support.calls import Row, Tenant
+from tests.support.factories import new_id
+from tests.support.races import wait_until
+from tests.support.raw import Connection
+from tests.support.servers import Server
+from tests.support.sessions import Session, Sessions
+from tests.support.workers import acquire, everything, expired_lease, finish, new_token, release, renew, start
 
 LEASES = "os_core.work_order_leases"
 ATTEMPTS = "os_core.work_order_step_attempts"

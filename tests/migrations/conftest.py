@@ -7,7 +7,7 @@ from psycopg.sql import SQL, Identifier
 
 from selene_core.migrations import upgrade
 from tests.migrations.runs import catalogue_of
-from tests.servers import Database, Server
+from tests.support.servers import Database, Server
 
 
 @pytest.fixture(scope="session")

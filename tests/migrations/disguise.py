@@ -12,7 +12,7 @@ from threading import Thread
 
 import sqlalchemy as sa
 
-from tests.servers import Server
+from tests.support.servers import Server
 
 _PORT = 6543  # a part of the socket's name
 _PLAIN, _CANCEL = (80877103, 80877104), 80877102

@@ -15,9 +15,9 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from selene_core.migrations import LOCK_KEY, config
-from tests.catalogue import catalogue
-from tests.races import wait_until, wait_until_gone
-from tests.servers import Database
+from tests.support.catalogue import catalogue
+from tests.support.races import wait_until, wait_until_gone
+from tests.support.servers import Database
 
 ROOT = Path(__file__).parents[2]
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]

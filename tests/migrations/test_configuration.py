@@ -1,4 +1,4 @@
-"""Where a migration finds its database and its revisions, and what it leaves alone (SPEC.md section 13)."""
+"""Where a migration finds its database and its revisions, and what it leaves alone (contract §13)."""
 
 import logging
 import shutil
@@ -15,13 +15,11 @@ from selene_core.migrations import (
     MigrationRefused,
     config,
     configured_url,
-    read_sql,
-    script_directory,
-    sql,
     upgrade,
 )
+from selene_core.sql_files import read_sql, script_directory, sql
 from tests.migrations.runs import REVISIONS, ROOT, alembic, alembic_env, catalogue_of, stands_at
-from tests.servers import Database
+from tests.support.servers import Database
 
 
 def test_upgrade__version_table_is_in_os_core(database: Database) -> None:
@@ -129,11 +127,16 @@ def test_upgrade__leaves_the_hosts_logging_alone(empty_database: Database) -> No
     assert (logging.root.level, list(logging.root.handlers), mine.disabled) == before
 
 
+def name_and_version(file: Path) -> tuple[str, str]:
+    name, version = file.stem.rsplit("_v", 1)
+    return f"{file.parent.name}/{name}", version
+
+
 def test_sql__is_executed_as_it_is_written() -> None:
     """No colon in a body is taken for a bind parameter, and none is left escaped."""
     as_in_scripts = sa.create_engine("postgresql+psycopg://", paramstyle="named").dialect
-    for file in (script_directory() / "sql").glob("*.sql"):
-        name, version = file.stem.rsplit("_v", 1)
+    for file in (script_directory() / "sql").rglob("*.sql"):
+        name, version = name_and_version(file)
         statement = sa.text(sql(name, version=int(version))).compile(dialect=as_in_scripts)
         assert statement.params == {}, file.name
         assert str(statement) == read_sql(name, version=int(version)), file.name
@@ -146,7 +149,7 @@ def test_revisions__are_one_line_and_lose_none_of_the_sql() -> None:
     sources = [*(script_directory() / "versions").glob("*.py"), script_directory() / "env.py"]
     sources += [ROOT / "selene_core" / "migrations.py"]
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
-    for file in (script_directory() / "sql").glob("*.sql"):
-        assert f'sql("{file.stem.rsplit("_v", 1)[0]}", version=' in text.replace("\n", "").replace(
+    for file in (script_directory() / "sql").rglob("*.sql"):
+        assert f'sql("{name_and_version(file)[0]}", version=' in text.replace("\n", "").replace(
             'sql(                "', 'sql("'
         ), file.name

@@ -1,4 +1,4 @@
-"""Down and up again; never past rows of a ledger without being told (SPEC.md sections 11 and 13)."""
+"""Down and up again; never past rows of a ledger without being told (contract §11 and §13)."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core.migrations import MigrationRefused, downgrade, upgrade
-from tests import factories
 from tests.migrations.runs import PAIRS, alembic, catalogue_of, psql, run_all, script, stands_at
-from tests.servers import Database, Role
+from tests.support import factories
+from tests.support.servers import Database, Role
 
 LEDGER = "0003"
 BELOW_LEDGER = ["0002", "0001", "base"]

@@ -1,4 +1,4 @@
-"""Downgrades below leases and attempts: never past rows without being told (SPEC.md section 13)."""
+"""Downgrades below leases and attempts: never past rows without being told (contract §13)."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -7,11 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core.migrations import MigrationRefused, downgrade, upgrade
-from tests.calls import Tenant
 from tests.migrations.runs import PAIRS, catalogue_of, psql, script, stands_at
-from tests.raw import connect
-from tests.servers import Database
-from tests.workers import acquire, new_token, start
+from tests.support.calls import Tenant
+from tests.support.raw import connect
+from tests.support.servers import Database
+from tests.support.workers import acquire, new_token, start
 
 LEASES, ATTEMPTS = "work_order_leases", "work_order_step_attempts"
 BELOW = {revision: below for below, revision in PAIRS}

@@ -1,4 +1,4 @@
-"""Killed inside any revision and run again, a migration ends in the same schema (SPEC.md section 13)."""
+"""Killed inside any revision and run again, a migration ends in the same schema (contract §13)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from tests.migrations.runs import (
     wait_until_dead,
     wait_until_stopped,
 )
-from tests.servers import Database, Server
+from tests.support.servers import Database, Server
 
 # In the first revision there is no version table yet that could be locked; this is what it changes first.
 DEFAULTS_HELD = "LOCK TABLE pg_catalog.pg_default_acl IN SHARE MODE"

@@ -1,4 +1,4 @@
-"""One migration at a time, and none that blocks the site (SPEC.md section 13)."""
+"""One migration at a time, and none that blocks the site (contract §13)."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from selene_core.migrations import LOCK_KEY, MigrationLocked, MigrationRefused, upgrade
+from selene_core.migrations import (
+    LOCK_KEY,
+    MigrationLocked,
+    MigrationRefused,
+    upgrade,
+)
 from tests.migrations.runs import (
     PATIENT,
     VERSION_HELD,
@@ -26,8 +31,8 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
-from tests.races import DEADLINE_SECONDS, backend_pid, wait_until, wait_until_blocked
-from tests.servers import Database
+from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until, wait_until_blocked
+from tests.support.servers import Database
 
 LOCK = f"SELECT pg_advisory_lock({LOCK_KEY})"
 BEFORE_ISOLATION = "0004"

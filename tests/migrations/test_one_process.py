@@ -37,8 +37,8 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
-from tests.races import DEADLINE_SECONDS
-from tests.servers import Database, Server
+from tests.support.races import DEADLINE_SECONDS
+from tests.support.servers import Database, Server
 
 HEAD = REVISIONS[-1]
 TABLES = sa.text(

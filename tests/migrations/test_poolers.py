@@ -1,4 +1,4 @@
-"""A migration has a session of its own or does not begin, and leaves nothing in any (SPEC.md section 13)."""
+"""A migration has a session of its own or does not begin, and leaves nothing in any (contract §13)."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,12 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from selene_core.cli import cli
-from selene_core.migrations import MigrationRefused, current, downgrade, upgrade
+from selene_core.migrations import (
+    MigrationRefused,
+    current,
+    downgrade,
+    upgrade,
+)
 from tests.migrations.disguise import Disguise, disguised
 from tests.migrations.runs import (
     PATIENT,
@@ -27,9 +32,9 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
-from tests.pooler import Pooler, pgbouncer
-from tests.scratch import upgrade_further
-from tests.servers import PASSWORD, Database, Server
+from tests.support.pooler import Pooler, pgbouncer
+from tests.support.scratch import upgrade_further
+from tests.support.servers import PASSWORD, Database, Server
 
 LEFT = """
     SELECT current_user = session_user, current_setting('lock_timeout'), current_setting('statement_timeout'),

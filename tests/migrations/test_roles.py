@@ -1,4 +1,4 @@
-"""Who may migrate, and what a migrator who lacks something is told (SPEC.md sections 10 and 13)."""
+"""Who may migrate, and what a migrator who lacks something is told (contract §10 and §13)."""
 
 import subprocess
 from collections.abc import Callable
@@ -9,7 +9,12 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from selene_core.cli import cli
-from selene_core.migrations import MigrationRefused, current, history, upgrade
+from selene_core.migrations import (
+    MigrationRefused,
+    current,
+    history,
+    upgrade,
+)
 from tests.migrations.runs import (
     PATIENT,
     alembic,
@@ -25,7 +30,7 @@ from tests.migrations.runs import (
     wait_until_dead,
     wait_until_stopped,
 )
-from tests.servers import Database, Server
+from tests.support.servers import Database, Server
 
 ROLES = [f"CREATE ROLE {name} NOLOGIN" for name in ("selene_owner", "selene_app", "selene_readonly")]
 PLAIN = ["CREATE ROLE migrator LOGIN", "GRANT CREATE ON DATABASE {database} TO migrator"]

@@ -1,4 +1,4 @@
-"""What a migration would do, said before it; and what it did, said truly (SPEC.md sections 13 and 15)."""
+"""What a migration would do, said before it; and what it did, said truly (contract §13 and §15)."""
 
 import json
 import shutil
@@ -12,10 +12,17 @@ from textwrap import dedent
 import pytest
 import sqlalchemy as sa
 
-from selene_core import append_events, downgrades, migrations
-from selene_core.downgrades import look
-from selene_core.migrations import LOCK_KEY, current, downgrade, plan, script_directory, upgrade
-from tests.factories import created
+from selene_core import append_events, migrations
+from selene_core.migrations import (
+    LOCK_KEY,
+    current,
+    downgrade,
+    downgrades,
+    plan,
+    upgrade,
+)
+from selene_core.migrations.downgrades import look
+from selene_core.sql_files import script_directory
 from tests.migrations.runs import (
     PATIENT,
     REVISIONS,
@@ -28,8 +35,9 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
-from tests.races import backend_pid, wait_until
-from tests.servers import Database
+from tests.support.factories import created
+from tests.support.races import backend_pid, wait_until
+from tests.support.servers import Database
 
 HEAD = REVISIONS[-1]
 LEDGER, CURRENT = "os_core.work_order_ledger", "os_core.work_orders_current"

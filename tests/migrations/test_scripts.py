@@ -1,4 +1,4 @@
-"""alembic --sql through psql: the same schema, and only where the script belongs (SPEC.md section 13)."""
+"""alembic --sql through psql: the same schema, and only where the script belongs (contract §13)."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from tests.migrations.runs import (
     script,
     stands_at,
 )
-from tests.servers import Database
+from tests.support.servers import Database
 
 
 def test_script__makes_the_same_schema(empty_database: Database, catalogue_at: Callable[[str], str]) -> None:

@@ -1,11 +1,11 @@
-"""selene_core.tables mirrors what the migrations make: collations, defaults and CHECKs included."""
+"""selene_core.store.tables mirrors what the migrations make: collations, defaults and CHECKs included."""
 
 import pytest
 import sqlalchemy as sa
 from alembic import command
 
 from selene_core.migrations import config, target_metadata
-from tests.servers import Database
+from tests.support.servers import Database
 
 DESCRIPTION = sa.text("""
     SELECT c.relname, a.attnum::text || ' ' || a.attname, concat_ws(' ',

@@ -1,4 +1,4 @@
-"""The version table is believed only where the schema bears it out (SPEC.md section 13)."""
+"""The version table is believed only where the schema bears it out (contract §13)."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from selene_core.cli import cli
-from selene_core.migrations import TRACES, MigrationRefused, contradiction, current, downgrade, upgrade
-from tests.catalogue import traces_text
+from selene_core.migrations import (
+    TRACES,
+    MigrationRefused,
+    contradiction,
+    current,
+    downgrade,
+    upgrade,
+)
 from tests.migrations.runs import (
     REVISIONS,
     alembic,
@@ -19,7 +25,8 @@ from tests.migrations.runs import (
     stands_at,
     statements_in,
 )
-from tests.servers import Database, Server
+from tests.support.catalogue import traces_text
+from tests.support.servers import Database, Server
 
 VERSION = "os_core.alembic_version"
 STAMPED = {
@@ -203,4 +210,4 @@ def test_script__a_schema_without_a_version_table(empty_database: Database) -> N
 
 
 def test_traces__are_what_the_revisions_make(server: Server) -> None:
-    assert TRACES.read_text(encoding="utf-8") == traces_text(server), "python -m tests.catalogue"
+    assert TRACES.read_text(encoding="utf-8") == traces_text(server), "python -m tests.support.catalogue"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import selene_core
-from selene_core.repository import Repository
+from selene_core.store.repository import Repository
 from tests.packaging.installed import Installed
 
 PROGRAM = Path(__file__).parents[1] / "consumer" / "program.py"

@@ -1,4 +1,4 @@
-"""What pip installs is enough, anywhere, on the oldest and the newest PostgreSQL (SPEC.md section 13)."""
+"""What pip installs is enough, anywhere, on the oldest and the newest PostgreSQL (contract §13)."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from selene_core.binaries import VERSIONS, find_binaries
-from selene_core.drift import golden
+from selene_core.local.binaries import VERSIONS, find_binaries
 from selene_core.migrations import history, script
-from tests.catalogue import GOLDEN, golden_text
+from selene_core.schema.drift import golden
 from tests.migrations.runs import ROOT, psql
 from tests.packaging.installed import README, Distributions, Installed
-from tests.servers import Database, Server, embedded_server
+from tests.support.catalogue import GOLDEN, golden_text
+from tests.support.servers import Database, Server, embedded_server
 
 PRODUCTION = {"alembic", "click", "psycopg", "pydantic", "sqlalchemy"}
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -60,7 +60,11 @@ def test_sdist__has_migrations_and_tests(distributions: Distributions) -> None:
         "tests/conftest.py",
         "selene_core/py.typed",
     } <= names
-    assert {"selene_core/catalogue.txt", "tests/consumer/program.py", "tests/unit/test_errors.py"} <= names
+    assert {
+        "selene_core/schema/catalogue.txt",
+        "tests/consumer/program.py",
+        "tests/unit/test_errors.py",
+    } <= names
     assert not [name for name in names if ".venv" in name or "__pycache__" in name]
 
 
@@ -71,7 +75,7 @@ def test_wheel__has_the_migrations_and_nothing_of_the_tests(distributions: Distr
             if path.suffix in {".py", ".sql", ".mako"}:
                 inside = f"selene_core/_alembic/{path.relative_to(ROOT / 'alembic')}"
                 assert archive.read(inside) == path.read_bytes()
-        assert archive.read("selene_core/catalogue.txt") == GOLDEN.read_bytes()
+        assert archive.read("selene_core/schema/catalogue.txt") == GOLDEN.read_bytes()
     assert "selene_core/py.typed" in names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"selene_core"}
 
@@ -132,7 +136,7 @@ def test_installed__readme_examples_run_as_they_stand(
     named: dict[str, str] = {}
     if server_of_version.version != NEWEST:
         named["SELENE_PG_BIN"] = str(find_binaries(server_of_version.version).folder)
-    taken = "from selene_core.binaries import find_binaries; print(find_binaries().folder)"
+    taken = "from selene_core.local.binaries import find_binaries; print(find_binaries().folder)"
     folder = installed.run("python", "-c", taken, cwd=tmp_path, **named).stdout.strip()
     assert folder == named.get("SELENE_PG_BIN") or Path(folder).is_relative_to(installed.folder)
     assert EXAMPLES

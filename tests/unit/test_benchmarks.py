@@ -12,7 +12,7 @@ from benchmarks.replay import fold_ledger
 from benchmarks.report import table
 from benchmarks.scale import TINY
 from benchmarks.suite import SUITE
-from tests.servers import Server
+from tests.support.servers import Server
 
 
 @pytest.fixture(scope="module")

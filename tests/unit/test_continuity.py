@@ -1,4 +1,4 @@
-"""decide_prompt: the walk through the required fields (SPEC.md section 6)."""
+"""decide_prompt: the walk through the required fields (contract §6)."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

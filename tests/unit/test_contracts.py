@@ -18,21 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
 
-from selene_core.contracts import (
+from selene_core.contract.enums import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
-    AppendResult,
-    WorkOrder,
-    WorkOrderEvent,
     WorkOrderEventType,
-    WorkOrderLedgerEventInput,
     WorkOrderStatus,
+)
+from selene_core.contract.errors import IDEMPOTENCY_REPLAY_CODE, ContractViolation
+from selene_core.contract.events import (
+    WorkOrderLedgerEventInput,
     check_tenant_id,
     check_work_order_id,
     new_work_order_id,
 )
-from selene_core.errors import IDEMPOTENCY_REPLAY_CODE, ContractViolation
-from selene_core.json_limits import MAX_PAYLOAD_BYTES, FrozenDict, FrozenList
+from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES, FrozenDict, FrozenList
+from selene_core.contract.rows import AppendResult, WorkOrder, WorkOrderEvent
 
 CORRELATION_ID = UUID("12345678-1234-1234-1234-123456789abc")
 TOKEN = "0123456789abcdef"

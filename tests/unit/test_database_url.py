@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from selene_core.database import psycopg_url
+from selene_core.store.engines import psycopg_url
 
 
 @pytest.mark.parametrize(

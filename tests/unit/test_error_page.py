@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 from selene_core import SeleneError
-from selene_core.errors import BY_SQLSTATE
+from selene_core.contract.errors import BY_SQLSTATE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selene_core import errors
-from selene_core.errors import BY_SQLSTATE, ContractViolation, LeaseHeld, SeleneError, from_sqlstate
+from selene_core.contract import errors
+from selene_core.contract.errors import BY_SQLSTATE, ContractViolation, LeaseHeld, SeleneError, from_sqlstate
 
 EVERY_ERROR = pytest.mark.parametrize("error", BY_SQLSTATE.values(), ids=lambda error: str(error.__name__))
 

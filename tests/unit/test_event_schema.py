@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from selene_core.contracts import WorkOrderEventType, WorkOrderLedgerEventInput
-from selene_core.errors import ContractViolation
-from selene_core.event_schema import SCHEMA_PATH, schema_text, work_order_event_schema
+from selene_core.contract.enums import WorkOrderEventType
+from selene_core.contract.errors import ContractViolation
+from selene_core.contract.events import WorkOrderLedgerEventInput
+from selene_core.contract.json_schema import SCHEMA_PATH, schema_text, work_order_event_schema
 
 VALIDATOR = Draft202012Validator(work_order_event_schema())
 
@@ -57,7 +58,8 @@ def accepted(wire: object) -> bool:
 
 
 def test_schema__the_published_file_is_current() -> None:
-    assert SCHEMA_PATH.read_text(encoding="utf-8") == schema_text(), "run python -m selene_core.event_schema"
+    current = SCHEMA_PATH.read_text(encoding="utf-8")
+    assert current == schema_text(), "run python -m selene_core.contract.json_schema"
     assert json.loads(schema_text()) == work_order_event_schema()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from selene_core.binaries import VERSIONS
-from tests.programs import find_compose
+from selene_core.local.binaries import VERSIONS
+from tests.support.programs import find_compose
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"

@@ -1,0 +1,192 @@
+-- os_core.append_work_order_event: the seven steps of contract §4 for one event, that of a caller or of a function of ours. The
+-- row has all that its writer decides; its id, seq and created_at are decided here.
+CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
+  p_event os_core.work_order_ledger,
+  p_expected_seq bigint,
+  p_lease_token text,
+  OUT work_order_event_id bigint,
+  OUT work_order_seq bigint,
+  OUT replayed boolean,
+  OUT created_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _prior os_core.work_order_ledger;
+  _state os_core.work_orders_current;
+  _next os_core.work_orders_current;
+  _refusal text;
+  _bound text;
+  _lost boolean := FALSE;
+BEGIN
+  LOOP
+    -- Step 1: lock first, number after.
+    SELECT current.* INTO _state
+    FROM os_core.work_orders_current AS current
+    WHERE current.tenant_id = p_event.tenant_id AND current.work_order_id = p_event.work_order_id
+    FOR NO KEY UPDATE;
+    IF _lost AND _state.last_seq IS NULL THEN
+      PERFORM os_core.refuse_damaged(p_event.work_order_id);
+    END IF;
+
+    -- Steps 3 to 6. What they refuse may still be a replay: the key is looked up before anything is raised (step 2).
+    p_event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
+    _refusal := os_core.transition_refusal(
+      _state.last_seq, _state.work_order_status, p_event.event_type, p_event.work_order_status,
+      p_event.payload ->> 'previous_status', p_expected_seq, NULL
+    );
+    IF _refusal IS NULL AND (p_lease_token IS NOT NULL OR _state.lease_expires_at IS NOT NULL) THEN
+      _refusal := os_core.lease_refusal(_state, p_event, p_lease_token);
+    END IF;
+    IF _refusal IS NULL AND (
+      _state.external_approval_pending
+      OR p_event.event_type IN ('FIELD_PROMPTED', 'EXTERNAL_APPROVAL_WAIT_NOTIFIED', 'EXTERNAL_APPROVAL_RESOLVED')
+    ) THEN
+      _refusal := os_core.continuity_refusal(_state, p_event);
+    END IF;
+
+    -- Step 7. A conflict on the ledger is a used key, or the order's first event come from elsewhere in the meantime.
+    IF _refusal IS NULL THEN
+      p_event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
+      IF p_event.work_order_event_id <= _state.last_event_id THEN
+        PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
+      END IF;
+      p_event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
+      _next := os_core.apply_work_order_event(_state, p_event);
+      IF p_event.event_type LIKE 'FIELD%' OR p_event.event_type = 'WORK_ORDER_CREATED' THEN
+        _bound := os_core.exceeded_bound(
+          _next.fields_json, _next.asked_fields_json, _next.resolved_fields_json,
+          _next.conflicts_json, _next.prompt_dedupe_keys_json
+        );
+      END IF;
+      IF _bound IS NULL THEN
+        -- The event before must be there: a projection row that is ahead of its ledger must not tear a gap into it.
+        INSERT INTO os_core.work_order_ledger (
+          work_order_event_id,
+          tenant_id,
+          work_order_id,
+          work_order_seq,
+          correlation_id,
+          turn_id,
+          event_type,
+          work_order_status,
+          reason_code,
+          step_id,
+          step_input_hash,
+          lease_owner_id,
+          lease_token_hash,
+          lease_expires_at,
+          payload,
+          idempotency_key,
+          occurred_at,
+          created_at
+        )
+        SELECT
+          p_event.work_order_event_id,
+          p_event.tenant_id,
+          p_event.work_order_id,
+          p_event.work_order_seq,
+          p_event.correlation_id,
+          p_event.turn_id,
+          p_event.event_type,
+          p_event.work_order_status,
+          p_event.reason_code,
+          p_event.step_id,
+          p_event.step_input_hash,
+          p_event.lease_owner_id,
+          p_event.lease_token_hash,
+          p_event.lease_expires_at,
+          p_event.payload,
+          p_event.idempotency_key,
+          p_event.occurred_at,
+          p_event.created_at
+        WHERE _state.last_seq IS NULL OR EXISTS (
+          SELECT FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_event.tenant_id
+            AND ledger.work_order_id = p_event.work_order_id
+            AND ledger.work_order_seq = _state.last_seq
+        )
+        ON CONFLICT DO NOTHING;
+        EXIT WHEN FOUND;
+      END IF;
+    END IF;
+
+    -- Step 2: a used key answers with the original, or refuses other content.
+    IF p_event.idempotency_key IS NOT NULL AND _state.last_seq IS NOT NULL THEN
+      SELECT ledger.* INTO _prior
+      FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_event.tenant_id
+        AND ledger.work_order_id = p_event.work_order_id
+        AND ledger.idempotency_key = p_event.idempotency_key;
+      IF FOUND THEN
+        IF NOT os_core.same_content(_prior, p_event) THEN
+          PERFORM os_core.refuse_replay(0, p_event, _prior.work_order_event_id);
+        END IF;
+        work_order_event_id := _prior.work_order_event_id;
+        work_order_seq := _prior.work_order_seq;
+        replayed := TRUE;
+        created_at := _prior.created_at;
+        RETURN;
+      END IF;
+    END IF;
+    IF _refusal IS NOT NULL THEN
+      PERFORM os_core.refuse_event(_refusal, 0, p_event, _state, p_expected_seq);
+    ELSIF _bound IS NOT NULL THEN
+      PERFORM os_core.refuse_bound(p_event.work_order_id, _bound, 0);
+    ELSIF NOT EXISTS (
+      SELECT FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_event.tenant_id AND ledger.work_order_id = p_event.work_order_id
+    ) THEN
+      PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
+    ELSIF _state.last_seq IS NOT NULL THEN
+      -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
+      PERFORM os_core.refuse_damaged(p_event.work_order_id);
+    END IF;
+    _lost := TRUE;
+  END LOOP;
+
+  IF _state.correlation_id = p_event.correlation_id THEN
+    UPDATE os_core.work_orders_current AS current
+    SET
+      turn_id = _next.turn_id,
+      work_order_status = _next.work_order_status,
+      last_event_id = _next.last_event_id,
+      last_seq = _next.last_seq,
+      last_reason_code = _next.last_reason_code,
+      last_updated_at = _next.last_updated_at,
+      step_id = _next.step_id,
+      step_input_hash = _next.step_input_hash,
+      lease_owner_id = _next.lease_owner_id,
+      lease_token_hash = _next.lease_token_hash,
+      lease_expires_at = _next.lease_expires_at,
+      fields_json = _next.fields_json,
+      asked_fields_json = _next.asked_fields_json,
+      resolved_fields_json = _next.resolved_fields_json,
+      conflicts_json = _next.conflicts_json,
+      prompt_dedupe_keys_json = _next.prompt_dedupe_keys_json,
+      external_approval_pending = _next.external_approval_pending,
+      external_approval_request_id = _next.external_approval_request_id,
+      external_approval_target_user_id = _next.external_approval_target_user_id,
+      external_approval_expires_at = _next.external_approval_expires_at,
+      external_approval_notices = _next.external_approval_notices,
+      last_state_change_seq = _next.last_state_change_seq
+    WHERE current.tenant_id = p_event.tenant_id
+      AND current.work_order_id = p_event.work_order_id
+      AND current.last_seq = _state.last_seq;
+    IF NOT FOUND THEN
+      PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
+    END IF;
+  ELSE
+    -- A new order or a new thread can meet another holder: os_core.write_projection says who.
+    PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
+  END IF;
+  work_order_event_id := p_event.work_order_event_id;
+  work_order_seq := p_event.work_order_seq;
+  replayed := FALSE;
+  created_at := p_event.created_at;
+END;
+$$;

@@ -1,0 +1,52 @@
+-- os_core.continuity_refusal: the SQLSTATE with which step 6 of contract §4 refuses an event on a state, or NULL: never ask twice
+-- (section 6), wait quietly for an approval (section 7). Expiries are judged at the event's created_at, as the fold judges them.
+CREATE OR REPLACE FUNCTION os_core.continuity_refusal(p_state os_core.work_orders_current, p_event os_core.work_order_ledger)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _key text;
+  _expired boolean;
+BEGIN
+  IF p_state.external_approval_pending
+    AND (
+      p_event.event_type IN ('FIELD_PROMPTED', 'STEP_STARTED', 'EXTERNAL_APPROVAL_REQUESTED')
+      OR (p_event.work_order_status IN ('EXECUTING', 'DONE') AND p_event.work_order_status <> p_state.work_order_status)
+    )
+  THEN
+    RETURN 'SL009';
+  END IF;
+
+  CASE p_event.event_type
+    WHEN 'FIELD_PROMPTED' THEN
+      _key := p_event.payload ->> 'field_key';
+      RETURN CASE
+        -- One prompt an open conflict, whatever else changes; and none for a field that is known.
+        WHEN COALESCE(
+          (p_state.conflicts_json -> _key ->> 'asked')::boolean,
+          p_state.fields_json ? _key
+          OR p_state.resolved_fields_json ? _key
+          OR (p_state.asked_fields_json -> _key ->> 'seq')::bigint > p_state.last_state_change_seq
+        ) THEN 'SL008'
+        WHEN (p_state.prompt_dedupe_keys_json ->> (p_event.payload ->> 'prompt_dedupe_key'))::bigint > p_state.last_state_change_seq
+          THEN 'SL008'
+      END;
+    WHEN 'EXTERNAL_APPROVAL_WAIT_NOTIFIED', 'EXTERNAL_APPROVAL_RESOLVED' THEN
+      _expired := COALESCE(p_state.external_approval_expires_at <= p_event.created_at, FALSE);
+      RETURN CASE
+        WHEN NOT p_state.external_approval_pending
+          OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
+          THEN 'SL007'
+        WHEN p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED'
+          THEN CASE WHEN p_event.payload ->> 'outcome' = 'EXPIRED' AND NOT _expired THEN 'SL007' END
+        -- One notice, and one more past the expiry; the fold counts one that came past it as both.
+        WHEN p_state.external_approval_notices >= CASE WHEN _expired THEN 2 ELSE 1 END THEN 'SL008'
+      END;
+    ELSE
+      RETURN NULL;
+  END CASE;
+END;
+$$;

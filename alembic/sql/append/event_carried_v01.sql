@@ -1,0 +1,26 @@
+-- os_core.event_carried: an event that a function of ours writes about a work order, as a row for os_core.append_work_order_event. What the
+-- order already says is carried forward: thread, turn, status, reason and step, so that, for one, a lease renewed in the middle of a
+-- step does not wipe the step from the projection. No idempotency key: a replay is known by the functions' own rows (contract §8).
+CREATE OR REPLACE FUNCTION os_core.event_carried(p_state os_core.work_orders_current, p_event_type text, p_payload jsonb)
+RETURNS os_core.work_order_ledger
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _event os_core.work_order_ledger;
+BEGIN
+  _event.tenant_id := p_state.tenant_id;
+  _event.work_order_id := p_state.work_order_id;
+  _event.correlation_id := p_state.correlation_id;
+  _event.turn_id := p_state.turn_id;
+  _event.event_type := p_event_type;
+  _event.work_order_status := p_state.work_order_status;
+  _event.reason_code := p_state.last_reason_code;
+  _event.step_id := p_state.step_id;
+  _event.step_input_hash := p_state.step_input_hash;
+  _event.payload := p_payload;
+  RETURN _event;
+END;
+$$;

@@ -1,0 +1,21 @@
+-- os_core.lease_refusal: the SQLSTATE with which step 5 of contract §4 refuses an event on a state, or NULL. The projection is the
+-- fold of the LEASE_* events and is locked, so it knows the holder as well as os_core.work_order_leases does. The expiry is judged at
+-- the event's created_at, which is the database's clock under the lock.
+CREATE OR REPLACE FUNCTION os_core.lease_refusal(
+  p_state os_core.work_orders_current, p_event os_core.work_order_ledger, p_lease_token text
+)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _held constant boolean := COALESCE(p_state.lease_expires_at > p_event.created_at, FALSE);
+BEGIN
+  RETURN CASE
+    WHEN p_lease_token IS NULL THEN CASE WHEN _held AND p_event.event_type LIKE 'STEP%' THEN 'SL010' END
+    WHEN NOT _held OR p_state.lease_token_hash IS DISTINCT FROM os_core.token_hash(p_lease_token) THEN 'SL011'
+  END;
+END;
+$$;

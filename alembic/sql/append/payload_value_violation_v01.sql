@@ -1,0 +1,56 @@
+-- os_core.payload_value_violation: 'payload.key: rule' where a value is not what its key in a payload asks for (contract §3), or NULL.
+CREATE OR REPLACE FUNCTION os_core.payload_value_violation(p_key text, p_value jsonb)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  -- NULL where it is no text: no rule holds for it then.
+  _text constant text := CASE WHEN pg_catalog.jsonb_typeof(p_value) = 'string' THEN p_value #>> '{}' END;
+BEGIN
+  CASE p_key
+    WHEN 'value' THEN
+      NULL;
+    WHEN 'field_key' THEN
+      IF os_core.is_field_key(_text) IS NOT TRUE THEN
+        RETURN 'payload.field_key: must be 1..64 ASCII letters, digits or _.:-';
+      END IF;
+    WHEN 'requester_user_id', 'request_id', 'target_user_id' THEN
+      RETURN os_core.identifier_violation('payload.' || p_key, _text, 128);
+    WHEN 'prompt_dedupe_key' THEN
+      RETURN os_core.label_violation('payload.prompt_dedupe_key', _text, 128);
+    WHEN 'previous_status' THEN
+      IF os_core.is_work_order_status(_text) IS NOT TRUE THEN
+        RETURN 'payload.previous_status: must be one of DRAFT, CLARIFY, CONFIRM, EXECUTING, DONE, REFUSED, FAILED, CANCELED';
+      END IF;
+    WHEN 'note' THEN
+      IF (pg_catalog.char_length(_text) <= 4096) IS NOT TRUE THEN
+        RETURN 'payload.note: must be text of at most 4096 characters';
+      END IF;
+    WHEN 'outcome' THEN
+      IF (_text IN ('APPROVED', 'REJECTED', 'EXPIRED')) IS NOT TRUE THEN
+        RETURN 'payload.outcome: must be one of APPROVED, REJECTED, EXPIRED';
+      END IF;
+    WHEN 'expires_at' THEN
+      RETURN os_core.time_violation('payload.expires_at', _text);
+    WHEN 'candidates' THEN
+      IF pg_catalog.jsonb_typeof(p_value) <> 'array' THEN
+        RETURN 'payload.candidates: must be a list';
+      END IF;
+    WHEN 'fields' THEN
+      IF pg_catalog.jsonb_typeof(p_value) <> 'object'
+        OR EXISTS (
+          SELECT FROM pg_catalog.jsonb_object_keys(
+            CASE WHEN pg_catalog.jsonb_typeof(p_value) = 'object' THEN p_value ELSE '{}' END
+          ) AS field (key)
+          WHERE NOT os_core.is_field_key(field.key)
+        )
+      THEN
+        RETURN 'payload.fields: must be an object whose keys are 1..64 ASCII letters, digits or _.:-';
+      END IF;
+  END CASE;
+  RETURN NULL;
+END;
+$$;

@@ -1,0 +1,162 @@
+-- os_core.write_projection: writes states as projection rows, as sets (contract §4, step 7): updates by compare-and-set on last_seq
+-- where p_last_seqs says what the row holds, inserts where it is NULL. p_moved: which rows take a correlation_id that they do not have.
+-- A correlation_id that another order holds is refused before anything is written, so that nobody waits for what another is about to
+-- leave; what stands at the end counts: two rows of one call may exchange theirs, by way of parked ones. Inserts are sorted by
+-- work_order_id, so that two tenants with the same ids meet in order. Two calls that take the same two correlation_ids in opposite
+-- orders can still wait for each other: the one that PostgreSQL stops gives up what it took and tries again.
+-- The planner settings keep a plan that was made for an empty table from scanning a full one.
+CREATE OR REPLACE FUNCTION os_core.write_projection(
+  p_states os_core.work_orders_current[], p_last_seqs bigint[], p_moved boolean[]
+)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _attempts integer := 0;
+  _parked boolean := FALSE;
+  _updated integer;
+  _inserted integer;
+  _constraint text;
+  _state os_core.work_orders_current;
+  _work_order_id text;
+  _correlation_id uuid;
+BEGIN
+  LOOP
+    IF TRUE = ANY(p_moved) THEN
+      SELECT next.work_order_id, next.correlation_id INTO _work_order_id, _correlation_id
+      FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+      WHERE p_moved[next.ordinality]
+        AND EXISTS (
+          SELECT FROM os_core.work_orders_current AS holder
+          WHERE holder.tenant_id = next.tenant_id
+            AND holder.correlation_id = next.correlation_id
+            AND holder.work_order_id <> next.work_order_id
+            AND NOT EXISTS (
+              SELECT FROM pg_catalog.unnest(p_states) AS leaver
+              WHERE leaver.work_order_id = holder.work_order_id AND leaver.correlation_id <> next.correlation_id
+            )
+        )
+      LIMIT 1;
+      IF NOT FOUND AND pg_catalog.cardinality(p_states) > 1 THEN
+        SELECT pg_catalog.max(next.work_order_id), next.correlation_id INTO _work_order_id, _correlation_id
+        FROM pg_catalog.unnest(p_states) AS next
+        GROUP BY next.correlation_id
+        HAVING pg_catalog.count(*) > 1
+        LIMIT 1;
+      END IF;
+      IF FOUND THEN
+        PERFORM os_core.refuse(
+          'SL014',
+          pg_catalog.format('correlation_id %s is held by another work order', _correlation_id),
+          pg_catalog.jsonb_build_object('work_order_id', _work_order_id, 'correlation_id', _correlation_id)
+        );
+      END IF;
+    END IF;
+
+    BEGIN
+      IF _parked THEN
+        UPDATE os_core.work_orders_current AS current
+        SET correlation_id = pg_catalog.gen_random_uuid()
+        FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+        WHERE p_moved[next.ordinality]
+          AND current.tenant_id = next.tenant_id
+          AND current.work_order_id = next.work_order_id;
+      END IF;
+
+      UPDATE os_core.work_orders_current AS current
+      SET
+        correlation_id = next.correlation_id,
+        turn_id = next.turn_id,
+        work_order_status = next.work_order_status,
+        last_event_id = next.last_event_id,
+        last_seq = next.last_seq,
+        last_reason_code = next.last_reason_code,
+        last_updated_at = next.last_updated_at,
+        created_at = next.created_at,
+        requester_user_id = next.requester_user_id,
+        step_id = next.step_id,
+        step_input_hash = next.step_input_hash,
+        lease_owner_id = next.lease_owner_id,
+        lease_token_hash = next.lease_token_hash,
+        lease_expires_at = next.lease_expires_at,
+        fields_json = next.fields_json,
+        asked_fields_json = next.asked_fields_json,
+        resolved_fields_json = next.resolved_fields_json,
+        conflicts_json = next.conflicts_json,
+        prompt_dedupe_keys_json = next.prompt_dedupe_keys_json,
+        external_approval_pending = next.external_approval_pending,
+        external_approval_request_id = next.external_approval_request_id,
+        external_approval_target_user_id = next.external_approval_target_user_id,
+        external_approval_expires_at = next.external_approval_expires_at,
+        external_approval_notices = next.external_approval_notices,
+        last_state_change_seq = next.last_state_change_seq
+      FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+      WHERE current.tenant_id = next.tenant_id
+        AND current.work_order_id = next.work_order_id
+        AND current.last_seq = p_last_seqs[next.ordinality];
+      GET DIAGNOSTICS _updated = ROW_COUNT;
+
+      INSERT INTO os_core.work_orders_current
+      SELECT (next.state).*
+      FROM (
+        SELECT p_states[slot.slot] AS state
+        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
+        WHERE p_last_seqs[slot.slot] IS NULL
+        OFFSET 0
+      ) AS next
+      ORDER BY (next.state).work_order_id;
+      GET DIAGNOSTICS _inserted = ROW_COUNT;
+
+      IF _updated + _inserted <> pg_catalog.cardinality(p_states) THEN
+        -- Unreachable while every writer locks the row first; never go on with a projection that is not the fold.
+        PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
+      END IF;
+      RETURN;
+    EXCEPTION
+      WHEN unique_violation THEN
+        GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
+      WHEN deadlock_detected THEN
+        -- What this call had taken is free again. On a busy machine it would be back before the other one wakes up.
+        PERFORM pg_catalog.pg_sleep((_attempts + 1) * (0.05 + 0.05 * pg_catalog.random()));
+        _constraint := NULL;
+    END;
+
+    IF _constraint = 'pk_work_orders_current' THEN
+      -- Another tenant has one of the new ids; which one shows when each is tried with a correlation_id that is in nobody's way.
+      FOREACH _state IN ARRAY p_states LOOP
+        IF NOT EXISTS (
+          SELECT FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = _state.tenant_id AND current.work_order_id = _state.work_order_id
+        ) THEN
+          _state.correlation_id := pg_catalog.gen_random_uuid();
+          INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING;
+          IF NOT FOUND THEN
+            PERFORM os_core.refuse(
+              'SL015',
+              pg_catalog.format('work_order_id %s is not available', _state.work_order_id),
+              pg_catalog.jsonb_build_object('work_order_id', _state.work_order_id)
+            );
+          END IF;
+        END IF;
+      END LOOP;
+    END IF;
+    _attempts := _attempts + 1;
+    _parked := TRUE;
+    -- Under a frozen snapshot the holder cannot be seen; and an id that came free meanwhile is for the caller's next attempt.
+    IF _constraint = 'pk_work_orders_current'
+      OR _attempts > 8
+      OR (_attempts > 1 AND pg_catalog.current_setting('transaction_isolation') <> 'read committed')
+    THEN
+      RAISE EXCEPTION USING
+        ERRCODE = 'serialization_failure',
+        MESSAGE = 'could not serialize access: a correlation_id or work_order_id has just been taken';
+    END IF;
+  END LOOP;
+END;
+$$;

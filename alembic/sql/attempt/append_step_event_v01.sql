@@ -1,0 +1,36 @@
+-- os_core.append_step_event: writes a STEP_* event about an attempt through os_core.append_work_order_event, which judges it by all rules of
+-- contract §4. p_timed_out: whether a failed attempt was over its time, NULL where that is no question.
+CREATE OR REPLACE FUNCTION os_core.append_step_event(
+  p_state os_core.work_orders_current,
+  p_event_type text,
+  p_attempt os_core.work_order_step_attempts,
+  p_timed_out boolean,
+  p_lease_token text
+)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _event os_core.work_order_ledger := os_core.event_carried(
+    p_state,
+    p_event_type,
+    pg_catalog.jsonb_strip_nulls(
+      pg_catalog.jsonb_build_object(
+        'step_attempt_id', p_attempt.step_attempt_id,
+        'attempt_index', p_attempt.attempt_index,
+        'timed_out', p_timed_out,
+        'next_retry_at', os_core.json_time(p_attempt.next_retry_at)
+      )
+    )
+  );
+BEGIN
+  _event.step_id := p_attempt.step_id;
+  _event.reason_code := COALESCE(p_attempt.reason_code, p_state.last_reason_code);
+  IF p_state.step_id IS DISTINCT FROM p_attempt.step_id THEN
+    _event.step_input_hash := NULL;
+  END IF;
+  PERFORM os_core.append_work_order_event(_event, NULL, p_lease_token);
+END;
+$$;

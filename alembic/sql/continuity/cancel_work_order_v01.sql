@@ -1,0 +1,43 @@
+-- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the thread and turn that the order has (contract §9). The key makes it
+-- idempotent: nothing but LEASE_RELEASED, which keeps thread and turn, follows it (in a batch its twin may), so that a retry has the same
+-- content.
+CREATE OR REPLACE FUNCTION os_core.cancel_work_order(
+  p_tenant_id text, p_work_order_id text, p_reason_code bigint, p_idempotency_key text, p_note text DEFAULT NULL
+)
+RETURNS TABLE (work_order_event_id bigint, work_order_seq bigint, replayed boolean, created_at timestamptz)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _state os_core.work_orders_current;
+BEGIN
+  IF p_idempotency_key IS NULL THEN
+    PERFORM os_core.refuse_contract(NULL, 'idempotency_key: is required to cancel');
+  END IF;
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
+  RETURN QUERY
+  SELECT appended.*
+  FROM os_core.append_work_order_event(
+    os_core.event_from_json(
+      p_tenant_id,
+      pg_catalog.jsonb_build_object(
+        'work_order_id', p_work_order_id,
+        'correlation_id', _state.correlation_id,
+        'turn_id', _state.turn_id,
+        'event_type', 'WORK_ORDER_CANCELED',
+        'work_order_status', 'CANCELED',
+        'reason_code', p_reason_code,
+        'payload', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('note', p_note)),
+        'idempotency_key', p_idempotency_key
+      ),
+      NULL
+    ),
+    NULL,
+    NULL
+  ) AS appended;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.cancel_work_order(text, text, bigint, text, text) TO selene_app;

@@ -1,0 +1,164 @@
+-- os_core.acquire_lease: takes the lease on a work order (contract §8). A token stands for one lease for ever: given again it returns
+-- that lease while it is held, and LeaseLost after. So a holder that was taken over cannot come back under its old token, and no old
+-- lease is handed out as if it were live. The fence is the seq of LEASE_ACQUIRED. All is judged by the database's clock, under the lock.
+CREATE OR REPLACE FUNCTION os_core.acquire_lease(
+  p_tenant_id text,
+  p_work_order_id text,
+  p_owner text,
+  p_token text,
+  p_ttl_ms bigint,
+  p_idempotency_key text DEFAULT NULL
+)
+RETURNS TABLE (
+  lease_id uuid,
+  tenant_id text,
+  work_order_id text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_state text,
+  fence bigint,
+  acquired_at timestamptz,
+  renewed_at timestamptz,
+  lease_expires_at timestamptz,
+  released_at timestamptz,
+  idempotency_key text
+)
+LANGUAGE plpgsql
+VOLATILE
+ROWS 1
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _state os_core.work_orders_current;
+  _now timestamptz;
+  _hash text;
+  _lease os_core.work_order_leases;
+  _held os_core.work_order_leases;
+  _event os_core.work_order_ledger;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  PERFORM os_core.check_lease_call('owner', p_work_order_id, p_owner, p_token, p_ttl_ms, p_idempotency_key);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
+  _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
+  _hash := os_core.token_hash(p_token);
+
+  <<taken>>
+  BEGIN
+    -- A retry comes before everything that can refuse. How long the lease was to last says its event.
+    IF p_idempotency_key IS NOT NULL THEN
+      SELECT lease.* INTO _lease
+      FROM os_core.work_order_leases AS lease
+      WHERE lease.tenant_id = p_tenant_id
+        AND lease.work_order_id = p_work_order_id
+        AND lease.idempotency_key = p_idempotency_key;
+      IF FOUND AND (
+        _lease.lease_token_hash <> _hash
+        OR _lease.lease_owner_id <> p_owner
+        OR NOT EXISTS (
+          SELECT FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_tenant_id
+            AND ledger.work_order_id = p_work_order_id
+            AND ledger.work_order_seq = _lease.fence
+            AND ledger.payload -> 'ttl_ms' = pg_catalog.to_jsonb(p_ttl_ms)
+        )
+      ) THEN
+        PERFORM os_core.refuse_key(p_work_order_id, p_idempotency_key);
+      END IF;
+    END IF;
+    SELECT lease.* INTO _lease
+    FROM os_core.work_order_leases AS lease
+    WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_token_hash = _hash;
+    IF FOUND THEN
+      IF _lease.lease_owner_id <> p_owner THEN
+        PERFORM os_core.refuse(
+          'SL005',
+          pg_catalog.format('the lease token stands for a lease of another owner on work order %s', p_work_order_id),
+          pg_catalog.jsonb_build_object('work_order_id', p_work_order_id)
+        );
+      ELSIF _lease.lease_state <> 'ACTIVE' OR _lease.lease_expires_at <= _now THEN
+        PERFORM os_core.refuse_event('SL011', NULL, os_core.event_carried(_state, 'LEASE_ACQUIRED', '{}'), _state, NULL);
+      END IF;
+      EXIT taken;
+    END IF;
+
+    PERFORM os_core.refuse_terminal(_state, 'LEASE_ACQUIRED');
+    SELECT lease.* INTO _held
+    FROM os_core.work_order_leases AS lease
+    WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_state = 'ACTIVE';
+    IF _held.lease_expires_at > _now THEN
+      _state.lease_owner_id := _held.lease_owner_id;
+      _state.lease_expires_at := _held.lease_expires_at;
+      PERFORM os_core.refuse_event('SL010', NULL, os_core.event_carried(_state, 'LEASE_ACQUIRED', '{}'), _state, NULL);
+    ELSIF _held.lease_id IS NOT NULL THEN
+      UPDATE os_core.work_order_leases AS lease
+      SET lease_state = 'EXPIRED'
+      WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_state = 'ACTIVE';
+    END IF;
+
+    _lease.lease_id := pg_catalog.gen_random_uuid();
+    _lease.tenant_id := p_tenant_id;
+    _lease.work_order_id := p_work_order_id;
+    _lease.lease_owner_id := p_owner;
+    _lease.lease_token_hash := _hash;
+    _lease.lease_state := 'ACTIVE';
+    _lease.acquired_at := _now;
+    _lease.lease_expires_at := _now + p_ttl_ms * INTERVAL '1 millisecond';
+    _lease.idempotency_key := p_idempotency_key;
+    _event := os_core.event_carried(
+      _state, 'LEASE_ACQUIRED', pg_catalog.jsonb_build_object('lease_id', _lease.lease_id, 'ttl_ms', p_ttl_ms)
+    );
+    _event.lease_owner_id := _lease.lease_owner_id;
+    _event.lease_token_hash := _lease.lease_token_hash;
+    _event.lease_expires_at := _lease.lease_expires_at;
+    SELECT appended.work_order_seq INTO _lease.fence
+    FROM os_core.append_work_order_event(_event, NULL, NULL) AS appended;
+    INSERT INTO os_core.work_order_leases (
+      lease_id,
+      tenant_id,
+      work_order_id,
+      lease_owner_id,
+      lease_token_hash,
+      lease_state,
+      fence,
+      acquired_at,
+      renewed_at,
+      lease_expires_at,
+      released_at,
+      idempotency_key
+    )
+    VALUES (
+      _lease.lease_id,
+      _lease.tenant_id,
+      _lease.work_order_id,
+      _lease.lease_owner_id,
+      _lease.lease_token_hash,
+      _lease.lease_state,
+      _lease.fence,
+      _lease.acquired_at,
+      _lease.renewed_at,
+      _lease.lease_expires_at,
+      _lease.released_at,
+      _lease.idempotency_key
+    );
+  END taken;
+  RETURN QUERY
+  SELECT
+    _lease.lease_id,
+    _lease.tenant_id,
+    _lease.work_order_id,
+    _lease.lease_owner_id,
+    _lease.lease_token_hash,
+    _lease.lease_state,
+    _lease.fence,
+    _lease.acquired_at,
+    _lease.renewed_at,
+    _lease.lease_expires_at,
+    _lease.released_at,
+    _lease.idempotency_key;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.acquire_lease(text, text, text, text, bigint, text) TO selene_app;

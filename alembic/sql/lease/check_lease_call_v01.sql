@@ -1,0 +1,24 @@
+-- os_core.check_lease_call: raises ContractViolation where a call of a lease function breaks its input contract (contract §8).
+-- p_takes: 'owner' for one that takes owner and ttl_ms, 'ttl_ms' for one that takes that, NULL for neither. No message shows a value.
+CREATE OR REPLACE FUNCTION os_core.check_lease_call(
+  p_takes text, p_work_order_id text, p_owner text, p_token text, p_ttl_ms bigint, p_idempotency_key text
+)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _violation constant text := COALESCE(
+    os_core.identifier_violation('work_order_id', p_work_order_id, 128),
+    CASE WHEN p_takes = 'owner' THEN os_core.identifier_violation('owner', p_owner, 128) END,
+    os_core.lease_token_violation('token', p_token),
+    CASE WHEN p_takes IN ('owner', 'ttl_ms') THEN os_core.integer_violation('ttl_ms', p_ttl_ms, 1, 3600000) END,
+    os_core.label_violation('idempotency_key', p_idempotency_key, 128, FALSE)
+  );
+BEGIN
+  IF _violation IS NOT NULL THEN
+    PERFORM os_core.refuse_contract(NULL, _violation);
+  END IF;
+END;
+$$;

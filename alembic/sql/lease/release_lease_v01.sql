@@ -1,0 +1,47 @@
+-- os_core.release_lease: gives a lease back: after its expiry too unless it was taken over, and on a work order at its end too. TRUE where
+-- this call did it, FALSE where it was given back before; LeaseLost for any other token (contract §8).
+CREATE OR REPLACE FUNCTION os_core.release_lease(p_tenant_id text, p_work_order_id text, p_token text)
+RETURNS boolean
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _state os_core.work_orders_current;
+  _lease os_core.work_order_leases;
+  _event os_core.work_order_ledger;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  PERFORM os_core.check_lease_call(NULL, p_work_order_id, NULL, p_token, NULL, NULL);
+  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
+
+  SELECT lease.* INTO _lease
+  FROM os_core.work_order_leases AS lease
+  WHERE lease.tenant_id = p_tenant_id
+    AND lease.work_order_id = p_work_order_id
+    AND lease.lease_token_hash = os_core.token_hash(p_token);
+  IF _lease.lease_state = 'RELEASED' THEN
+    RETURN FALSE;
+  ELSIF _lease.lease_state IS DISTINCT FROM 'ACTIVE' THEN
+    PERFORM os_core.refuse_event('SL011', NULL, os_core.event_carried(_state, 'LEASE_RELEASED', '{}'), _state, NULL);
+  END IF;
+
+  _event := os_core.event_carried(
+    _state, 'LEASE_RELEASED', pg_catalog.jsonb_build_object('lease_id', _lease.lease_id, 'fence', _lease.fence)
+  );
+  _event.lease_owner_id := _lease.lease_owner_id;
+  _event.lease_token_hash := _lease.lease_token_hash;
+  PERFORM os_core.append_work_order_event(_event, NULL, NULL);
+  UPDATE os_core.work_order_leases AS lease
+  SET
+    lease_state = 'RELEASED',
+    released_at = GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at)
+  WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_id = _lease.lease_id;
+  RETURN TRUE;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.release_lease(text, text, text) TO selene_app;

@@ -1,0 +1,12 @@
+-- os_core.token_hash: what is stored of a lease token: its SHA-256 in hexadecimal (contract §2 and §8).
+CREATE OR REPLACE FUNCTION os_core.token_hash(p_token text)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_token, 'UTF8')), 'hex');
+END;
+$$;

@@ -1,0 +1,20 @@
+-- os_core.refuse_terminal: raises InvalidTransition where the work order is at its end: no new lease and no new attempt follows (contract
+-- §4 and §8). Asked before the event is written, which carries the status CANCELED forward and must not count as a cancel.
+CREATE OR REPLACE FUNCTION os_core.refuse_terminal(p_state os_core.work_orders_current, p_event_type text)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF os_core.is_terminal(p_state.work_order_status) THEN
+    PERFORM os_core.refuse(
+      'SL007',
+      pg_catalog.format('work order %s is %s: nothing follows', p_state.work_order_id, p_state.work_order_status),
+      pg_catalog.jsonb_build_object(
+        'work_order_id', p_state.work_order_id, 'work_order_status', p_state.work_order_status, 'event_type', p_event_type
+      )
+    );
+  END IF;
+END;
+$$;

@@ -1,0 +1,104 @@
+-- os_core.mend_work_orders: makes the projection rows of some work orders the fold of their ledgers again and returns how many it
+-- changed (contract §5). The rows are locked first and the ledger is read after, so that no append is lost or overtaken.
+-- Called by os_core.rebuild_range only, for rows that were seen to differ.
+CREATE OR REPLACE FUNCTION os_core.mend_work_orders(p_tenant_id text, p_ids text[])
+RETURNS bigint
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _ids text[] := p_ids;
+  _holders text[];
+  _unavailable text[] := '{}';
+  _facts text;
+  _states os_core.work_orders_current[];
+  _last_seqs bigint[];
+  _id text;
+  _changed bigint;
+BEGIN
+  LOOP
+    BEGIN
+      PERFORM
+      FROM os_core.work_orders_current AS current
+      WHERE current.tenant_id = p_tenant_id AND current.work_order_id = ANY(_ids)
+      ORDER BY current.work_order_id
+      FOR NO KEY UPDATE;
+
+      -- A row without any event is the fold of nothing. It goes first: it may hold a correlation_id that another one needs. One that
+      -- something references stays, and verify goes on naming it.
+      _changed := 0;
+      FOR _id IN
+        SELECT current.work_order_id
+        FROM os_core.work_orders_current AS current
+        WHERE current.tenant_id = p_tenant_id
+          AND current.work_order_id = ANY(_ids)
+          AND NOT EXISTS (
+            SELECT FROM os_core.work_order_ledger AS ledger
+            WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = current.work_order_id
+          )
+      LOOP
+        BEGIN
+          DELETE FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = p_tenant_id AND current.work_order_id = _id;
+          _changed := _changed + 1;
+        EXCEPTION
+          WHEN foreign_key_violation THEN
+            NULL;
+        END;
+      END LOOP;
+
+      SELECT
+        pg_catalog.array_agg(folded.state),
+        pg_catalog.array_agg(current.last_seq)
+      INTO _states, _last_seqs
+      FROM (
+        SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq) AS state
+        FROM os_core.work_order_ledger AS ledger
+        WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = ANY(_ids) AND ledger.work_order_id <> ALL(_unavailable)
+        GROUP BY ledger.work_order_id
+        OFFSET 0
+      ) AS folded
+      LEFT JOIN os_core.work_orders_current AS current
+        ON current.tenant_id = p_tenant_id AND current.work_order_id = (folded.state).work_order_id
+      WHERE current.work_order_id IS NULL OR current *<> folded.state;
+
+      IF _states IS NOT NULL THEN
+        _changed := _changed + pg_catalog.cardinality(_states);
+        PERFORM os_core.write_projection(
+          _states, _last_seqs, pg_catalog.array_fill(TRUE, ARRAY[pg_catalog.cardinality(_states)])
+        );
+      END IF;
+      EXIT;
+    EXCEPTION
+      WHEN SQLSTATE 'SL014' THEN
+        -- A row outside the set holds, wrongly, what one inside needs: it has to be mended in the same breath.
+        SELECT pg_catalog.array_agg(current.work_order_id) INTO _holders
+        FROM os_core.work_orders_current AS current
+        WHERE current.tenant_id = p_tenant_id
+          AND current.correlation_id = ANY(SELECT state.correlation_id FROM pg_catalog.unnest(_states) AS state)
+          AND current.work_order_id <> ALL(_ids);
+        IF _holders IS NULL THEN
+          RAISE;
+        END IF;
+        _ids := _ids || _holders;
+      WHEN SQLSTATE 'SL015' THEN
+        -- The row stands under another tenant: to be mended there first. This one is left out, and verify goes on naming it.
+        GET STACKED DIAGNOSTICS _facts = PG_EXCEPTION_DETAIL;
+        _unavailable := _unavailable || (_facts::jsonb ->> 'work_order_id');
+      WHEN serialization_failure THEN
+        -- Another rebuild has just put a missing row back: lock it and compare again, unless the snapshot is frozen.
+        IF pg_catalog.current_setting('transaction_isolation') <> 'read committed' THEN
+          RAISE;
+        END IF;
+    END;
+  END LOOP;
+
+  RETURN _changed;
+END;
+$$;

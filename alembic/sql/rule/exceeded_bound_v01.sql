@@ -1,0 +1,32 @@
+-- os_core.exceeded_bound: the first bound of contract §2 that the JSON columns of a projection row exceed, as 'column unit
+-- limit', or NULL: 64 keys each, 512 dedupe keys, and for fields and resolved fields also 65,536 bytes as text.
+-- A key takes eight characters or more of the text, so rows with little in them are cleared at once.
+CREATE OR REPLACE FUNCTION os_core.exceeded_bound(
+  p_fields jsonb, p_asked jsonb, p_resolved jsonb, p_conflicts jsonb, p_dedupe_keys jsonb
+)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF pg_catalog.octet_length(pg_catalog.concat(p_fields, p_asked, p_resolved, p_conflicts, p_dedupe_keys)) <= 8 * 64 THEN
+    RETURN NULL;
+  END IF;
+  RETURN CASE
+    WHEN pg_catalog.octet_length(p_fields::text) > 65536 THEN 'fields_json bytes 65536'
+    WHEN pg_catalog.octet_length(p_resolved::text) > 65536 THEN 'resolved_fields_json bytes 65536'
+    WHEN pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(p_fields, 'strict $.*')) > 64
+      THEN 'fields_json keys 64'
+    WHEN pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(p_asked, 'strict $.*')) > 64
+      THEN 'asked_fields_json keys 64'
+    WHEN pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(p_resolved, 'strict $.*')) > 64
+      THEN 'resolved_fields_json keys 64'
+    WHEN pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(p_conflicts, 'strict $.*')) > 64
+      THEN 'conflicts_json keys 64'
+    WHEN pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(p_dedupe_keys, 'strict $.*')) > 512
+      THEN 'prompt_dedupe_keys_json keys 512'
+  END;
+END;
+$$;

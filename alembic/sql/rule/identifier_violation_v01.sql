@@ -1,0 +1,17 @@
+-- os_core.identifier_violation: 'field: rule' where a value is no id of at most p_most characters (contract §2, Ids), or NULL.
+-- With p_required => FALSE it may be left out. This sentence stands here and in selene_core's rules, and a test compares the two. No SET clause: see os_core.is_identifier.
+CREATE OR REPLACE FUNCTION os_core.identifier_violation(
+  p_field text, p_value text, p_most integer, p_required boolean DEFAULT TRUE
+)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+BEGIN
+  IF p_value IS NULL AND NOT p_required OR os_core.is_identifier(p_value, p_most) THEN
+    RETURN NULL;
+  END IF;
+  RETURN pg_catalog.format('%s: must be 1..%s ASCII letters, digits or ._:/@+-, starting with a letter or digit', p_field, p_most);
+END;
+$$;

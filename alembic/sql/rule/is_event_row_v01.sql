@@ -1,0 +1,45 @@
+-- os_core.is_event_row: what a row of os_core.work_order_ledger must be, whoever writes it (contract §2 and §3). One function
+-- and not a CHECK a column: every statement reads and plans every CHECK anew, which cost more than all the rest of an insert.
+CREATE OR REPLACE FUNCTION os_core.is_event_row(
+  p_tenant_id text,
+  p_work_order_id text,
+  p_work_order_seq bigint,
+  p_turn_id bigint,
+  p_event_type text,
+  p_work_order_status text,
+  p_reason_code bigint,
+  p_step_id text,
+  p_step_input_hash text,
+  p_lease_owner_id text,
+  p_lease_token_hash text,
+  p_lease_expires_at timestamptz,
+  p_payload jsonb,
+  p_idempotency_key text,
+  p_occurred_at timestamptz,
+  p_created_at timestamptz
+)
+RETURNS boolean
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN os_core.is_identifier(p_tenant_id, 64)
+    AND os_core.is_identifier(p_work_order_id, 128)
+    AND p_work_order_seq >= 1
+    AND p_turn_id >= 1
+    AND os_core.is_event_type(p_event_type)
+    AND os_core.is_work_order_status(p_work_order_status)
+    AND p_reason_code BETWEEN 1 AND 4294967295
+    AND (p_step_id IS NULL OR os_core.is_identifier(p_step_id, 96))
+    AND (p_step_input_hash IS NULL OR os_core.is_label(p_step_input_hash, 128))
+    AND (p_lease_owner_id IS NULL OR os_core.is_identifier(p_lease_owner_id, 128))
+    AND (p_lease_token_hash IS NULL OR os_core.is_label(p_lease_token_hash, 128))
+    AND (p_lease_expires_at IS NULL OR os_core.is_portable_time(p_lease_expires_at))
+    AND os_core.is_payload(p_payload)
+    AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
+    AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
+    AND os_core.is_portable_time(p_created_at);
+END;
+$$;

@@ -1,0 +1,23 @@
+-- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (contract §2). Its ids are those
+-- of the ledger row that its foreign key names.
+CREATE OR REPLACE FUNCTION os_core.is_projection_row(
+  p_turn_id bigint,
+  p_work_order_status text,
+  p_last_seq bigint,
+  p_last_reason_code bigint,
+  p_external_approval_notices smallint
+)
+RETURNS boolean
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN p_turn_id >= 1
+    AND os_core.is_work_order_status(p_work_order_status)
+    AND p_last_seq >= 1
+    AND p_last_reason_code BETWEEN 1 AND 4294967295
+    AND p_external_approval_notices BETWEEN 0 AND 2;
+END;
+$$;

@@ -1,0 +1,38 @@
+-- conversation.is_turn_row: what a row of conversation.conversation_ledger must be, whoever writes it (contract §2). Its tenant, user,
+-- device and session are those that its foreign keys name. A tombstone has no text of its own, a reason, and an earlier turn to hide.
+CREATE OR REPLACE FUNCTION conversation.is_turn_row(
+  p_conversation_turn_id bigint,
+  p_turn_id bigint,
+  p_role text,
+  p_source text,
+  p_text text,
+  p_privacy_scope text,
+  p_created_at timestamptz,
+  p_idempotency_key text,
+  p_tombstone_of_conversation_turn_id bigint,
+  p_tombstone_reason_code bigint
+)
+RETURNS boolean
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN p_turn_id >= 1
+    AND p_role IN ('USER', 'SELENE')
+    AND p_privacy_scope IN ('PUBLIC_CHAT', 'PRIVATE_DELIVERY')
+    AND pg_catalog.octet_length(p_text) <= 65536
+    AND os_core.is_portable_time(p_created_at)
+    AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
+    AND CASE
+      WHEN p_source IN ('VOICE_TRANSCRIPT', 'TYPED_TEXT', 'SELENE_OUTPUT')
+        THEN p_tombstone_of_conversation_turn_id IS NULL AND p_tombstone_reason_code IS NULL
+      WHEN p_source = 'TOMBSTONE'
+        THEN p_text = ''
+          AND (p_tombstone_of_conversation_turn_id < p_conversation_turn_id) IS TRUE
+          AND (p_tombstone_reason_code BETWEEN 1 AND 4294967295) IS TRUE
+      ELSE FALSE
+    END;
+END;
+$$;

@@ -1,0 +1,14 @@
+-- {{table}}: refuses to go on while it has rows (contract §11). Under FORCE the owner would see none, so FORCE goes first, in the
+-- transaction that either drops the table or is rolled back; row_security = off makes sure: it fails where a policy would still filter.
+ALTER TABLE {{table}} NO FORCE ROW LEVEL SECURITY;
+
+DO $$
+BEGIN
+  SET LOCAL row_security = off;
+  IF EXISTS (SELECT FROM {{table}}) THEN
+    RAISE EXCEPTION USING
+      ERRCODE = 'object_not_in_prerequisite_state',
+      MESSAGE = 'downgrade refused: {{table}} has rows. Tell it explicitly to destroy them: selene-core downgrade --allow-data-loss, or alembic -x allow-data-loss=yes';
+  END IF;
+END;
+$$;

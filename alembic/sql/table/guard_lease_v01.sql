@@ -1,0 +1,29 @@
+-- os_core.guard_lease: the trigger function of os_core.work_order_leases, for everyone, the owner and replica mode included: no row goes,
+-- one that is EXPIRED or RELEASED never changes again, and whose an ACTIVE one is never changes either (contract §2 and §8).
+CREATE OR REPLACE FUNCTION os_core.guard_lease()
+RETURNS trigger
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _rest os_core.work_order_leases;
+BEGIN
+  IF TG_OP = 'UPDATE' AND OLD.lease_state = 'ACTIVE' THEN
+    _rest := NEW;
+    _rest.lease_state := OLD.lease_state;
+    _rest.renewed_at := OLD.renewed_at;
+    _rest.lease_expires_at := OLD.lease_expires_at;
+    _rest.released_at := OLD.released_at;
+    IF _rest IS NOT DISTINCT FROM OLD THEN
+      RETURN NEW;
+    END IF;
+  END IF;
+  PERFORM os_core.refuse(
+    'SL003',
+    pg_catalog.format('%s.%s keeps every lease as it ended: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
+    pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
+  );
+  RETURN NULL;
+END;
+$$;

@@ -1,0 +1,31 @@
+-- os_core.guard_step_attempt: the trigger function of os_core.work_order_step_attempts, for everyone, the owner and replica mode included:
+-- no row goes, one that is over never changes again, and what a RUNNING one set out with is never changed either (contract §2).
+CREATE OR REPLACE FUNCTION os_core.guard_step_attempt()
+RETURNS trigger
+LANGUAGE plpgsql
+VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  _rest os_core.work_order_step_attempts;
+BEGIN
+  IF TG_OP = 'UPDATE' AND OLD.attempt_status = 'RUNNING' THEN
+    _rest := NEW;
+    _rest.attempt_status := OLD.attempt_status;
+    _rest.next_retry_at := OLD.next_retry_at;
+    _rest.finished_at := OLD.finished_at;
+    _rest.reason_code := OLD.reason_code;
+    _rest.finish_idempotency_key := OLD.finish_idempotency_key;
+    _rest.updated_at := OLD.updated_at;
+    IF _rest IS NOT DISTINCT FROM OLD THEN
+      RETURN NEW;
+    END IF;
+  END IF;
+  PERFORM os_core.refuse(
+    'SL003',
+    pg_catalog.format('%s.%s keeps every attempt as it ended: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
+    pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
+  );
+  RETURN NULL;
+END;
+$$;

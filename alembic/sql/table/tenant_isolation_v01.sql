@@ -1,0 +1,17 @@
+-- {{table}}: one tenant at a time, for everyone but superusers and BYPASSRLS roles (contract §10).
+-- The permissive policy admits the tenant's rows; the RESTRICTIVE twin keeps a policy that is added later from opening the table.
+-- The setting is '' and not NULL after a transaction that set it: hence NULLIF. A writer without a tenant gets an error that says so.
+ALTER TABLE {{table}} ENABLE ROW LEVEL SECURITY;
+ALTER TABLE {{table}} FORCE ROW LEVEL SECURITY;
+
+DROP POLICY IF EXISTS tenant_admit ON {{table}};
+CREATE POLICY tenant_admit ON {{table}}
+AS PERMISSIVE FOR ALL TO PUBLIC
+USING (tenant_id = NULLIF(current_setting('selene.tenant_id', TRUE), ''))
+WITH CHECK (tenant_id = COALESCE(NULLIF(current_setting('selene.tenant_id', TRUE), ''), os_core.no_tenant()));
+
+DROP POLICY IF EXISTS tenant_confine ON {{table}};
+CREATE POLICY tenant_confine ON {{table}}
+AS RESTRICTIVE FOR ALL TO PUBLIC
+USING (tenant_id = NULLIF(current_setting('selene.tenant_id', TRUE), ''))
+WITH CHECK (tenant_id = COALESCE(NULLIF(current_setting('selene.tenant_id', TRUE), ''), os_core.no_tenant()));

@@ -1,0 +1,149 @@
+"""What goes wrong, as the command line tells it: one line, an exit status and, with --json, an object."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import psycopg
+from alembic.util.exc import CommandError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from selene_core.cli.rendering import to_json
+from selene_core.cli.terminal import say
+from selene_core.contract.errors import SeleneError
+from selene_core.local.binaries import LocalServerUnavailable
+from selene_core.migrations import MigrationLocked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Status(IntEnum):
+    """The exit statuses of the command line."""
+
+    WELL = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+STATUSES = """\b
+Exit status:
+  0    all is well
+  1    refused, unhealthy or failed
+  2    wrong usage
+  3    no database: unreachable or lost
+  130  interrupted
+  141  output closed, as by head
+
+With --json a failure too is JSON on standard output: {"error": {"code", "message", ...}}, with field and rule
+or other facts.
+"""
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C was pressed."""
+
+    exit_code = Status.INTERRUPTED
+
+    def __init__(self, then: str | None = None) -> None:
+        super().__init__(f"interrupted: {then}" if then else "interrupted")
+
+
+@contextmanager
+def going_on(then: str) -> Iterator[None]:
+    """Tell who interrupts the block what to do then."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise Interrupted(then) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure: its exit status, its code, a sentence, and the facts that the error carries."""
+
+    status: Status
+    code: str
+    message: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The failure in one line: with its code, where that is part of the contract."""
+        told = f"{self.code}: {self.message}" if self.code.startswith("OS_") else self.message
+        return " ".join("".join(each if each.isprintable() else " " for each in told).split())
+
+
+def failure_of(exc: Exception) -> Failure | None:
+    """Return what an exception means to who runs a command; None for one that should not come."""
+    match exc:
+        case Interrupted():
+            return Failure(Status.INTERRUPTED, "INTERRUPTED", exc.format_message())
+        case click.UsageError():
+            return Failure(Status.USAGE, "USAGE", exc.format_message())
+        case click.Abort():
+            return Failure(Status.INTERRUPTED, "INTERRUPTED", "interrupted")
+        case SeleneError():
+            return Failure(Status.REFUSED, exc.code, str(exc), _facts(exc))
+        case DBAPIError():
+            return _database_failure(exc.orig) or Failure(Status.REFUSED, "DATABASE_ERROR", str(exc.orig))
+        case psycopg.Error():
+            return _database_failure(exc)
+        case LocalServerUnavailable():
+            return Failure(Status.UNREACHABLE, "LOCAL_SERVER_UNAVAILABLE", str(exc))
+        case MigrationLocked():
+            return Failure(Status.REFUSED, "MIGRATION_LOCKED", str(exc))
+        case CommandError():
+            return Failure(Status.REFUSED, "MIGRATION_REFUSED", str(exc))
+        case click.ClickException():
+            return Failure(Status.REFUSED, "FAILED", exc.format_message())
+        case SQLAlchemyError() | RuntimeError() | OSError() | ValueError():
+            return Failure(Status.REFUSED, "FAILED", str(exc))
+        case _:
+            return None
+
+
+def fail(failure: Failure, *, as_json: bool) -> NoReturn:
+    """Tell a failure, on standard error and for machines also on standard output, and exit."""
+    if as_json:
+        told = {"code": failure.code, "message": " ".join(failure.message.split()), **failure.facts}
+        with suppress(OSError):  # it may be the output that failed
+            say(to_json({"error": told}))
+    say(f"selene-core: {failure.line}", err=True)
+    sys.exit(failure.status)
+
+
+def warn(reason: str) -> None:
+    """Tell on standard error what is no failure, but hardly what was meant."""
+    say(f"selene-core: warning: {reason}", err=True)
+
+
+def _facts(exc: SeleneError) -> dict[str, Any]:
+    told = {fact.name: getattr(exc, fact.name) for fact in fields(exc) if fact.name != "message"}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+# The server shuts down, crashed or starts, the database was dropped, too many are connected.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "57P04", "53300"})
+
+
+def _database_failure(exc: BaseException | None) -> Failure | None:
+    if not isinstance(exc, psycopg.Error):
+        return None
+    # Without PostgreSQL's DETAIL and CONTEXT: one line.
+    message, state = exc.diag.message_primary or str(exc), exc.sqlstate
+    gone = isinstance(exc, psycopg.OperationalError) and (state is None or state.startswith("08"))
+    facts = {} if state is None else {"sqlstate": state}
+    if isinstance(exc, psycopg.ProgrammingError) and state is None:
+        return Failure(Status.USAGE, "USAGE", f"the database URL: {message}")
+    if gone or state in _AWAY:
+        return Failure(Status.UNREACHABLE, "UNREACHABLE", message, facts)
+    return Failure(Status.REFUSED, "DATABASE_ERROR", message, facts)

@@ -1,0 +1,185 @@
+"""Work orders as a person reads them, a line or a few for each fact, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from selene_core.cli.page import Page
+from selene_core.contract.frozen_json import thaw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from selene_core.contract.rows import WorkOrder, WorkOrderEvent
+    from selene_core.store.attempts import StepAttempt
+    from selene_core.store.conversation import ConversationTurn
+
+_WHOLE_PAGE = Page()
+
+
+def to_json(value: Any) -> str:
+    """Return dataclasses, mappings and lists of them as a line of JSON in ASCII, times as RFC 3339 in UTC."""
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, UUID):
+        return str(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def state_lines(order: WorkOrder, *, held: bool | None = None, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return the state of a work order, a fact a line; `held` tells, where known, if its lease still is."""
+    for fact in _facts(order, held):
+        yield from page.fold(fact, page.fact_indent)
+    for key, value in sorted(order.fields_json.items()):
+        yield from page.cut(f"  {key} = {_inline(value)}", page.fact_indent)
+    for prompt in _prompt_lines(order):
+        yield from page.fold(prompt, page.fact_indent)
+
+
+def _facts(order: WorkOrder, held: bool | None) -> Iterator[str]:
+    yield f"{order.work_order_id}  {order.work_order_status}"
+    yield f"  tenant      {order.tenant_id}"
+    yield f"  thread      {order.correlation_id}, turn {order.turn_id}"
+    if order.requester_user_id:
+        yield f"  requester   {order.requester_user_id}"
+    yield f"  created     {_time(order.created_at)}"
+    yield f"  updated     {_time(order.last_updated_at)}, event {order.last_event_id}, seq {order.last_seq}"
+    if order.step_id:
+        yield f"  step        {order.step_id}"
+    if order.lease_owner_id:
+        until = "" if order.lease_expires_at is None else f" until {_time(order.lease_expires_at)}"
+        stands = "" if held is None else ", held" if held else ", expired"
+        yield f"  lease       {order.lease_owner_id}{until}{stands}"
+    yield from _approval_lines(order)
+
+
+def _approval_lines(order: WorkOrder) -> Iterator[str]:
+    if order.external_approval_pending:
+        yield f"  waits for   approval {order.external_approval_request_id}"
+        yield f"              from {order.external_approval_target_user_id}"
+        until = order.external_approval_expires_at
+        told = "told" if order.external_approval_notices else "not told yet"
+        yield f"              {told}, {f'expires {_time(until)}' if until else 'does not expire'}"
+
+
+def _prompt_lines(order: WorkOrder) -> Iterator[str]:
+    """Say what was asked and is not answered, and what is in conflict."""
+    for key, conflict in sorted(order.conflicts_json.items()):
+        yield f"  {key}: in conflict, {'asked once' if conflict['asked'] else 'not asked yet'}"
+    for key, asked in sorted(order.asked_fields_json.items()):
+        if key not in order.fields_json and key not in order.conflicts_json:
+            times = "once" if asked["attempts"] == 1 else f"{asked['attempts']} times"
+            yield f"  {key}: asked {times}, last {asked['asked_at'][:19].replace('T', ' ')}Z"
+
+
+def pending_lines(orders: Iterable[WorkOrder], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return pending work orders: since when, where it stands, its whole id; for whom; what it waits for."""
+    for order in orders:
+        head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}  {order.work_order_id}"
+        yield from page.fold(head, 2)
+        if order.requester_user_id:
+            yield from page.fold(f"  requester   {order.requester_user_id}", page.fact_indent)
+        for line in _approval_lines(order):
+            yield from page.fold(line, page.fact_indent)
+
+
+def attempt_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return the attempts of a work order's steps, and from when on each may be retried."""
+    for attempt in attempts:
+        numbered = f"{attempt.step_id} {attempt.attempt_index} of {attempt.max_retries + 1}"
+        since = _time(attempt.finished_at or attempt.started_at)
+        yield from page.fold(f"  attempt     {numbered}: {attempt.attempt_status} {since}", page.fact_indent)
+        if attempt.next_retry_at is not None:
+            yield from page.fold(f"    retry     from {_time(attempt.next_retry_at)}", page.fact_indent)
+
+
+def timeline_lines(events: Iterable[WorkOrderEvent], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return the events of a work order, a line each where what it says fits, under the date of their day."""
+    status = day = None
+    for event in events:
+        at = event.created_at.astimezone(UTC)
+        if at.date() != day:
+            day = at.date()
+            yield f"       {day} (UTC)"
+        yield from _event_lines(event, moved=event.work_order_status != status, page=page)
+        status = event.work_order_status
+
+
+def _event_lines(event: WorkOrderEvent, *, moved: bool, page: Page) -> Iterator[str]:
+    to = f" → {event.work_order_status}" if moved else ""
+    at = event.created_at.astimezone(UTC)
+    head = f"{event.work_order_seq:>5}  {at:%H:%M:%S}  {event.event_type}{to}"
+    details = ": ".join(filter(None, [event.step_id, summary(event)]))
+    if page.holds(line := f"{head}  {details}".rstrip()):
+        yield from page.fold(line)
+    else:
+        yield from page.fold(head, page.event_indent)
+        yield from page.cut(" " * page.event_indent + details, page.event_indent, most=3)
+
+
+def conversation_lines(
+    events: Iterable[WorkOrderEvent],
+    turns_of: Callable[[UUID], Iterable[ConversationTurn]],
+    *,
+    page: Page = _WHOLE_PAGE,
+) -> Iterator[str]:
+    """Return the conversations of a work order, a turn a line, each followed by the events that it led to."""
+    threads: dict[UUID, list[tuple[int, list[str]]]] = {}
+    status = None
+    for event in events:
+        moved = event.work_order_status != status
+        lines = [*_event_lines(event, moved=moved, page=page.narrowed(2))]
+        threads.setdefault(event.correlation_id, []).append((event.turn_id, lines))
+        status = event.work_order_status
+    for correlation_id, led_to in threads.items():
+        yield f"thread {correlation_id}"
+        waiting = deque(sorted(led_to, key=lambda placed: placed[0]))
+        for turn in turns_of(correlation_id):
+            while waiting and waiting[0][0] < turn.turn_id:
+                yield from (f"  {line}" for line in waiting.popleft()[1])
+            yield from page.cut(f"{turn.turn_id:>5}  {turn.role}: {_said(turn)}", 7)
+        while waiting:
+            yield from (f"  {line}" for line in waiting.popleft()[1])
+
+
+def _said(turn: ConversationTurn) -> str:
+    if turn.tombstone_of_conversation_turn_id is not None:
+        return f"(hides {turn.tombstone_of_conversation_turn_id}, reason {turn.tombstone_reason_code})"
+    if turn.text is None:
+        return f"({turn.conversation_turn_id} is hidden, reason {turn.tombstone_reason_code})"
+    return " ".join(turn.text.split())
+
+
+def summary(event: WorkOrderEvent) -> str:
+    """Return what an event's payload says, in one line."""
+    payload = thaw(event.payload)
+    if event.lease_owner_id:
+        until = "" if event.lease_expires_at is None else f" until {_time(event.lease_expires_at)}"
+        return event.lease_owner_id + until
+    if "field_key" in payload:
+        return (
+            f"{payload['field_key']} = {_inline(payload['value'])}"
+            if "value" in payload
+            else payload["field_key"]
+        )
+    facts = {**payload.pop("fields", {}), **payload} if event.work_order_seq == 1 else payload
+    return ", ".join(f"{key} = {_inline(value)}" for key, value in facts.items())
+
+
+def _inline(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,238 @@
+"""The event contract: what may be appended, and the rows that come back (contract §2, §3 and §14)."""
+
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from selene_core.contract.enums import (
+    WorkOrderEventType,
+    WorkOrderStatus,
+)
+from selene_core.contract.errors import ContractViolation
+from selene_core.contract.frozen_json import freeze_object, jsonb_order, label, thaw
+from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TENANT_ID
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+
+    def uuid7() -> UUID:
+        """Mint a UUID version 7; rand_a is the millisecond's fraction (RFC 9562 section 6.2, method 3)."""
+        milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+        fraction = (nanoseconds << 12) // 1_000_000
+        return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
+
+
+def check_tenant_id(value: object) -> str:
+    """Return the value as a tenant id; raises ContractViolation (contract §2, Ids)."""
+    return TENANT_ID.check("tenant_id", value)
+
+
+def check_work_order_id(value: object) -> str:
+    """Return the value as a work order id; raises ContractViolation (contract §2, Ids)."""
+    checked: str = EVENT_RULES["work_order_id"].check("work_order_id", value)
+    return checked
+
+
+def new_work_order_id() -> str:
+    """Mint a work order id that sorts by the time it was made."""
+    return f"wo_{uuid7()}"
+
+
+class WorkOrderLedgerEventInput(BaseModel):
+    """Hold one event to append: validated, and unchangeable throughout (contract §3 and §14).
+
+    What breaks the contract raises ContractViolation: the key is in `field`, what it must be in `rule`. In an
+    event that is a part of another pydantic model or type, it is a line of that one's ValidationError, with
+    its place in `loc`. Neither shows a value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    work_order_id: str
+    correlation_id: UUID
+    turn_id: int
+    event_type: WorkOrderEventType
+    work_order_status: WorkOrderStatus
+    reason_code: int
+    # Defaults by name: type checkers miss them otherwise.
+    payload: SkipValidation[Mapping[str, Any]] = Field(default={}, validate_default=True)
+    step_id: str | None = None
+    step_input_hash: str | None = None
+    idempotency_key: str | None = None
+    occurred_at: datetime | None = None
+    expected_seq: int | None = None
+    lease_token: str | None = Field(default=None, repr=False)
+
+    if not TYPE_CHECKING:  # type checkers derive the constructor from the fields
+
+        def __init__(self, /, **data: Any) -> None:
+            """Build the event; raises ContractViolation."""
+            with _contract_violations():
+                super().__init__(**data)
+
+        # As pydantic marks its own: then an event inside a host's model is not built through this one.
+        __init__.__pydantic_base_init__ = True
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Build the event as pydantic's own does; raises ContractViolation."""
+        with _contract_violations():
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Build the event as pydantic's own does; raises ContractViolation."""
+        with _contract_violations():
+            return super().model_validate_json(json_data, **options)
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
+        """Build the event as pydantic's own does; raises ContractViolation."""
+        with _contract_violations():
+            return super().model_validate_strings(obj, **options)
+
+    @classmethod
+    def from_mapping(cls, mapping: object) -> Self:
+        """Build the event from its wire form, such as one line of an import; raises ContractViolation."""
+        return cls.model_validate(dict(mapping) if isinstance(mapping, Mapping) else mapping)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object that os_core.append_work_order_events takes (contract §4)."""
+        return {name: _to_json(value) for name, value in self if value is not None}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; what is updated is validated, unlike in pydantic's own."""
+        return self.from_mapping({**dict(self), **update}) if update else self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_value(cls, value: object, info: ValidationInfo) -> object:
+        return cls._checked(info.field_name or "", value)
+
+    @classmethod
+    def _checked(cls, name: str, value: object) -> object:
+        if value is None and name != "payload" and not cls.model_fields[name].is_required():
+            return None
+        try:
+            if name == "payload":
+                return freeze_object(value, field=name)
+            return EVENT_RULES[name].check(name, value)
+        except ContractViolation as exc:
+            raise _custom_error(exc.field, exc.rule) from None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_event(cls, data: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            event = build(data)
+            if rule := STATUS_RULES.get(event.event_type):
+                rule.check("work_order_status", event.work_order_status)
+            if rules := PAYLOAD_RULES.get(event.event_type):
+                rules.check(event.event_type, event.payload)
+        except ValidationError as exc:
+            found = [_without_input(error) for error in exc.errors(include_url=False)]
+            if first := cls._first_violation(data):
+                found = [first, *(line for line in found if line.get("loc") != first.get("loc"))]
+        except ContractViolation as exc:
+            found = [_line(_custom_error(exc.field, exc.rule), _place(exc.field))]
+        else:
+            return event
+        # Where the event is a part of another model, pydantic puts these lines among that one's.
+        raise ValidationError.from_exception_data(cls.__name__, found)
+
+    @classmethod
+    def _first_violation(cls, data: object) -> InitErrorDetails | None:
+        """Find what os_core.event_violation says: of the keys in their order, then of unknown ones."""
+        if not isinstance(data, dict):
+            return _line(_custom_error("event", "must be an object"), ())
+        for name, info in cls.model_fields.items():
+            try:
+                if name in data:
+                    cls._checked(name, data[name])
+                elif info.is_required():
+                    return _line(_custom_error(name, "is required"), (name,))
+            except PydanticCustomError as exc:
+                return _line(exc, _place((exc.context or {})["field"]))
+        unknown = sorted((str(key) for key in data if key not in cls.model_fields), key=jsonb_order)
+        if not unknown:
+            return None
+        shown = label(unknown[0])
+        return _line(_custom_error(shown, "is not a key of an event"), (shown,))
+
+
+_CONTRACT: Final = "event_contract"
+"""The type of our own lines in pydantic's ValidationError."""
+
+_HIDDEN: Final = "…"  # of a payload or a lease token nothing may be shown
+
+_PYDANTIC_RULES: Final = {"json_invalid": "must be JSON"}
+
+
+def _custom_error(field: str | None, rule: str | None) -> PydanticCustomError:
+    # The sentence is a value of the template, which would take braces in it for places.
+    return PydanticCustomError(_CONTRACT, "{rule}", {"field": field, "rule": rule})
+
+
+def _line(kind: str | PydanticCustomError, loc: tuple[int | str, ...], **context: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=kind, loc=loc, input=_HIDDEN, ctx=context)
+
+
+def _place(field: str | None) -> tuple[str, ...]:
+    """Split payload.x[0] into the key of the event and what is inside it."""
+    return tuple((field or "").split(".", 1))
+
+
+def _without_input(error: ErrorDetails) -> InitErrorDetails:
+    """Copy a line of pydantic's for whoever may see it."""
+    context = error.get("ctx", {})
+    if error["type"] == _CONTRACT:
+        return _line(_custom_error(context["field"], context["rule"]), _place(context["field"]))
+    place = tuple(part if isinstance(part, int) else label(part) for part in error["loc"])
+    return _line(error["type"], place, **context)
+
+
+@contextmanager
+def _contract_violations() -> Iterator[None]:
+    """Raise the first line of pydantic's error as ours."""
+    try:
+        yield
+    except ValidationError as exc:
+        raise _contract_violation(exc) from None
+
+
+def _contract_violation(exc: ValidationError) -> ContractViolation:
+    first = exc.errors(include_url=False, include_input=False)[0]
+    if first["type"] == _CONTRACT:
+        return ContractViolation(**first["ctx"])
+    key = ".".join(str(part) for part in first["loc"]) or "event"
+    return ContractViolation(field=key, rule=_PYDANTIC_RULES.get(first["type"], first["msg"]))
+
+
+def _to_json(value: Any) -> Any:
+    match value:
+        case UUID() | StrEnum():
+            return str(value)
+        case datetime():
+            return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        case _:
+            return thaw(value)

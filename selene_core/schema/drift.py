@@ -1,0 +1,291 @@
+"""What the schema must be (catalogue.txt), and how a database differs from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from selene_core.schema.catalogue import render
+from selene_core.schema.neighbours import UNSHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from selene_core.schema.catalogue import Facts
+
+GOLDEN: Final = Path(__file__).with_name("catalogue.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A fact that is not as it must be; None where there is none. Without an aspect it is the whole thing."""
+
+    thing: str
+    aspect: str
+    expected: str | None
+    found: str | None
+
+    @property
+    def kind(self) -> str:
+        """What the thing is: relation, function, role, ..."""
+        return "default privileges" if self.thing.startswith("default ") else self.thing.partition(" ")[0]
+
+    @property
+    def name(self) -> str:
+        """What the thing is called, quoted for SQL."""
+        return self.thing.removeprefix(self.kind).strip()
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether it changes neither what the library relies on nor what the database guarantees."""
+        if self.aspect.startswith("grant"):
+            return self.expected == self.found
+        if self.kind == "outside":
+            return str(self.found).endswith(UNSHARED)
+        if self.kind != "relation" or self.expected is not None or self.found is None:
+            return False
+        if self.aspect.startswith("index "):
+            is_plain = self.found.startswith("CREATE INDEX ") and not self.found.endswith(" INVALID")
+            return is_plain and not self._samples_hidden
+        if self.aspect.startswith("extended statistics "):
+            return not self._samples_hidden
+        if self.aspect.startswith("trigger "):
+            # It sees what is written and changes nothing of it; whose code it is, catalogue.read() judges.
+            made = f"TRIGGER {self.aspect.removeprefix('trigger ')} AFTER "
+            return self.found.startswith((f"CREATE {made}", f"CREATE CONSTRAINT {made}"))
+        return self.aspect.startswith("statistics target of ") or self.aspect in {
+            "options",
+            "replica identity",
+        }
+
+    @property
+    def _samples_hidden(self) -> bool:
+        """Whether ANALYZE keeps for it what it must not keep of a column: one whose target is 0."""
+        hidden = [
+            aspect.removeprefix("statistics target of ")
+            for aspect, value in golden().facts.get(self.thing, {}).items()
+            if aspect.startswith("statistics target of ") and value == "0"
+        ]
+        # Not the type of that name, in a cast.
+        return any(re.search(rf'(?<![\w":.]){re.escape(each)}(?![\w"])', self.found or "") for each in hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """The facts at the newest revision, and the ids of all revisions up to it, in order."""
+
+    revisions: tuple[str, ...]
+    facts: Facts
+
+    @property
+    def head(self) -> str:
+        """The revision that this version of the library is for."""
+        return self.revisions[-1]
+
+
+@cache
+def golden() -> Golden:
+    """Return what this version of the library is for; not to be changed."""
+    head, _, body = GOLDEN.read_text(encoding="utf-8").partition("\n\n")
+    facts: Facts = {}
+    for block in body.split("\n\n"):
+        thing, *lines = block.strip("\n").split("\n  ")
+        # No name of ours has a colon in it.
+        facts[thing] = {aspect: value for aspect, _, value in (line.partition(": ") for line in lines)}
+    return Golden(tuple(head.removeprefix("revisions: ").split()), facts)
+
+
+def render_golden(revisions: tuple[str, ...], facts: Facts) -> str:
+    """Write the golden file."""
+    return f"revisions: {' '.join(revisions)}\n\n{render(facts)}"
+
+
+def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
+    """Compare facts. Of a thing that is missing each fact is; one that must not be there is named once."""
+    for thing, aspects in expected.items():
+        there = found.get(thing, {})
+        if not there and not thing.startswith("default privileges"):
+            yield Difference(thing, "", "there", None)
+        for aspect, value in aspects.items():
+            if there.get(aspect) != value:
+                yield Difference(thing, aspect, value, there.get(aspect))
+    for thing, aspects in found.items():
+        wanted = expected.get(thing)
+        if wanted is None and not thing.startswith("default privileges"):
+            # What it is, or whose: that decides how it is moved out of the way.
+            yield Difference(thing, "", None, aspects.get("kind") or aspects.get("owned by") or "there")
+            continue
+        for aspect, value in aspects.items():
+            if aspect not in (wanted or {}):
+                yield Difference(thing, aspect, _permitted(thing, aspect, value), value)
+
+
+def _permitted(thing: str, aspect: str, value: str) -> str | None:
+    """Return what a host may grant to a role of its own: what selene_readonly has, and REFERENCES."""
+    if not aspect.startswith("grant") or thing.startswith("default "):
+        return None
+    grant = Grant.parse(aspect)
+    if grant.grantor or grant.grantee in {"PUBLIC", "OWNER", *_ROLES}:
+        return None
+    facts = golden().facts[thing]
+    readable = privileges(facts.get("grant to selene_readonly"))
+    if grant.column:
+        readable |= privileges(facts.get(f"grant ({grant.column}) to selene_readonly"))
+    may = readable | ({"REFERENCES"} if thing.startswith("relation ") else set())
+    return ",".join(sorted(may & {name.rstrip("*") for name in privileges(value)})) or None
+
+
+_ROLES: Final = {"selene_owner", "selene_app", "selene_readonly"}
+
+
+def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference]:
+    """Name what is wrong at whatever revision the schema is: of the roles, and of what is there.
+
+    With is_guarded the tables have their policies and triggers already.
+    """
+    wanted = golden().facts
+    for difference in differences(wanted, found):
+        thing, aspect, expected = difference.thing, difference.aspect, difference.expected
+        there = found.get(thing, {})
+        if difference.is_harmless:
+            continue
+        if difference.kind in {"role", "outside"}:
+            yield difference
+        elif difference.kind != "relation" or not there or not aspect:
+            continue
+        elif aspect.startswith("trigger "):
+            definition = (expected or "").rpartition(", enabled ")[0]
+            is_state = difference.found is not None and definition in difference.found
+            if is_state or (is_guarded and difference.found is None):
+                yield difference
+        elif is_guarded and expected is not None and aspect.startswith(("row sec", "force row", "policy ")):
+            yield difference
+    for thing, aspects in found.items():
+        for aspect, value in aspects.items():
+            if aspect.startswith("grant") and not thing.startswith("default "):
+                yield from _forbidden(thing, aspect, value)
+            elif is_related_outside(aspect):
+                yield Difference(thing, aspect, None, value)
+
+
+def is_related_outside(aspect: str) -> bool:
+    """Tell whether a fact is a parent or child of a table outside our schemas."""
+    keyword, _, other = aspect.partition(" ")
+    return keyword in {"parent", "child"} and not other.startswith(("os_core.", "conversation."))
+
+
+def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
+    """Name what no revision grants: anything to PUBLIC, and writing to the application's roles."""
+    match Grant.parse(aspect).grantee:
+        case "PUBLIC":
+            forbidden = privileges(value)
+        case "selene_app" | "selene_readonly" if thing.startswith("relation "):
+            forbidden = {each for each in privileges(value) if each.rstrip("*") in _WRITING}
+        case _:
+            return
+    forbidden -= privileges(golden().facts.get(thing, {}).get(aspect))
+    if forbidden:
+        yield Difference(thing, aspect, ",".join(sorted(privileges(value) - forbidden)) or None, value)
+
+
+_WRITING: Final = {"INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN"}
+
+
+def describe(difference: Difference) -> str:
+    """Say in a sentence what is wrong."""
+    thing, aspect, expected, found = (
+        difference.thing,
+        difference.aspect,
+        difference.expected,
+        difference.found,
+    )
+    where = f"{aspect} of {thing}" if aspect else thing
+    if difference.kind == "outside":
+        return f"{difference.name} {found}"
+    if aspect.startswith("grant"):
+        return _describe_grant(difference)
+    if aspect == "attributes" and difference.kind == "role":
+        return f"{thing} is {found}, and must be {expected}"
+    if aspect.startswith("member of "):
+        return f"{thing} must not be a {aspect.partition(' by ')[0]}"
+    if aspect.startswith("statistics target of "):
+        return f"{where} is {found or 'the default'}, not {expected or 'the default'}"
+    if aspect.startswith("parent ") and expected is None:
+        return f"{thing} has {aspect}, and must have none: whoever may query that reads its rows"
+    if expected is None:
+        if aspect.startswith("trigger ") and str(found).startswith("of a foreign key"):
+            return f"{where}, which keeps a foreign key, is disabled"
+        invalid = ", and is invalid" if str(found).endswith(" INVALID") else ""
+        return f"{where} must not be there{invalid}"
+    if found is None:
+        return f"{where} is missing"
+    if found == f"{expected} INVALID":
+        return f"{where} is invalid"
+    if found == f"{expected} NOT VALID":
+        return f"{where} is not validated"
+    if aspect == "owner":
+        return f"{thing} belongs to {found}, not to {expected}"
+    if aspect == "row security":
+        return f"row-level security is not enabled on {thing}"
+    if aspect == "force row security":
+        return f"row-level security is not forced on {thing}"
+    definition, _, state = expected.rpartition(", enabled ")
+    if aspect.startswith("trigger ") and found.rpartition(", enabled ")[0] == definition:
+        fires = found.rpartition(", enabled ")[2]
+        now = "is disabled" if fires == "NEVER" else f"is enabled as {fires}"
+        return f"{where} {now}, not as {state}"
+    if aspect == "body":
+        return f"{where} is not the one that was shipped"
+    return f"{where} is {found!r}, not {expected!r}"
+
+
+class Grant(NamedTuple):
+    """Who has a privilege by which list; what it is on stands in the thing."""
+
+    column: str | None
+    objects: str | None
+    grantee: str
+    grantor: str | None
+
+    @classmethod
+    def parse(cls, aspect: str) -> Self:
+        """Take the aspect of a grant apart."""
+        match = _GRANT.fullmatch(aspect)
+        if match is None:
+            raise ValueError(f"no grant: {aspect}")
+        return cls(match["column"], match["objects"], match["grantee"], match["grantor"])
+
+
+_GRANT: Final = re.compile(
+    r"""grant(?:\ \((?P<column>.+)\))?(?:\ on\ (?P<objects>[A-Z]+))?
+    \ to\ (?P<grantee>"(?:[^"]|"")+"|\S+)(?:\ by\ (?P<grantor>.+))?""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def privileges(value: str | None) -> set[str]:
+    """Take the privileges of a grant apart; one with grant option ends in a star."""
+    return set(value.split(",")) if value else set()
+
+
+def _describe_grant(difference: Difference) -> str:
+    grant = Grant.parse(difference.aspect)
+    place = f"{grant.column} of {difference.thing}" if grant.column else difference.thing
+    place = f"{grant.objects} by {place}" if grant.objects else place
+    who = "the owner" if grant.grantee == "OWNER" else grant.grantee
+    extra = privileges(difference.found) - privileges(difference.expected)
+    lacking = privileges(difference.expected) - {each.rstrip("*") for each in privileges(difference.found)}
+    if not extra and not lacking:
+        return f"{who} has {_listed(privileges(difference.found))} on {place}"
+    said = [
+        f"{who} must not have {_listed(extra)}" if extra else "",
+        f"{who} lacks {_listed(lacking)}" if lacking else "",
+    ]
+    return f"{' and '.join(filter(None, said))} on {place}"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)).replace("*", " with grant option")

@@ -1,0 +1,354 @@
+"""Ask, as a service, whether this version of the library can work with the database (contract §13)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar, Final, Self
+
+import psycopg
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from selene_core.schema.catalogue import Facts, read, read_revisions
+from selene_core.schema.drift import Difference, describe, differences, golden, is_related_outside, privileges
+from selene_core.schema.logins import POWERS
+from selene_core.store.binds import AsyncBind, Bind, async_bound, async_joined, bound, joined
+from selene_core.store.scope import in_autocommit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_APPLICATION: Final = "selene_app"
+_LOOKS: Final = 5
+_NAMED: Final = 5  # problems in a message; the attribute has all
+
+
+class SchemaError(RuntimeError):
+    """The database does not have the schema that this version of the library needs.
+
+    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
+    version is for, `problems` what differs, a sentence each.
+    """
+
+    code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
+
+    def __init__(
+        self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.revision = revision
+        self.expected = expected
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, str, tuple[str, ...]]]:
+        """Survive pickle: Exception keeps its first argument only."""
+        return type(self), (self.message, self.revision, self.expected, self.problems)
+
+
+class SchemaOutdated(SchemaError):
+    """The database is older than this version of the library: `selene-core upgrade`."""
+
+    code = "OS_SCHEMA_OUTDATED"
+
+
+class SchemaTooNew(SchemaError):
+    """The database is newer, and no longer has all that this version of the library needs."""
+
+    code = "OS_SCHEMA_TOO_NEW"
+
+
+class SchemaDrifted(SchemaError):
+    """The database stands at the right revision, but somebody has changed it: `selene-core doctor`."""
+
+    code = "OS_SCHEMA_DRIFTED"
+
+
+class SchemaLocked(SchemaError):
+    """A table is locked, as by a migration that is under way: ask again."""
+
+    code = "OS_SCHEMA_LOCKED"
+
+
+def check_schema(bind: Bind) -> str:
+    """Return the database's revision if this version of the library can work with it; changes nothing.
+
+    It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
+    again after an error that looks like another schema. A newer database passes as long as every function
+    and column that the application has at this version's revision is still there, with its types and
+    privileges, row-level security is enabled and forced on its tables with both policies of each, none
+    has a parent or child outside our schemas, and the ledgers are append-only. What a host may add passes
+    (docs/deployment.md); what shows or changes rows past row-level security, wherever it stands, does not.
+
+    Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
+    something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
+    used, ValueError for a connection in AUTOCOMMIT, SchemaLocked where a migration keeps a table locked for
+    seconds, and TypeError for what tenant_scope does not take either. async_check_schema is its async face.
+    """
+    bind = bound("check_schema", bind)
+    if isinstance(bind, Engine):
+        with bind.connect() as conn:
+            return check_alone(conn)
+    bind = joined(bind)
+    if in_autocommit(bind):
+        raise ValueError("check_schema needs a transaction: the connection is in AUTOCOMMIT")
+    if bind.in_transaction():
+        return _check(bind)
+    with bind.begin():
+        return _check(bind)
+
+
+def check_alone(conn: Connection) -> str:
+    """Check as check_schema() does, on a connection that has no transaction yet."""
+    if in_autocommit(conn):
+        conn.execution_options(isolation_level="READ COMMITTED")
+    return _check(conn)
+
+
+def _check(conn: Connection) -> str:
+    wanted = golden()
+    revisions, facts = _look(conn)
+    revision = " and ".join(revisions) or None
+    if len(revisions) > 1:
+        problem = f"the version table has {len(revisions)} revisions, {revision}: it can stand at one only"
+        raise SchemaDrifted(
+            f"{problem}. selene-core doctor says how to mend it", revision, wanted.head, (problem,)
+        )
+    if revision not in wanted.revisions and revision and not _has_tables(wanted.facts, facts):
+        problem = f"the database stands at revision {revision}, but none of our tables is there"
+        raise SchemaDrifted(f"{problem}: this os_core is not ours", revision, wanted.head, (problem,))
+    if revision is None or revision in wanted.revisions[:-1]:
+        stands = f"stands at revision {revision}" if revision else "is not migrated"
+        raise SchemaOutdated(
+            f"the database {stands}, this version of selene-core needs {wanted.head}:"
+            " run selene-core upgrade, then start again",
+            revision,
+            wanted.head,
+        )
+    of_login = [*_login_problems(conn)]
+    if revision == wanted.head:
+        found = [d for d in differences(wanted.facts, facts) if not d.is_harmless]
+        gone = {d.thing for d in found if not d.aspect and d.found is None}
+        named = [describe(d) for d in found if not d.aspect or d.thing not in gone]
+        if problems := (*of_login, *named):
+            raise SchemaDrifted(
+                f"the database stands at revision {revision} but is not as it must be: {_some(problems)}."
+                " selene-core doctor says how to mend it",
+                revision,
+                wanted.head,
+                problems,
+            )
+    elif problems := (*of_login, *_unmet(wanted.facts, facts)):
+        raise SchemaTooNew(
+            f"the database stands at revision {revision}, this version of selene-core is for {wanted.head}"
+            f" and cannot work with it: {_some(problems)}. Install the newer version",
+            revision,
+            wanted.head,
+            problems,
+        )
+    return revision
+
+
+def _has_tables(wanted: Facts, found: Facts) -> bool:
+    return any(_readable(facts) and thing in found for thing, facts in wanted.items() if _is_table(thing))
+
+
+def _is_table(thing: str) -> bool:
+    return thing.startswith("relation ") and thing != "relation os_core.alembic_version"
+
+
+def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
+    """Read the revision and its facts; again, if a migration has gone on meanwhile."""
+    try:
+        return _look_again(conn)
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.LockNotAvailable):
+            raise
+        problem = "a table is locked, as by a migration that is under way: ask again"
+        raise SchemaLocked(problem, None, golden().head, (problem,)) from exc
+
+
+def _look_again(conn: Connection) -> tuple[tuple[str, ...], Facts]:
+    for _ in range(_LOOKS - 1):
+        before = _revision(conn)
+        facts = read(conn)
+        if _revision(conn) == before:
+            return before, facts
+    return _revision(conn), read(conn)
+
+
+def _revision(conn: Connection) -> tuple[str, ...]:
+    try:
+        with conn.begin_nested():
+            stamps = read_revisions(conn)
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        problem = f"the login may not read the version table ({exc.orig.diag.message_primary})"
+        raise SchemaDrifted(
+            f"{problem}: make it a member of selene_app; selene-core doctor says what else is missing",
+            None,
+            golden().head,
+            (problem,),
+        ) from exc
+    return stamps or ()
+
+
+def _some(problems: tuple[str, ...]) -> str:
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return "; ".join(problems[:_NAMED]) + more
+
+
+_LOGIN: Final = f"""
+    SELECT session_user, current_user, me.rolsuper, me.rolbypassrls, (
+        SELECT pg_catalog.pg_has_role(current_user, app.oid, 'USAGE')
+        FROM pg_catalog.pg_roles AS app WHERE app.rolname = '{_APPLICATION}'
+      ) IS TRUE
+    FROM pg_catalog.pg_roles AS me WHERE me.rolname = session_user
+"""
+
+
+def _login_problems(conn: Connection) -> Iterator[str]:
+    name, acts_as, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
+    if is_superuser or bypasses:
+        yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
+    for power, attributes, is_itself in conn.exec_driver_sql(POWERS):
+        held = f"{power} ({attributes})" if attributes else power
+        if not is_itself:
+            yield f"role {name} can become {held}: row-level security would not hold for it"
+        elif attributes == "CREATEROLE":
+            yield f"role {name} has CREATEROLE: it can grant itself selene_owner"
+    if not is_member:
+        yield f"role {acts_as} is not a member of {_APPLICATION}"
+
+
+# --- what a newer database must still have
+
+
+def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
+    """Name what the application has at this version's revision and not in the database."""
+    for thing, facts in wanted.items():
+        there = found.get(thing, {})
+        match thing.partition(" ")[0]:
+            case "schema":
+                yield from _lacking(thing, facts, there)
+            case "function" if "EXECUTE" in privileges(facts.get(f"grant to {_APPLICATION}")):
+                yield from _unmet_function(thing, facts, found)
+            case "relation" if _readable(facts):
+                yield from _unmet_relation(thing, facts, there)
+    outside = [
+        Difference(thing, "", None, facts["kind"]) for thing, facts in found.items() if _is_outside(thing)
+    ]
+    yield from (describe(difference) for difference in outside if not difference.is_harmless)
+
+
+def _is_outside(thing: str) -> bool:
+    return thing.startswith("outside ")
+
+
+def _lacking(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:
+    aspect = f"grant to {_APPLICATION}"
+    expected, has = facts.get(aspect), there.get(aspect)
+    if not {name.rstrip("*") for name in privileges(expected)} <= {
+        name.rstrip("*") for name in privileges(has)
+    }:
+        yield describe(Difference(thing, aspect, expected, has))
+
+
+def _readable(facts: dict[str, str]) -> set[str]:
+    """Return the columns that the application may read."""
+    if "SELECT" in privileges(facts.get(f"grant to {_APPLICATION}")):
+        return {aspect.removeprefix("column ") for aspect in facts if aspect.startswith("column ")}
+    granted = re.compile(rf"grant \((.+)\) to {_APPLICATION}")
+    return {
+        match[1]
+        for aspect, value in facts.items()
+        if (match := granted.fullmatch(aspect)) and "SELECT" in privileges(value)
+    }
+
+
+def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:
+    if not there:
+        yield f"{thing} is missing"
+        return
+    for guard in ("row security", "force row security"):
+        if facts[guard] == "enabled" and there.get(guard) != "enabled":
+            yield describe(Difference(thing, guard, facts[guard], there.get(guard)))
+    for aspect, value in there.items():
+        if is_related_outside(aspect):
+            yield describe(Difference(thing, aspect, None, value))
+    # Another permissive policy opens nothing: the restrictive one stands above it. So do the guards of the
+    # ledgers, whatever a newer revision adds.
+    for aspect, expected in facts.items():
+        if aspect.startswith(("policy ", "trigger reject_mutation_")) and there.get(aspect) != expected:
+            yield describe(Difference(thing, aspect, expected, there.get(aspect)))
+    readable = _readable(there)
+    for column in sorted(_readable(facts)):
+        aspect = f"column {column}"
+        expected, has = facts[aspect], there.get(aspect)
+        if has is None or _typed(has) != _typed(expected) or (" NOT NULL" in expected) > (" NOT NULL" in has):
+            yield describe(Difference(thing, aspect, _typed(expected), has and _typed(has)))
+        elif column not in readable:
+            yield f"{_APPLICATION} lacks SELECT on {column} of {thing}"
+
+
+def _typed(column: str) -> str:
+    return re.sub(r" (?:GENERATED|DEFAULT) .*$", "", column, flags=re.DOTALL)
+
+
+def _unmet_function(thing: str, facts: dict[str, str], found: Facts) -> Iterator[str]:
+    """A call still works with more parameters that have defaults, and with more columns in the result."""
+    called = thing.partition("(")[0] + "("
+    arguments, result = _signature(facts["signature"])
+    candidates = [
+        there
+        for other, there in found.items()
+        if other.startswith(called) and _takes(arguments, _signature(there.get("signature", ""))[0])
+    ]
+    if not candidates:
+        yield f"{thing} is missing"
+    elif not any(_returns(result, _signature(there["signature"])[1]) for there in candidates):
+        yield f"{thing} no longer returns {result}"
+    elif not any("EXECUTE" in privileges(there.get(f"grant to {_APPLICATION}")) for there in candidates):
+        yield f"{_APPLICATION} lacks EXECUTE on {thing}"
+
+
+def _signature(signature: str) -> tuple[list[str], str]:
+    arguments, _, result = signature.partition(") -> ")
+    return _split(arguments.removeprefix("(")), result
+
+
+def _split(items: str) -> list[str]:
+    """Split at commas outside of brackets and quotes."""
+    return [item for item in re.findall(r"""(?:[^,("']|\([^)]*\)|"[^"]*"|'[^']*')+""", items) if item.strip()]
+
+
+def _takes(arguments: list[str], there: list[str]) -> bool:
+    """Tell whether a call that is written for some parameters, in their order, fits others."""
+    wanted, offered = (
+        [argument.strip().partition(" DEFAULT ") for argument in each] for each in (arguments, there)
+    )
+    if len(offered) < len(wanted) or not all(default for _, default, _ in offered[len(wanted) :]):
+        return False
+    return all(
+        mine == theirs and bool(default) <= bool(still)
+        for (mine, default, _), (theirs, still, _) in zip(wanted, offered, strict=False)
+    )
+
+
+def _returns(result: str, there: str) -> bool:
+    if not result.startswith("TABLE("):
+        return result == there
+    columns = {column.strip() for column in _split(result[len("TABLE(") : -1])}
+    return there.startswith("TABLE(") and columns <= {c.strip() for c in _split(there[len("TABLE(") : -1])}
+
+
+async def async_check_schema(bind: AsyncBind) -> str:
+    """Return the database's revision as check_schema() does, for a service that is asynchronous."""
+    bind = async_bound("async_check_schema", bind)
+    if isinstance(bind, AsyncEngine):
+        async with bind.connect() as conn:
+            return await conn.run_sync(check_alone)
+    conn = await async_joined(bind)
+    return await conn.run_sync(check_schema)

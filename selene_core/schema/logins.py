@@ -1,0 +1,49 @@
+"""What a role may do by its attributes and by what it may become (contract §10)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# They read or write all tables, or the server's files, or can give themselves what does. Before 16 CREATEROLE
+# may grant any role but a superuser's.
+_ALL_DATA: Final = "'pg_read_all_data', 'pg_write_all_data'"
+_SERVER: Final = "'pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'"
+
+# From 16 on, who made a role is a member of it who may neither inherit from it nor become it, but may grant
+# it, to itself too.
+EDGES: Final = f"""
+    memberships AS (
+      SELECT m.member, m.roleid, m.grantor,
+        COALESCE((pg_catalog.to_jsonb(m) ->> 'inherit_option')::boolean, TRUE)
+          OR COALESCE((pg_catalog.to_jsonb(m) ->> 'set_option')::boolean, TRUE) AS is_usable,
+        m.admin_option,
+        -- Made by itself: by createrole_self_grant, or by who may grant the role anyway.
+        m.grantor = m.member AS is_own
+      FROM pg_catalog.pg_auth_members AS m
+    ),
+    powerful AS (
+      SELECT r.oid AS role, r.rolname AS name, pg_catalog.concat_ws(' ',
+          CASE WHEN r.rolsuper THEN 'SUPERUSER' END,
+          CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END,
+          CASE WHEN r.rolcreaterole AND NOT r.rolsuper
+            AND pg_catalog.current_setting('server_version_num')::integer < 160000 THEN 'CREATEROLE' END
+        ) AS attributes
+      FROM pg_catalog.pg_roles AS r
+      WHERE r.rolsuper OR r.rolbypassrls OR r.rolname IN ('selene_owner', {_ALL_DATA}, {_SERVER})
+        OR (r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::integer < 160000)
+    )
+"""
+
+# Which powerful roles the login is, or can become, or can grant itself: SET ROLE hides nothing of it.
+POWERS: Final = f"""
+    WITH RECURSIVE {EDGES},
+    reached AS (
+      SELECT r.oid AS role FROM pg_catalog.pg_roles AS r WHERE r.rolname IN (current_user, session_user)
+      UNION
+      SELECT m.roleid FROM reached JOIN memberships AS m ON m.member = reached.role
+      WHERE m.is_usable OR m.admin_option
+    )
+    SELECT powerful.name, powerful.attributes, powerful.name = session_user
+    FROM reached JOIN powerful ON powerful.role = reached.role
+    ORDER BY 1
+"""

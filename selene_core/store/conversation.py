@@ -1,0 +1,243 @@
+"""The conversation ledger: what was said, in order, and what is hidden of it (contract §2).
+
+All rules are functions and keys of the database: this sends one statement a call and gives rows types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Boolean, Integer, Text, Uuid, bindparam
+
+from selene_core.contract.enums import ConversationRole, ConversationSource, PrivacyScope
+from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.rules import EVENT_RULES, TURN_RULES, integer
+from selene_core.store.instants import Instant
+from selene_core.store.repository import SCOPED_TENANT, Repository, Unshown, call
+from selene_core.store.scope import scope_tenant
+from selene_core.store.tables import conversation_ledger
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping, Select
+
+MAX_TURNS: Final = 1000
+TURNS_PAGE: Final = 64  # of at most 64 KiB of text each
+_POSITION: Final = integer(0, MAX_INT64)
+_LIMIT: Final = integer(1, MAX_TURNS)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """Hold what became of a turn: written, or found (`replayed`) as it had been written."""
+
+    conversation_turn_id: int
+    turn_id: int
+    text_hash: str
+    created_at: datetime
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationTurn:
+    """Hold one turn as the roles may read it (contract §2).
+
+    `text` is None where a tombstone hides it; then `tombstoned_by_conversation_turn_id` names that tombstone
+    and `tombstone_reason_code` is its reason. A tombstone itself has the text "".
+    """
+
+    conversation_turn_id: int
+    tenant_id: str
+    correlation_id: UUID
+    turn_id: int
+    session_id: str | None
+    user_id: str
+    device_id: str | None
+    role: ConversationRole
+    source: ConversationSource
+    text: str | None = field(repr=False)
+    text_hash: str
+    privacy_scope: PrivacyScope
+    created_at: datetime
+    idempotency_key: str | None
+    tombstone_of_conversation_turn_id: int | None
+    tombstone_reason_code: int | None
+    tombstoned_by_conversation_turn_id: int | None
+
+
+class ConversationRepository(Repository):
+    """Append to and read the conversations of the tenant_scope's tenant; a correlation_id names one.
+
+    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended;
+    and ContractViolation, which never shows the value, for a value that is none.
+    """
+
+    def append(
+        self,
+        *,
+        correlation_id: UUID,
+        turn_id: int,
+        user_id: str,
+        role: ConversationRole | str,
+        source: ConversationSource | str,
+        text: str,
+        privacy_scope: PrivacyScope | str,
+        session_id: str | None = None,
+        device_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TurnResult:
+        """Append a turn, with up to 65,536 bytes of text.
+
+        The turn_id is its place in the conversation. The same content again, by turn_id or by key, returns
+        the original as replayed; other content raises IdempotencyConflict. Raises IdentityNotFound, and
+        DeviceNotFound and SessionNotFound for what is not that user's, whoever else's.
+        """
+        turn = {
+            "correlation_id": correlation_id,
+            "turn_id": turn_id,
+            "user_id": user_id,
+            "role": role,
+            "source": source,
+            "text": text,
+            "privacy_scope": privacy_scope,
+        }
+        optional = {"session_id": session_id, "device_id": device_id, "idempotency_key": idempotency_key}
+        return self._write(_APPEND, turn, optional)
+
+    def tombstone(
+        self,
+        correlation_id: UUID,
+        conversation_turn_id: int,
+        *,
+        reason_code: int,
+        turn_id: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> TurnResult:
+        """Hide the text of a turn for good, by a turn that says why; returns that one.
+
+        It takes the place `turn_id`, which must come after the turn that it hides, or else the place after
+        the last. The same again returns the original as replayed. Raises ConversationTurnNotFound where the
+        conversation has no such turn; TombstoneConflict where the turn is hidden for another reason or at
+        another place, or is a tombstone; IdempotencyConflict where the key or the place stands for another
+        turn.
+        """
+        turn = {
+            "correlation_id": correlation_id,
+            "conversation_turn_id": conversation_turn_id,
+            "reason_code": reason_code,
+        }
+        # A tombstone may have the very last place, which no other turn takes.
+        place = EVENT_RULES["turn_id"].check_optional("turn_id", turn_id)
+        return self._write(_TOMBSTONE, turn, {"idempotency_key": idempotency_key}, turn_id=place)
+
+    def get(self, correlation_id: UUID, turn_id: int) -> ConversationTurn | None:
+        """Return one turn."""
+        checked = EVENT_RULES["turn_id"].check("turn_id", turn_id)
+        turns = self.page(correlation_id, after=checked - 1, limit=1)
+        return turns[0] if turns and turns[0].turn_id == checked else None
+
+    def page(self, correlation_id: UUID, after: int = 0, limit: int = TURNS_PAGE) -> list[ConversationTurn]:
+        """Return the next 1..1000 turns with a turn_id > `after`, in order.
+
+        To go on, give the last one's turn_id as `after`. A turn that comes later at a place before it is not
+        seen by going on.
+        """
+        rows = self._run(
+            _READ,
+            correlation_id=TURN_RULES["correlation_id"].check("correlation_id", correlation_id),
+            after=_POSITION.check("after", after),
+            limit=_LIMIT.check("limit", limit),
+        )
+        return [_turn(row) for row in rows]
+
+    def turns(self, correlation_id: UUID, after: int = 0) -> Iterator[ConversationTurn]:
+        """Iterate over the turns with a turn_id > `after` in order, a page in memory at a time."""
+        scope_tenant(self._conn)  # now, and not only where the iteration begins
+        checked = TURN_RULES["correlation_id"].check("correlation_id", correlation_id)
+        return self._turns(checked, _POSITION.check("after", after))
+
+    def _turns(self, correlation_id: UUID, after: int) -> Iterator[ConversationTurn]:
+        while page := self.page(correlation_id, after):
+            yield from page
+            if len(page) < TURNS_PAGE:
+                return
+            after = page[-1].turn_id
+
+    def _write(
+        self, statement: Select[Any], turn: Mapping[str, Any], optional: Mapping[str, Any], **checked: Any
+    ) -> TurnResult:
+        values = {name: TURN_RULES[name].check(name, value) for name, value in turn.items()}
+        if "text" in values:
+            values["text"] = Unshown(values["text"])
+        for name, value in optional.items():
+            values[name] = TURN_RULES[name].check_optional(name, value)
+        return TurnResult(**self._run(statement, **values, **checked)[0])
+
+
+def _turn(row: RowMapping) -> ConversationTurn:
+    words = {
+        "role": ConversationRole(row["role"]),
+        "source": ConversationSource(row["source"]),
+        "privacy_scope": PrivacyScope(row["privacy_scope"]),
+    }
+    return ConversationTurn(**{**row, **words})
+
+
+# --- statements, built once; all values are parameters
+
+_CORRELATION: Final = bindparam("correlation_id", type_=Uuid)
+_RESULT: Final = {
+    "conversation_turn_id": BigInteger,
+    "turn_id": BigInteger,
+    "text_hash": Text,
+    "created_at": Instant(),
+    "replayed": Boolean,
+}
+_APPEND: Final = call(
+    "conversation.append_turn",
+    [
+        SCOPED_TENANT,
+        _CORRELATION,
+        bindparam("turn_id", type_=BigInteger),
+        *(
+            bindparam(name, type_=Text)
+            for name in (
+                "user_id",
+                "role",
+                "source",
+                "text",
+                "privacy_scope",
+                "session_id",
+                "device_id",
+                "idempotency_key",
+            )
+        ),
+    ],
+    **_RESULT,
+)
+_TOMBSTONE: Final = call(
+    "conversation.tombstone_turn",
+    [
+        SCOPED_TENANT,
+        _CORRELATION,
+        bindparam("conversation_turn_id", type_=BigInteger),
+        bindparam("reason_code", type_=BigInteger),
+        bindparam("turn_id", type_=BigInteger),
+        bindparam("idempotency_key", type_=Text),
+    ],
+    **_RESULT,
+)
+_READ: Final = call(
+    "conversation.read_turns",
+    [
+        SCOPED_TENANT,
+        _CORRELATION,
+        bindparam("after", type_=BigInteger),
+        bindparam("limit", type_=Integer),
+    ],
+    **{column.name: column.type for column in conversation_ledger.columns},
+    tombstoned_by_conversation_turn_id=BigInteger,
+)

@@ -1,0 +1,163 @@
+"""Leases: who may work on a work order, for how long, and behind which fence (contract §8 and §14)."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Boolean, Text, and_, bindparam, func
+
+from selene_core.contract.enums import LeaseState
+from selene_core.contract.events import check_work_order_id
+from selene_core.contract.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier, integer
+from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
+from selene_core.store.tables import work_order_leases
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+_OWNER: Final = identifier(MAX_ID)
+_TTL_MS: Final = integer(1, MAX_LEASE_TTL_MS)
+_TOKEN: Final = EVENT_RULES["lease_token"]
+_KEY: Final = EVENT_RULES["idempotency_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Hold a lease as it stood when it was asked for (contract §2).
+
+    `token` is known to who holds the lease, and to nobody else: it is None in what current() returns. The
+    fence only grows from lease to lease of a work order: what a resource outside the database is told along
+    with each request, so that it can refuse a former holder.
+    """
+
+    lease_id: UUID
+    tenant_id: str
+    work_order_id: str
+    lease_owner_id: str
+    token: str | None = field(repr=False)
+    lease_state: LeaseState
+    fence: int
+    acquired_at: datetime
+    renewed_at: datetime | None
+    lease_expires_at: datetime
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease(Lease):
+    """Hold a lease with its token, as only who has taken or renewed it knows it."""
+
+    token: str = field(repr=False)
+
+
+class LeaseRepository(Repository):
+    """Take, keep and give back the leases of the tenant_scope that yielded the connection.
+
+    Whether a lease is held is judged by the database's clock at that moment, never by the caller's. Each
+    change writes its LEASE_* event, which carries the work order's correlation_id, turn_id, status, last
+    reason_code and step forward. Every method raises TenantScopeViolation outside the scope.
+    """
+
+    def acquire(
+        self,
+        work_order_id: str,
+        owner: str,
+        *,
+        ttl_ms: int,
+        token: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> HeldLease:
+        """Take the lease for `ttl_ms` milliseconds (1..3,600,000); one that has expired is taken over.
+
+        A caller who wants to repeat the call after a lost reply mints the token itself, from a CSPRNG, and
+        sends the same again: it gets the same lease, unextended. A token is good for one lease: once that has
+        expired or was given back, it raises LeaseLost, and the next lease takes a new token.
+
+        Raises LeaseHeld (who, until when), LeaseLost, IdempotencyConflict, InvalidTransition for a work order
+        at its end, WorkOrderNotFound and ContractViolation (contract §8).
+        """
+        token = secrets.token_urlsafe(32) if token is None else _TOKEN.check("token", token)
+        rows = self._run(
+            _ACQUIRE,
+            work_order_id=check_work_order_id(work_order_id),
+            owner=_OWNER.check("owner", owner),
+            token=Unshown(token),
+            ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
+            idempotency_key=_KEY.check_optional("idempotency_key", idempotency_key),
+        )
+        return HeldLease(**_facts(rows[0]), token=token)
+
+    def renew(self, work_order_id: str, token: str, *, ttl_ms: int) -> HeldLease:
+        """Hold an unexpired lease for `ttl_ms` milliseconds (1..3,600,000) from now on.
+
+        Raises LeaseLost where the token is not that of an unexpired lease, InvalidTransition for a work order
+        at its end, WorkOrderNotFound and ContractViolation (contract §8).
+        """
+        token = _TOKEN.check("token", token)
+        rows = self._run(
+            _RENEW,
+            work_order_id=check_work_order_id(work_order_id),
+            token=Unshown(token),
+            ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
+        )
+        return HeldLease(**_facts(rows[0]), token=token)
+
+    def release(self, work_order_id: str, token: str) -> None:
+        """Give the lease back, an expired one too; does nothing where that was done before.
+
+        Raises LeaseLost where it was taken over or the token is no lease's, WorkOrderNotFound and
+        ContractViolation (contract §8).
+        """
+        self._run(
+            _RELEASE,
+            work_order_id=check_work_order_id(work_order_id),
+            token=Unshown(_TOKEN.check("token", token)),
+        )
+
+    def current(self, work_order_id: str) -> Lease | None:
+        """Return the lease that is held now; None where none is, or no longer (contract §14)."""
+        rows = self._read(_CURRENT, work_order_id=check_work_order_id(work_order_id))
+        return Lease(**_facts(rows[0]), token=None) if rows else None
+
+
+def _facts(row: RowMapping) -> dict[str, Any]:
+    found = {name: row[name] for name in _NAMES}
+    return {**found, "lease_state": LeaseState(row["lease_state"])}
+
+
+# --- statements, built once; all values are parameters
+
+_NAMES: Final = tuple(name for name in Lease.__dataclass_fields__ if name != "token")
+_LEASES: Final = work_order_leases.columns
+_WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
+_TOKEN_GIVEN: Final = bindparam("token", type_=Text)
+_TTL_GIVEN: Final = bindparam("ttl_ms", type_=BigInteger)
+_ROW: Final[dict[str, Any]] = {column.name: column.type for column in _LEASES}
+
+_ACQUIRE: Final = call(
+    "acquire_lease",
+    [
+        SCOPED_TENANT,
+        _WORK_ORDER,
+        bindparam("owner", type_=Text),
+        _TOKEN_GIVEN,
+        _TTL_GIVEN,
+        bindparam("idempotency_key", type_=Text),
+    ],
+    **_ROW,
+)
+_RENEW: Final = call("renew_lease", [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN, _TTL_GIVEN], **_ROW)
+_RELEASE: Final = call("release_lease", [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN], result=Boolean)
+_CURRENT: Final = in_scope(
+    work_order_leases,
+    and_(
+        _LEASES.tenant_id == TENANT,
+        _LEASES.work_order_id == _WORK_ORDER,
+        _LEASES.lease_state == LeaseState.ACTIVE.value,
+        _LEASES.lease_expires_at > func.clock_timestamp(),
+    ),
+)

@@ -1,0 +1,72 @@
+"""What every repository is made of: one statement a call, inside the tenant_scope of its connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, Integer, Text, bindparam, column, func, literal_column, select, values
+
+from selene_core.store.binds import checked
+from selene_core.store.scope import confirm_scope, scope_tenant, translate_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, FromClause, RowMapping, Select
+
+TENANT: Final = bindparam("tenant_id", type_=Text)
+SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
+"""The tenant as an argument of a function: raises TenantScopeViolation unless it is the transaction's."""
+
+
+class Unshown(str):
+    """Hold a secret parameter: neither a log of statements nor an error that lists parameters shows it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what stands for the value."""
+        return "'…'"
+
+
+class Repository:
+    """Work for the tenant of the tenant_scope that yielded the connection.
+
+    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        """Work on the connection that tenant_scope yields; raises TypeError for anything else."""
+        wanted = "the Connection that tenant_scope yields"
+        self._conn: Connection = checked(type(self).__name__, wanted, conn, Connection)
+
+    def _run(self, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
+        """Return the rows of a statement that calls a function with SCOPED_TENANT."""
+        return fetch(self._conn, statement, tenant_id=scope_tenant(self._conn), **parameters)
+
+    def _read(self, statement: Select[Any], **parameters: object) -> list[RowMapping]:
+        """Return the rows of a statement that in_scope() made."""
+        rows = self._run(statement, **parameters)
+        confirm_scope(self._conn, rows[0]["scope_tenant_id"])
+        return [row for row in rows if row["tenant_id"] is not None]
+
+
+def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
+    """Return all rows of a statement; what the database refuses is raised as our errors."""
+    with translate_errors():
+        return conn.execute(statement, parameters).mappings().all()
+
+
+def call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any) -> Select[Any]:
+    """Select from a function that returns a table of the named columns; it is os_core's unless it says."""
+    schema, _, name = function.rpartition(".")
+    columns = [column(name, type_) for name, type_ in returned.items()]
+    called = getattr(getattr(func, schema or "os_core"), name)(*arguments)
+    return select(called.table_valued(*columns, name="result"))
+
+
+def in_scope(rows: FromClause, on: ColumnElement[bool]) -> Select[Any]:
+    """Select rows beside the transaction's tenant; where there are none, NULLs stand beside it."""
+    one = values(column("n", Integer), name="one", literal_binds=True).data([(1,)])
+    tenant = literal_column("current_setting('selene.tenant_id', TRUE)", Text).label("scope_tenant_id")
+    return select(tenant, *rows.c).select_from(one.outerjoin(rows, on))

@@ -1,0 +1,419 @@
+"""The tables as SQLAlchemy sees them: a mirror of alembic/, which owns them; a test holds them together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from selene_core.store.instants import Instant
+
+METADATA: Final = MetaData(
+    schema="os_core",
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "ux_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+IS_PENDING: Final = "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"
+"""The predicate of the indexes for what is pending: a query says it in the same words to be served by one."""
+
+_ID: Final = Text(collation="C")
+_INSTANT: Final = Instant()
+
+work_order_ledger: Final = Table(
+    "work_order_ledger",
+    METADATA,
+    Column(
+        "work_order_event_id",
+        BigInteger,
+        server_default=text("nextval('os_core.work_order_ledger_work_order_event_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("work_order_seq", BigInteger, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("event_type", _ID, nullable=False),
+    Column("work_order_status", _ID, nullable=False),
+    Column("reason_code", BigInteger, nullable=False),
+    Column("step_id", _ID),
+    Column("step_input_hash", _ID),
+    Column("lease_owner_id", _ID),
+    Column("lease_token_hash", _ID),
+    Column("lease_expires_at", _INSTANT),
+    Column("payload", JSONB, nullable=False),
+    Column("idempotency_key", _ID),
+    Column("occurred_at", _INSTANT),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("work_order_event_id", name="pk_work_order_ledger"),
+    UniqueConstraint(
+        "tenant_id",
+        "work_order_id",
+        "work_order_event_id",
+        name="ux_work_order_ledger_tenant_work_order_event",
+    ),
+    UniqueConstraint(
+        "tenant_id", "work_order_id", "work_order_seq", name="ux_work_order_ledger_tenant_work_order_seq"
+    ),
+    CheckConstraint(
+        "os_core.is_event_row(tenant_id, work_order_id, work_order_seq, turn_id, event_type,"
+        " work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash,"
+        " lease_expires_at, payload, idempotency_key, occurred_at, created_at)",
+        name="contract",
+    ),
+    Index(
+        "ux_work_order_ledger_idempotency",
+        "tenant_id",
+        "work_order_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+work_orders_current: Final = Table(
+    "work_orders_current",
+    METADATA,
+    Column("work_order_id", _ID, nullable=False),
+    Column("tenant_id", _ID, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("work_order_status", _ID, nullable=False),
+    Column("last_event_id", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("last_reason_code", BigInteger, nullable=False),
+    Column("last_updated_at", _INSTANT, nullable=False),
+    Column("created_at", _INSTANT, nullable=False),
+    Column("requester_user_id", _ID),
+    Column("step_id", _ID),
+    Column("step_input_hash", _ID),
+    Column("lease_owner_id", _ID),
+    Column("lease_token_hash", _ID),
+    Column("lease_expires_at", _INSTANT),
+    Column("fields_json", JSONB, nullable=False),
+    Column("asked_fields_json", JSONB, nullable=False),
+    Column("resolved_fields_json", JSONB, nullable=False),
+    Column("conflicts_json", JSONB, nullable=False),
+    Column("prompt_dedupe_keys_json", JSONB, nullable=False),
+    Column("external_approval_pending", Boolean, nullable=False),
+    Column("external_approval_request_id", _ID),
+    Column("external_approval_target_user_id", _ID),
+    Column("external_approval_expires_at", _INSTANT),
+    Column("external_approval_notices", SmallInteger, nullable=False),
+    Column("last_state_change_seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("work_order_id", name="pk_work_orders_current"),
+    UniqueConstraint("tenant_id", "work_order_id", name="ux_work_orders_current_tenant_work_order"),
+    UniqueConstraint("tenant_id", "correlation_id", name="ux_work_orders_current_tenant_correlation"),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id", "last_event_id"],
+        [
+            "os_core.work_order_ledger.tenant_id",
+            "os_core.work_order_ledger.work_order_id",
+            "os_core.work_order_ledger.work_order_event_id",
+        ],
+        name="fk_work_orders_current_last_event",
+    ),
+    CheckConstraint(
+        "os_core.is_projection_row(turn_id, work_order_status, last_seq, last_reason_code,"
+        " external_approval_notices)",
+        name="contract",
+    ),
+    CheckConstraint(
+        "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
+        " prompt_dedupe_keys_json) IS NULL",
+        name="bounds",
+    ),
+    Index(
+        "ix_work_orders_current_pending",
+        "tenant_id",
+        "last_updated_at",
+        "last_event_id",
+        postgresql_where=text(IS_PENDING),
+    ),
+    Index(
+        "ix_work_orders_current_pending_requester",
+        "tenant_id",
+        "requester_user_id",
+        "last_updated_at",
+        "last_event_id",
+        postgresql_where=text(IS_PENDING),
+    ),
+)
+
+work_order_leases: Final = Table(
+    "work_order_leases",
+    METADATA,
+    Column("lease_id", Uuid, nullable=False),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("lease_owner_id", _ID, nullable=False),
+    Column("lease_token_hash", _ID, nullable=False),
+    Column("lease_state", _ID, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("acquired_at", _INSTANT, nullable=False),
+    Column("renewed_at", _INSTANT),
+    Column("lease_expires_at", _INSTANT, nullable=False),
+    Column("released_at", _INSTANT),
+    Column("idempotency_key", _ID),
+    PrimaryKeyConstraint("lease_id", name="pk_work_order_leases"),
+    UniqueConstraint("tenant_id", "work_order_id", "lease_token_hash", name="ux_work_order_leases_token"),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id"],
+        ["os_core.work_orders_current.tenant_id", "os_core.work_orders_current.work_order_id"],
+        name="fk_work_order_leases_work_order",
+    ),
+    CheckConstraint(
+        "os_core.is_lease_row(lease_owner_id, lease_token_hash, lease_state, fence, acquired_at, renewed_at,"
+        " lease_expires_at, released_at, idempotency_key)",
+        name="contract",
+    ),
+    Index(
+        "ux_work_order_leases_active",
+        "tenant_id",
+        "work_order_id",
+        unique=True,
+        postgresql_where=text("lease_state = 'ACTIVE'"),
+    ),
+    Index(
+        "ux_work_order_leases_idempotency",
+        "tenant_id",
+        "work_order_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+work_order_step_attempts: Final = Table(
+    "work_order_step_attempts",
+    METADATA,
+    Column(
+        "step_attempt_id",
+        BigInteger,
+        server_default=text("nextval('os_core.work_order_step_attempts_step_attempt_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("work_order_id", _ID, nullable=False),
+    Column("step_id", _ID, nullable=False),
+    Column("attempt_index", Integer, nullable=False),
+    Column("attempt_status", _ID, nullable=False),
+    Column("timeout_ms", BigInteger, nullable=False),
+    Column("max_retries", Integer, nullable=False),
+    Column("retry_backoff_ms", BigInteger, nullable=False),
+    Column("next_retry_at", _INSTANT),
+    Column("started_at", _INSTANT, nullable=False),
+    Column("finished_at", _INSTANT),
+    Column("reason_code", BigInteger),
+    Column("idempotency_key", _ID, nullable=False),
+    Column("finish_idempotency_key", _ID),
+    Column("created_at", _INSTANT, nullable=False),
+    Column("updated_at", _INSTANT, nullable=False),
+    PrimaryKeyConstraint("step_attempt_id", name="pk_work_order_step_attempts"),
+    UniqueConstraint(
+        "tenant_id", "work_order_id", "step_id", "attempt_index", name="ux_work_order_step_attempts_index"
+    ),
+    UniqueConstraint(
+        "tenant_id",
+        "work_order_id",
+        "step_id",
+        "idempotency_key",
+        name="ux_work_order_step_attempts_idempotency",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "work_order_id"],
+        ["os_core.work_orders_current.tenant_id", "os_core.work_orders_current.work_order_id"],
+        name="fk_work_order_step_attempts_work_order",
+    ),
+    CheckConstraint(
+        "os_core.is_step_attempt_row(step_id, attempt_index, attempt_status, timeout_ms, max_retries,"
+        " retry_backoff_ms, next_retry_at, started_at, finished_at, reason_code, idempotency_key,"
+        " finish_idempotency_key, created_at, updated_at)",
+        name="contract",
+    ),
+    Index(
+        "ux_work_order_step_attempts_running",
+        "tenant_id",
+        "work_order_id",
+        "step_id",
+        unique=True,
+        postgresql_where=text("attempt_status = 'RUNNING'"),
+    ),
+    Index(
+        "ix_work_order_step_attempts_due",
+        "tenant_id",
+        "next_retry_at",
+        "step_attempt_id",
+        postgresql_include=["work_order_id", "step_id", "attempt_index"],
+        postgresql_where=text("next_retry_at IS NOT NULL"),
+    ),
+)
+
+identities: Final = Table(
+    "identities",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("speaker_id", _ID),
+    Column("primary_language", _ID),
+    Column("status", _ID, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "user_id", name="pk_identities"),
+    CheckConstraint(
+        "os_core.is_identity_row(tenant_id, user_id, speaker_id, primary_language, status, created_at)",
+        name="contract",
+    ),
+)
+
+devices: Final = Table(
+    "devices",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("device_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("device_type", _ID, nullable=False),
+    Column("last_seen_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    Column("audio_profile_ref", _ID),
+    PrimaryKeyConstraint("tenant_id", "device_id", name="pk_devices"),
+    UniqueConstraint("tenant_id", "user_id", "device_id", name="ux_devices_tenant_user_device"),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_devices_user",
+    ),
+    CheckConstraint(
+        "os_core.is_device_row(device_id, device_type, last_seen_at, audio_profile_ref)", name="contract"
+    ),
+)
+
+sessions: Final = Table(
+    "sessions",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("session_id", _ID, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("device_id", _ID, nullable=False),
+    Column("session_state", _ID, nullable=False),
+    Column("opened_at", _INSTANT, nullable=False),
+    Column("last_activity_at", _INSTANT, nullable=False),
+    Column("closed_at", _INSTANT),
+    PrimaryKeyConstraint("tenant_id", "session_id", name="pk_sessions"),
+    UniqueConstraint("tenant_id", "user_id", "session_id", name="ux_sessions_tenant_user_session"),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_sessions_user",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "device_id"],
+        ["os_core.devices.tenant_id", "os_core.devices.user_id", "os_core.devices.device_id"],
+        name="fk_sessions_device",
+    ),
+    CheckConstraint(
+        "os_core.is_session_row(session_id, session_state, opened_at, last_activity_at, closed_at)",
+        name="contract",
+    ),
+)
+
+conversation_ledger: Final = Table(
+    "conversation_ledger",
+    METADATA,
+    Column(
+        "conversation_turn_id",
+        BigInteger,
+        server_default=text("nextval('conversation.conversation_ledger_conversation_turn_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("correlation_id", Uuid, nullable=False),
+    Column("turn_id", BigInteger, nullable=False),
+    Column("session_id", _ID),
+    Column("user_id", _ID, nullable=False),
+    Column("device_id", _ID),
+    Column("role", _ID, nullable=False),
+    Column("source", _ID, nullable=False),
+    Column("text", _ID, nullable=False),
+    Column("text_hash", _ID, Computed("conversation.text_hash(text)", persisted=True), nullable=False),
+    Column("privacy_scope", _ID, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    Column("idempotency_key", _ID),
+    Column("tombstone_of_conversation_turn_id", BigInteger),
+    Column("tombstone_reason_code", BigInteger),
+    PrimaryKeyConstraint("conversation_turn_id", name="pk_conversation_ledger"),
+    UniqueConstraint("tenant_id", "correlation_id", "turn_id", name="ux_conversation_ledger_tenant_turn"),
+    UniqueConstraint(
+        "tenant_id",
+        "correlation_id",
+        "conversation_turn_id",
+        name="ux_conversation_ledger_tenant_conversation_turn",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id"],
+        ["os_core.identities.tenant_id", "os_core.identities.user_id"],
+        name="fk_conversation_ledger_user",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "device_id"],
+        ["os_core.devices.tenant_id", "os_core.devices.user_id", "os_core.devices.device_id"],
+        name="fk_conversation_ledger_device",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "user_id", "session_id"],
+        ["os_core.sessions.tenant_id", "os_core.sessions.user_id", "os_core.sessions.session_id"],
+        name="fk_conversation_ledger_session",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "correlation_id", "tombstone_of_conversation_turn_id"],
+        [
+            "conversation.conversation_ledger.tenant_id",
+            "conversation.conversation_ledger.correlation_id",
+            "conversation.conversation_ledger.conversation_turn_id",
+        ],
+        name="fk_conversation_ledger_tombstone",
+    ),
+    CheckConstraint(
+        "conversation.is_turn_row(conversation_turn_id, turn_id, role, source, text, privacy_scope,"
+        " created_at, idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code)",
+        name="contract",
+    ),
+    Index(
+        "ux_conversation_ledger_idempotency",
+        "tenant_id",
+        "correlation_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index(
+        "ux_conversation_ledger_tombstone",
+        "tenant_id",
+        "correlation_id",
+        "tombstone_of_conversation_turn_id",
+        unique=True,
+        postgresql_where=text("tombstone_of_conversation_turn_id IS NOT NULL"),
+    ),
+    schema="conversation",
+)

@@ -1,0 +1,82 @@
+"""Calls that are transactions of their own on an engine: append in one round trip, rebuild in many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine
+
+from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_id
+from selene_core.contract.rows import AppendResult, RebuildReport
+from selene_core.store import work_order_statements as statements
+from selene_core.store.binds import Bind, bound, checked, joined
+from selene_core.store.repository import fetch
+from selene_core.store.scope import in_autocommit, tenant_scope
+from selene_core.store.work_orders import batch_to_wire, rebuild_by_groups
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+
+def append_events(
+    bind: Bind, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
+) -> list[AppendResult]:
+    """Append 1..1000 events, all or none (contract §4).
+
+    On an engine: in one round trip and a transaction of its own. On a connection or an ORM session: inside
+    the tenant_scope of that, so that they are committed or rolled back with whatever else is done there.
+
+    Raises what WorkOrderRepository.append_many and tenant_scope raise. After a lost connection, send the same
+    events again: those with an idempotency_key are not written twice.
+    """
+    bind = bound("append_events", bind)
+    tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
+    if isinstance(bind, Engine):
+        with bind.connect() as conn:
+            return append_alone(conn, tenant_id, wire)
+    return append_joined(joined(bind), tenant_id, wire)
+
+
+def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
+    """Append what batch_to_wire() made, on a connection that has no transaction yet."""
+    # In autocommit the statement is the transaction, and the function makes it the tenant's.
+    conn.execution_options(isolation_level="AUTOCOMMIT")
+    return append_joined(conn, tenant_id, wire)
+
+
+def append_joined(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
+    """Append what batch_to_wire() made, in the connection's transaction if it has one."""
+    if in_autocommit(conn):
+        rows = fetch(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
+    else:
+        with tenant_scope(conn, tenant_id):
+            rows = fetch(conn, statements.APPEND_IN_SCOPE, tenant_id=tenant_id, events=wire)
+    return [AppendResult(**row) for row in rows]
+
+
+def rebuild_tenant(
+    engine: Engine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
+) -> RebuildReport:
+    """Rebuild every work order of a tenant, one short transaction per group of orders (contract §5).
+
+    `progress` gets the sums so far after each group. Interrupted, it keeps what it has done: run it again.
+    In a transaction of the caller's, WorkOrderRepository.rebuild() does it. Raises TypeError for anything but
+    an Engine.
+    """
+    owned: Engine = checked("rebuild_tenant", "an Engine", engine, Engine)
+    tenant_id = check_tenant_id(tenant_id)
+    with owned.connect() as conn:
+        return rebuild_groups(conn, tenant_id, progress)
+
+
+def rebuild_groups(
+    conn: Connection, tenant_id: str, progress: Callable[[RebuildReport], object] | None
+) -> RebuildReport:
+    """Rebuild as rebuild_tenant() does, on a connection that has no transaction yet."""
+
+    def rebuild_group(after: str) -> RowMapping:
+        with tenant_scope(conn, tenant_id):
+            return fetch(conn, statements.REBUILD_NEXT, tenant_id=tenant_id, after=after)[0]
+
+    return rebuild_by_groups(rebuild_group, progress)

@@ -1,0 +1,329 @@
+"""The work-order repository: append, read, replay (contract §4, §5, §9 and §14).
+
+All rules are functions and policies of the database: this sends one statement a call and gives rows types.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from selene_core.contract.enums import TERMINAL_STATUSES, PromptAction, PromptReason, WorkOrderEventType
+from selene_core.contract.errors import ContractViolation, IdempotencyConflict, InvalidTransition
+from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
+from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.prompts import (
+    PromptDecision,
+    check_prefilled_fields,
+    check_required_fields,
+    decide_prompt,
+)
+from selene_core.contract.rows import (
+    AppendResult,
+    DriftedOrder,
+    PendingCursor,
+    RebuildReport,
+    WorkOrder,
+    WorkOrderEvent,
+    check_pending_cursor,
+)
+from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
+from selene_core.store import work_order_statements as statements
+from selene_core.store.repository import Repository, Unshown
+from selene_core.store.scope import scope_tenant
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+MAX_BATCH: Final = 1000
+
+MAX_PENDING: Final = 1000
+
+_POSITION: Final = integer(0, MAX_INT64)
+_LIMIT: Final = integer(1, MAX_PENDING)
+_FLAG: Final = flag()
+_WINDOW: Final = time_span(timedelta(days=36_500))
+_NOTE: Final = PAYLOAD_RULES[WorkOrderEventType.WORK_ORDER_CANCELED].optional["note"]
+_USER: Final = identifier(128)
+
+
+class WorkOrderRepository(Repository):
+    """Append to, read and replay the work orders of the tenant_scope that yielded the connection.
+
+    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended.
+    """
+
+    def append(self, event: WorkOrderLedgerEventInput) -> AppendResult:
+        """Append one event; raises what append_many raises."""
+        return self.append_many([event])[0]
+
+    def append_many(self, events: Iterable[WorkOrderLedgerEventInput]) -> list[AppendResult]:
+        """Append 1..1000 events, all or none, and return a result for each, in order (contract §4).
+
+        Raises ContractViolation, IdempotencyConflict, ConcurrencyConflict, WorkOrderNotFound,
+        InvalidTransition, CancelInvalidState, LeaseHeld, LeaseLost, PromptSuppressed,
+        ExternalApprovalPending, BoundExceeded, CorrelationConflict, WorkOrderIdUnavailable and
+        ProjectionDamaged. As after every error of the database, the transaction is good for a rollback only,
+        if need be to a savepoint (conn.begin_nested()).
+        """
+        wire = batch_to_wire(events)
+        return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
+
+    def get(self, work_order_id: str) -> WorkOrder | None:
+        """Return the work order as it is now; raises ContractViolation for a bad id (contract §9)."""
+        rows = self._read(statements.GET, work_order_id=check_work_order_id(work_order_id))
+        return statements.only_work_order(rows)
+
+    def get_by_correlation(self, correlation_id: UUID) -> WorkOrder | None:
+        """Return the work order whose newest thread this is; raises ContractViolation (contract §9)."""
+        checked = EVENT_RULES["correlation_id"].check("correlation_id", correlation_id)
+        return statements.only_work_order(self._read(statements.GET_BY_CORRELATION, correlation_id=checked))
+
+    def events(self, work_order_id: str, after: int = 0) -> Iterator[WorkOrderEvent]:
+        """Iterate over the events with work_order_seq > `after` in order, a page in memory at a time.
+
+        Raises ContractViolation for arguments that are none, and TenantScopeViolation also on the way
+        (contract §9).
+        """
+        scope_tenant(self._conn)  # now, and not only where the iteration begins
+        return self._events(check_work_order_id(work_order_id), _POSITION.check("after", after))
+
+    def list_pending(
+        self,
+        requester_user_id: str | None = None,
+        within: timedelta | None = None,
+        limit: int = 20,
+        oldest_first: bool = False,
+        after: WorkOrder | PendingCursor | None = None,
+    ) -> list[WorkOrder]:
+        """Return a page of the work orders in DRAFT, CLARIFY or CONFIRM, most recently updated first.
+
+        `within`: only those updated in that time before now, by the database's clock. `limit`: 1..1000.
+        `after`: the last order of the page before, or its PendingCursor; an order that does not change
+        meanwhile is neither skipped nor repeated. Ties are broken by last_event_id. Raises ContractViolation
+        (contract §9).
+        """
+        cursor = None if after is None else check_pending_cursor(after)
+        statement = statements.pending(
+            of_requester=requester_user_id is not None,
+            within=within is not None,
+            after=after is not None,
+            oldest_first=_FLAG.check("oldest_first", oldest_first),
+        )
+        rows = self._read(
+            statement,
+            requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
+            within=_WINDOW.check_optional("within", within),
+            limit=_LIMIT.check("limit", limit),
+            after_at=cursor and cursor.last_updated_at,
+            after_event_id=cursor and cursor.last_event_id,
+        )
+        return [statements.work_order(row) for row in rows]
+
+    def cancel(
+        self, work_order_id: str, reason_code: int, idempotency_key: str, note: str | None = None
+    ) -> AppendResult:
+        """Append WORK_ORDER_CANCELED with the thread and turn that the order has (contract §9).
+
+        Once more with the same key: the original, replayed. Raises ContractViolation, WorkOrderNotFound,
+        CancelInvalidState where the order has ended, IdempotencyConflict and ProjectionDamaged.
+        """
+        rows = self._run(
+            statements.CANCEL,
+            work_order_id=check_work_order_id(work_order_id),
+            reason_code=EVENT_RULES["reason_code"].check("reason_code", reason_code),
+            idempotency_key=EVENT_RULES["idempotency_key"].check("idempotency_key", idempotency_key),
+            note=_NOTE.check_optional("note", note),
+        )
+        return AppendResult(**rows[0])
+
+    def ask(
+        self,
+        work_order_id: str,
+        required_fields: Iterable[str],
+        prefilled_fields: Iterable[str] = (),
+        turn_id: int | None = None,
+        reason_code: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> PromptDecision:
+        """Lock the order, decide by decide_prompt() and record the prompt, if any (contract §6).
+
+        Of many callers at once one gets to ask. The prompt has the order's thread and status, and its turn_id
+        and last_reason_code where they are not given. With the key of a recorded prompt it returns that one,
+        with prompt.replayed. Raises ContractViolation, WorkOrderNotFound, BoundExceeded, IdempotencyConflict
+        where the key is another event's, InvalidTransition where it would ask about an order that has ended,
+        and ProjectionDamaged.
+        """
+        work_order_id = check_work_order_id(work_order_id)
+        given = {
+            "turn_id": EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
+            "reason_code": EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
+        }
+        key = EVENT_RULES["idempotency_key"].check_optional("idempotency_key", idempotency_key)
+        required, prefilled = check_required_fields(required_fields), check_prefilled_fields(prefilled_fields)
+        current = statements.work_order(self._run(statements.LOCK, work_order_id=work_order_id)[0])
+        decided = decide_prompt(current, required, prefilled)
+        if key is not None and (recorded := self._event_of_key(work_order_id, key)):
+            return self._recorded_prompt(recorded, required, prefilled)
+        if decided.field_key is None:
+            return decided
+        if current.work_order_status in TERMINAL_STATUSES:
+            # With the status that it carries on, a prompt on a canceled order would be taken for a cancel.
+            raise InvalidTransition(
+                f"work order {work_order_id} is {current.work_order_status}: nothing is asked",
+                work_order_id=work_order_id,
+                work_order_status=current.work_order_status,
+                event_type=WorkOrderEventType.FIELD_PROMPTED,
+            )
+        prompt = self.append(
+            WorkOrderLedgerEventInput(
+                work_order_id=work_order_id,
+                correlation_id=current.correlation_id,
+                turn_id=given["turn_id"] or current.turn_id,
+                event_type=WorkOrderEventType.FIELD_PROMPTED,
+                work_order_status=current.work_order_status,
+                reason_code=given["reason_code"] or current.last_reason_code,
+                payload={"field_key": decided.field_key, "prompt_dedupe_key": decided.prompt_dedupe_key},
+                idempotency_key=key,
+            )
+        )
+        return replace(decided, prompt=prompt)
+
+    def notify_wait(
+        self, work_order_id: str, turn_id: int | None = None, reason_code: int | None = None
+    ) -> bool:
+        """Record that the user is told of the wait for an approval; tell whether this caller is to tell them.
+
+        True once a request, and once more past its expiry; False where it was said or nothing is pending. The
+        notice has the order's turn_id and last_reason_code where they are not given. Raises
+        ContractViolation, WorkOrderNotFound and ProjectionDamaged (contract §7).
+        """
+        rows = self._run(
+            statements.NOTIFY_WAIT,
+            work_order_id=check_work_order_id(work_order_id),
+            turn_id=EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
+            reason_code=EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
+        )
+        speaks: bool = rows[0]["speaks"]
+        return speaks
+
+    def rebuild(
+        self, work_order_id: str | None = None, progress: Callable[[RebuildReport], object] | None = None
+    ) -> RebuildReport:
+        """Make the projection the fold of the ledger again, of one work order or all (contract §5).
+
+        It locks what it rebuilds to the end of the caller's transaction: rebuild_tenant is for whole tenants.
+        """
+        if work_order_id is None:
+            return rebuild_by_groups(
+                lambda after: self._run(statements.REBUILD_NEXT, after=after)[0], progress
+            )
+        checked = check_work_order_id(work_order_id)
+        report = RebuildReport(**self._run(statements.REBUILD_ONE, work_order_id=checked)[0])
+        if progress is not None:
+            progress(report)
+        return report
+
+    def verify(self, work_order_id: str | None = None) -> list[DriftedOrder]:
+        """Return the work orders whose projection is not the fold of their ledger (contract §5)."""
+        checked = None if work_order_id is None else check_work_order_id(work_order_id)
+        return [DriftedOrder(**row) for row in self._run(statements.VERIFY, work_order_id=checked)]
+
+    def as_of(
+        self,
+        work_order_id: str,
+        *,
+        event_id: int | None = None,
+        seq: int | None = None,
+        at: datetime | None = None,
+    ) -> WorkOrder | None:
+        """Return the state after an event, or after the last event created at or before an instant.
+
+        None before the creation. Raises ContractViolation unless exactly one of the three is given, and for a
+        naive datetime (contract §5).
+        """
+        if [event_id, seq, at].count(None) != 2:
+            raise ContractViolation(field="as_of", rule="takes exactly one of event_id, seq and at")
+        rows = self._run(
+            statements.AS_OF,
+            work_order_id=check_work_order_id(work_order_id),
+            event_id=_POSITION.check_optional("event_id", event_id),
+            seq=_POSITION.check_optional("seq", seq),
+            at=EVENT_RULES["occurred_at"].check_optional("at", at),
+        )
+        return statements.only_work_order(rows)
+
+    def _event_of_key(self, work_order_id: str, idempotency_key: str) -> WorkOrderEvent | None:
+        rows = self._read(
+            statements.EVENT_OF_KEY, work_order_id=work_order_id, idempotency_key=idempotency_key
+        )
+        return statements.event(rows[0]) if rows else None
+
+    def _recorded_prompt(
+        self, event: WorkOrderEvent, required: tuple[str, ...], prefilled: tuple[str, ...]
+    ) -> PromptDecision:
+        """Return the decision that recorded the event: it follows from the state before it."""
+        if event.event_type is not WorkOrderEventType.FIELD_PROMPTED:
+            raise IdempotencyConflict(
+                work_order_id=event.work_order_id,
+                idempotency_key=event.idempotency_key,
+                work_order_event_id=event.work_order_event_id,
+            )
+        prompt = AppendResult(event.work_order_event_id, event.work_order_seq, True, event.created_at)
+        asked = (event.payload["field_key"], event.payload["prompt_dedupe_key"])
+        reason = PromptReason.POLICY_NEXT_FIELD
+        before = self.as_of(event.work_order_id, seq=event.work_order_seq - 1)
+        if before is not None:
+            decided = decide_prompt(before, required, prefilled)
+            if (decided.field_key, decided.prompt_dedupe_key) == asked:
+                return replace(decided, prompt=prompt)
+            # Asked for other required fields, or by a caller with a policy of its own.
+            if before.conflicts_json.get(asked[0], {}).get("asked") is False:
+                reason = PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK
+        return PromptDecision(PromptAction.ASK, *asked, reason, prompt)
+
+    def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
+        # Pages, not a cursor: nothing stays open where the caller stops, and each page asks for the tenant.
+        while page := self._read(statements.EVENTS, work_order_id=work_order_id, after=after):
+            yield from map(statements.event, page)
+            if len(page) < statements.EVENTS_PAGE:
+                return
+            after = page[-1]["work_order_seq"]
+
+
+def rebuild_by_groups(
+    rebuild_group: Callable[[str], RowMapping], progress: Callable[[RebuildReport], object] | None
+) -> RebuildReport:
+    """Rebuild group after group, each from the id where the one before ended, and sum up."""
+    report = RebuildReport(0, 0, 0)
+    group = rebuild_group("")
+    while (last_work_order_id := group["last_work_order_id"]) is not None:
+        report = RebuildReport(
+            work_orders=report.work_orders + group["work_orders"],
+            events=report.events + group["events"],
+            changed=report.changed + group["changed"],
+        )
+        if progress is not None:
+            progress(report)
+        group = rebuild_group(last_work_order_id)
+    return report
+
+
+def batch_to_wire(events: object) -> str:
+    """Write 1..1000 events as the JSON text that the append function takes; raises ContractViolation."""
+    batch = list(islice(events, MAX_BATCH + 1)) if isinstance(events, Iterable) else []
+    if not 1 <= len(batch) <= MAX_BATCH:
+        raise ContractViolation(field="events", rule=f"must be 1..{MAX_BATCH} events")
+    for index, event in enumerate(batch):
+        if not isinstance(event, WorkOrderLedgerEventInput):
+            raise ContractViolation(
+                field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
+            )
+    wire = [event.to_wire() for event in batch]
+    # Unshown: an event may carry a lease token.
+    return Unshown(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))

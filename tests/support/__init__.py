@@ -1,0 +1,1 @@
+"""What the tests share: servers, sessions, calls, races, a model. No test is in here."""
