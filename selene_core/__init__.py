@@ -38,6 +38,11 @@ from selene_core.contract.errors import (
     LeaseLost,
     ProjectionDamaged,
     PromptSuppressed,
+    SchemaDrifted,
+    SchemaError,
+    SchemaLocked,
+    SchemaOutdated,
+    SchemaTooNew,
     SeleneError,
     SessionNotFound,
     SessionStateInvalid,
@@ -57,15 +62,7 @@ from selene_core.contract.rows import (
     WorkOrder,
     WorkOrderEvent,
 )
-from selene_core.schema.guard import (
-    SchemaDrifted,
-    SchemaError,
-    SchemaLocked,
-    SchemaOutdated,
-    SchemaTooNew,
-    async_check_schema,
-    check_schema,
-)
+from selene_core.schema.guard import check_schema
 from selene_core.store.aio import (
     AsyncConversationRepository,
     AsyncIdentityRepository,

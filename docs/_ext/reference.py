@@ -126,9 +126,9 @@ def _pieces(text: str) -> Iterator[str]:
         if piece.startswith("`"):
             yield f"`{piece}`"
             continue
-        for part in re.split(r"(contract §\d+)", piece):
+        for part in re.split(r"((?:SPEC\.md sections? |contract §)\d+)", piece):
             number = re.search(r"\d+$", part)
-            if number and part.startswith("contract") and number[0] in anchors:
+            if number and part.startswith(("SPEC.md", "contract")) and number[0] in anchors:
                 yield f"`contract §{number[0]} <contract.html#{anchors[number[0]]}>`__"
             else:
                 yield re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part)

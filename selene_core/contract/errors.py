@@ -26,7 +26,8 @@
     ├── ConversationTurnNotFound SL025  OS_CONVERSATION_TURN_NOT_FOUND
     └── TombstoneConflict        SL026  OS_CONVERSATION_TOMBSTONE_CONFLICT
 
-The database raises them with a sentence as MESSAGE and their attributes as one JSON object in DETAIL.
+The database raises them with a sentence as MESSAGE and their attributes as one JSON object in DETAIL. Below
+stand the SchemaErrors of check_schema, by which the database refuses nothing.
 """
 
 import json
@@ -34,7 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import NoneType
-from typing import Any, ClassVar, Final, get_args, get_type_hints
+from typing import Any, ClassVar, Final, Self, get_args, get_type_hints
 from uuid import UUID
 
 IDEMPOTENCY_REPLAY_CODE: Final = "OS_WORK_ORDER_IDEMPOTENCY_REPLAY"
@@ -391,3 +392,53 @@ def _converted(value: object, declared: Any) -> object:
                 return value if type(value) is kind else None
     except ValueError:
         return None
+
+
+# --- of check_schema, which refuses before the database has to
+
+
+class SchemaError(RuntimeError):
+    """The database does not have the schema that this version of the library needs.
+
+    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
+    version is for, `problems` what differs, a sentence each.
+    """
+
+    code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
+
+    def __init__(
+        self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.revision = revision
+        self.expected = expected
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, str, tuple[str, ...]]]:
+        """Survive pickle: Exception keeps its first argument only."""
+        return type(self), (self.message, self.revision, self.expected, self.problems)
+
+
+class SchemaOutdated(SchemaError):
+    """The database is older than this version of the library: `selene-core upgrade`."""
+
+    code = "OS_SCHEMA_OUTDATED"
+
+
+class SchemaTooNew(SchemaError):
+    """The database is newer, and no longer has all that this version of the library needs."""
+
+    code = "OS_SCHEMA_TOO_NEW"
+
+
+class SchemaDrifted(SchemaError):
+    """The database stands at the right revision, but somebody has changed it: `selene-core doctor`."""
+
+    code = "OS_SCHEMA_DRIFTED"
+
+
+class SchemaLocked(SchemaError):
+    """A table is locked, as by a migration that is under way: ask again."""
+
+    code = "OS_SCHEMA_LOCKED"

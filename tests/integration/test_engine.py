@@ -1,4 +1,4 @@
-"""The engines that services make: what they set, what a pooler cannot bear, how waiting ends."""
+"""The engines that services make: what they set, what a pooler cannot bear, how waiting ends (contract §14)."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Random histories: after each step the projection is, column by column, what a model of the contract says."""
+"""Random histories: after every step the projection is, column by column, what the model of SPEC.md says."""
 
 import json
 from collections import Counter

@@ -117,7 +117,7 @@ def _watched(name: str) -> Iterator[Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
         start_new_session=True,  # out of the reach of what a terminal sends to all of its processes
         text=True,
         bufsize=1,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.factories import wire
 
-HELPDESK = Path(__file__).resolve().parents[3] / "shared" / "data" / "helpdesk.events.jsonl.gz"
+HELPDESK = Path(__file__).resolve().parents[2] / "shared" / "data" / "helpdesk.events.jsonl.gz"
 HELPDESK_EVENTS = 30_508
 
 

@@ -1,6 +1,6 @@
 """Open what the tests run on: SELENE_TEST_DATABASE_URL, else a container, else an embedded server.
 
-With SELENE_TEST_POOLER=pgbouncer the application's logins come in through PgBouncer: see tests.support.pooler.
+With SELENE_TEST_POOLER=pgbouncer the application's logins come in through a PgBouncer: see tests.support.pooler.
 """
 
 import os
