@@ -139,7 +139,8 @@ def test_import__damaged_gzip_is_the_line_where_it_begins(
     )
     assert result.returncode == 1
     assert re.fullmatch(
-        r"line [0-9]+: OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED: file: is damaged or cut off from here on \(.+\)\n",
+        r"line [0-9]+: OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED: file: is damaged or cut off from here on"
+        r" \(.+\)\n",
         result.stderr,
     )
 
