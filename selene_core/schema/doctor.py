@@ -309,7 +309,7 @@ def _stamp_faults(stamps: tuple[str, ...], unknown: list[str], says: str) -> Ite
     yield Fault(
         f"the database {says}, which this version of selene-core does not know (it knows {head}): a newer"
         " one has migrated it, and its tables and functions were not compared",
-        command="pip install --upgrade selene-core",
+        command="pip install --upgrade selene-os-core",
     )
 
 

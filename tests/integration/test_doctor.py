@@ -947,7 +947,7 @@ def test_doctor__ahead(database: Database) -> None:
     told = doctor(database.app_url)
     (fault,) = told["faults"]
     assert "which this version of selene-core does not know" in fault["what"]
-    assert fault["command"] == "pip install --upgrade selene-core"
+    assert fault["command"] == "pip install --upgrade selene-os-core"
 
 
 # What can be judged at any revision, and what must be said of it.
@@ -986,7 +986,7 @@ def test_doctor__at_another_revision(database: Database, revision: str, fault: s
     run_all(database, [each["sql"] for each in told["faults"] if each["sql"]])
     (left,) = doctor(database.admin_url)["faults"]
     assert left["command"] == (
-        "selene-core upgrade" if revision == "behind" else "pip install --upgrade selene-core"
+        "selene-core upgrade" if revision == "behind" else "pip install --upgrade selene-os-core"
     )
 
 

@@ -23,6 +23,23 @@ def blocks(document: Path, language: str) -> list[tuple[str, str]]:
     return re.findall(rf"^```{language} ?(.*?)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def guides_block(name: str, language: str) -> str:
+    """Return the block of this name in the how-to guides."""
+    guides = (ROOT / "docs" / "howto").glob("*.md")
+    (found,) = [text for guide in guides for called, text in blocks(guide, language) if called == name]
+    return found
+
+
+def test_guides__every_command_and_statement_is_run_by_name() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    # The guide for upgrades is run from its first command to its last.
+    for guide in {*(ROOT / "docs" / "howto").glob("*.md")} - {ROOT / "docs" / "howto" / "upgrades.md"}:
+        for language in ("sql", "sh", "python"):
+            for name, text in blocks(guide, language):
+                assert name or language == "python", text
+                assert not name or f'"{name}"' in tests, (guide, name)
+
+
 def test_sql_interface__every_example_runs(database: Database) -> None:
     examples = blocks(INTERFACE, "sql")
     assert len(examples) > 8

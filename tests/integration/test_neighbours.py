@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from selene_core import SchemaDrifted, SchemaTooNew, append_events, check_schema
 from selene_core.migrations import upgrade
 from selene_core.schema.drift import golden
-from tests.integration.test_deployment import block, run_as, statements
+from tests.integration.test_deployment import run_as, statements
+from tests.integration.test_documents import guides_block
 from tests.integration.test_doctor import doctor, mend
 from tests.migrations.runs import psql, run_all
 from tests.support.factories import created
@@ -374,7 +375,7 @@ def test_guide__what_a_host_may_add(fresh_server: Server) -> None:
                 "CREATE TABLE app.audit (tenant_id text, work_order_id text, event_type text)",
             ],
         )
-        assert psql(database, block("host-function", "sql"), url["app_migrator"]).returncode == 0
+        assert psql(database, guides_block("host-function", "sql"), url["app_migrator"]).returncode == 0
         run_as(url["migrator"], ["SET ROLE selene_owner", *statements("host-trigger")])
         run_all(database, statements("host-reader")[:1])
         run_as(url["migrator"], ["SET ROLE selene_owner", *statements("host-reader")[1:]])
