@@ -50,7 +50,7 @@ def test_tutorial__runs(tmp_path: Path) -> None:
     check_examples_run(DOCS / "tutorial.md", tmp_path, {})
 
 
-@pytest.mark.parametrize("guide", ["orm", "poolers", "retries", "upgrades", "workers"])
+@pytest.mark.parametrize("guide", ["application", "orm", "poolers", "retries", "upgrades", "workers"])
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     # Only the guide for poolers speaks of them: the others prepare statements.
     url = database.app_url if guide == "poolers" else direct_url(database)
