@@ -38,6 +38,12 @@ from selene_core.contract.errors import (
     LeaseLost,
     ProjectionDamaged,
     PromptSuppressed,
+    SchemaDrifted,
+    SchemaError,
+    SchemaLocked,
+    SchemaOutdated,
+    SchemaTooNew,
+    SeleneCoreError,
     SeleneError,
     SessionNotFound,
     SessionStateInvalid,
@@ -51,21 +57,22 @@ from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
     AppendResult,
+    ConversationTurn,
+    Device,
     DriftedOrder,
+    HeldLease,
+    Lease,
     PendingCursor,
     RebuildReport,
+    RetryDecision,
+    StepAttempt,
+    TurnResult,
+    UserIdentity,
+    UserSession,
     WorkOrder,
     WorkOrderEvent,
 )
-from selene_core.schema.guard import (
-    SchemaDrifted,
-    SchemaError,
-    SchemaLocked,
-    SchemaOutdated,
-    SchemaTooNew,
-    async_check_schema,
-    check_schema,
-)
+from selene_core.schema.guard import async_check_schema, check_schema
 from selene_core.store.aio import (
     AsyncConversationRepository,
     AsyncIdentityRepository,
@@ -76,12 +83,12 @@ from selene_core.store.aio import (
     async_rebuild_tenant,
     async_tenant_scope,
 )
-from selene_core.store.attempts import RetryDecision, StepAttempt, StepAttemptRepository
+from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
-from selene_core.store.conversation import ConversationRepository, ConversationTurn, TurnResult
+from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
-from selene_core.store.identities import Device, IdentityRepository, UserIdentity, UserSession
-from selene_core.store.leases import HeldLease, Lease, LeaseRepository
+from selene_core.store.identities import IdentityRepository
+from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
 from selene_core.store.transactions import append_events, rebuild_tenant
 from selene_core.store.work_orders import WorkOrderRepository
@@ -141,6 +148,7 @@ __all__ = [
     "SchemaLocked",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SeleneCoreError",
     "SeleneError",
     "SessionNotFound",
     "SessionState",
@@ -176,3 +184,8 @@ __all__ = [
     "tenant_scope",
     "work_order_event_schema",
 ]
+
+# Tracebacks, pickles and documents name what is public by its public place, whatever module holds it.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

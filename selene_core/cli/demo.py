@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-    from selene_core.contract.rows import AppendResult
-    from selene_core.store.attempts import RetryDecision, StepAttempt
-    from selene_core.store.leases import HeldLease, Lease
+    from selene_core.contract.rows import AppendResult, HeldLease, Lease, RetryDecision, StepAttempt
 
 TENANT: Final = "acme"
 STRANGER: Final = "globex"

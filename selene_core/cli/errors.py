@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from selene_core.cli.rendering import to_json
 from selene_core.cli.terminal import say
-from selene_core.contract.errors import SeleneError
+from selene_core.contract.errors import SeleneCoreError, SeleneError
 from selene_core.local.binaries import LocalServerUnavailable
 from selene_core.migrations import MigrationLocked
 
@@ -105,7 +105,7 @@ def failure_of(exc: Exception) -> Failure | None:
             return Failure(Status.REFUSED, "MIGRATION_REFUSED", str(exc))
         case click.ClickException():
             return Failure(Status.REFUSED, "FAILED", exc.format_message())
-        case SQLAlchemyError() | RuntimeError() | OSError() | ValueError():
+        case SeleneCoreError() | SQLAlchemyError() | RuntimeError() | OSError() | ValueError():
             return Failure(Status.REFUSED, "FAILED", str(exc))
         case _:
             return None

@@ -15,9 +15,7 @@ from selene_core.contract.frozen_json import thaw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from selene_core.contract.rows import WorkOrder, WorkOrderEvent
-    from selene_core.store.attempts import StepAttempt
-    from selene_core.store.conversation import ConversationTurn
+    from selene_core.contract.rows import ConversationTurn, StepAttempt, WorkOrder, WorkOrderEvent
 
 _WHOLE_PAGE = Page()
 

@@ -1,4 +1,4 @@
-"""Errors: one root, one class per refusal, each with its own SQLSTATE (contract §12).
+"""Errors: one tree, and in it one class for each refusal, with an SQLSTATE of its own (contract §12).
 
     SeleneError
     ├── ContractViolation        SL001  OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED
@@ -27,6 +27,10 @@
     └── TombstoneConflict        SL026  OS_CONVERSATION_TOMBSTONE_CONFLICT
 
 The database raises them with a sentence as MESSAGE and their attributes as one JSON object in DETAIL.
+
+SeleneError, and whatever else the package raises of its own, is a SeleneCoreError: SchemaError and its kinds
+(check_schema), MigrationLocked and MigrationRefused (selene_core.migrations), LocalServerUnavailable
+(selene_core.local).
 """
 
 import json
@@ -34,15 +38,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import NoneType
-from typing import Any, ClassVar, Final, get_args, get_type_hints
+from typing import Any, ClassVar, Final, Self, get_args, get_type_hints
 from uuid import UUID
 
 IDEMPOTENCY_REPLAY_CODE: Final = "OS_WORK_ORDER_IDEMPOTENCY_REPLAY"
 """The code of a replayed append, which is not an error."""
 
 
+class SeleneCoreError(Exception):
+    """An error that selene_core raises of its own."""
+
+
 @dataclass(eq=False)
-class SeleneError(Exception):
+class SeleneError(SeleneCoreError):
     """The operation was refused."""
 
     code: ClassVar[str]
@@ -349,6 +357,53 @@ class TombstoneConflict(SeleneError):
 
     correlation_id: UUID | None = None
     conversation_turn_id: int | None = None
+
+
+class SchemaError(SeleneCoreError):
+    """The database does not have the schema that this version of the library needs.
+
+    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
+    version is for, `problems` what differs, a sentence each.
+    """
+
+    code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
+
+    def __init__(
+        self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.revision = revision
+        self.expected = expected
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, str, tuple[str, ...]]]:
+        """Survive pickle: Exception keeps its first argument only."""
+        return type(self), (self.message, self.revision, self.expected, self.problems)
+
+
+class SchemaOutdated(SchemaError):
+    """The database is older than this version of the library: `selene-core upgrade`."""
+
+    code = "OS_SCHEMA_OUTDATED"
+
+
+class SchemaTooNew(SchemaError):
+    """The database is newer, and no longer has all that this version of the library needs."""
+
+    code = "OS_SCHEMA_TOO_NEW"
+
+
+class SchemaDrifted(SchemaError):
+    """The database stands at the right revision, but somebody has changed it: `selene-core doctor`."""
+
+    code = "OS_SCHEMA_DRIFTED"
+
+
+class SchemaLocked(SchemaError):
+    """A table is locked, as by a migration that is under way: ask again."""
+
+    code = "OS_SCHEMA_LOCKED"
 
 
 BY_SQLSTATE: Final[Mapping[str, type[SeleneError]]] = {

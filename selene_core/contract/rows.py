@@ -6,6 +6,14 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from selene_core.contract.enums import (
+    AttemptStatus,
+    ConversationRole,
+    ConversationSource,
+    IdentityStatus,
+    LeaseState,
+    PrivacyScope,
+    RetryAction,
+    SessionState,
     WorkOrderEventType,
     WorkOrderStatus,
 )
@@ -119,3 +127,144 @@ class DriftedOrder:
 
     work_order_id: str
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Hold a lease as it stood when it was asked for (contract §2).
+
+    `token` is known to who holds the lease, and to nobody else: it is None in what current() returns. The
+    fence only grows from lease to lease of a work order: what a resource outside the database is told along
+    with each request, so that it can refuse a former holder.
+    """
+
+    lease_id: UUID
+    tenant_id: str
+    work_order_id: str
+    lease_owner_id: str
+    token: str | None = field(repr=False)
+    lease_state: LeaseState
+    fence: int
+    acquired_at: datetime
+    renewed_at: datetime | None
+    lease_expires_at: datetime
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease(Lease):
+    """Hold a lease with its token, as only who has taken or renewed it knows it."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StepAttempt:
+    """Hold one row of os_core.work_order_step_attempts (contract §2)."""
+
+    step_attempt_id: int
+    tenant_id: str
+    work_order_id: str
+    step_id: str
+    attempt_index: int
+    attempt_status: AttemptStatus
+    timeout_ms: int
+    max_retries: int
+    retry_backoff_ms: int
+    next_retry_at: datetime | None
+    started_at: datetime
+    finished_at: datetime | None
+    reason_code: int | None
+    idempotency_key: str
+    finish_idempotency_key: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """Say what follows a finished attempt (contract §8).
+
+    `next_due_at` is set with RETRY_AT only. `next_attempt_index` is the next one's with RETRY_AT, this one's
+    with WAIT, where it does not advance, and None where no attempt follows.
+    """
+
+    action: RetryAction
+    next_due_at: datetime | None
+    next_attempt_index: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserIdentity:
+    """Hold one row of os_core.identities (contract §2)."""
+
+    tenant_id: str
+    user_id: str
+    speaker_id: str | None
+    primary_language: str | None
+    status: IdentityStatus
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Hold one row of os_core.devices (contract §2)."""
+
+    tenant_id: str
+    device_id: str
+    user_id: str
+    device_type: str
+    last_seen_at: datetime
+    audio_profile_ref: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserSession:
+    """Hold one row of os_core.sessions (contract §2)."""
+
+    tenant_id: str
+    session_id: str
+    user_id: str
+    device_id: str
+    session_state: SessionState
+    opened_at: datetime
+    last_activity_at: datetime
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """Hold what became of a turn: written, or found (`replayed`) as it had been written."""
+
+    conversation_turn_id: int
+    turn_id: int
+    text_hash: str
+    created_at: datetime
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationTurn:
+    """Hold one turn as the roles may read it (contract §2).
+
+    `text` is None where a tombstone hides it; then `tombstoned_by_conversation_turn_id` names that tombstone
+    and `tombstone_reason_code` is its reason. A tombstone itself has the text "".
+    """
+
+    conversation_turn_id: int
+    tenant_id: str
+    correlation_id: UUID
+    turn_id: int
+    session_id: str | None
+    user_id: str
+    device_id: str | None
+    role: ConversationRole
+    source: ConversationSource
+    text: str | None = field(repr=False)
+    text_hash: str
+    privacy_scope: PrivacyScope
+    created_at: datetime
+    idempotency_key: str | None
+    tombstone_of_conversation_turn_id: int | None
+    tombstone_reason_code: int | None
+    tombstoned_by_conversation_turn_id: int | None

@@ -19,6 +19,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
+from selene_core.contract.errors import SeleneCoreError
 from selene_core.migrations.runs import Run
 from selene_core.schema.catalogue import read_revisions
 from selene_core.sql_files import script_directory, sql
@@ -36,12 +37,12 @@ target_metadata = METADATA
 _POLL_SECONDS: Final = 0.1
 
 
-# Of Alembic's own error: its command prints one as a sentence, without a traceback.
-class MigrationLocked(CommandError):
+# Of Alembic's own error too: its command prints one as a sentence, without a traceback.
+class MigrationLocked(SeleneCoreError, CommandError):
     """Another migration of the database did not finish in time."""
 
 
-class MigrationRefused(CommandError):
+class MigrationRefused(SeleneCoreError, CommandError):
     """Nothing was changed: roles or rights are missing, rows would be lost, or no database is named."""
 
 

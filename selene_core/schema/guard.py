@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from selene_core.contract.errors import SchemaDrifted, SchemaLocked, SchemaOutdated, SchemaTooNew
 from selene_core.schema.catalogue import Facts, read, read_revisions
 from selene_core.schema.drift import Difference, describe, differences, golden, is_related_outside, privileges
 from selene_core.schema.logins import POWERS
@@ -22,53 +23,6 @@ if TYPE_CHECKING:
 _APPLICATION: Final = "selene_app"
 _LOOKS: Final = 5
 _NAMED: Final = 5  # problems in a message; the attribute has all
-
-
-class SchemaError(RuntimeError):
-    """The database does not have the schema that this version of the library needs.
-
-    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
-    version is for, `problems` what differs, a sentence each.
-    """
-
-    code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
-
-    def __init__(
-        self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.revision = revision
-        self.expected = expected
-        self.problems = problems
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, str, tuple[str, ...]]]:
-        """Survive pickle: Exception keeps its first argument only."""
-        return type(self), (self.message, self.revision, self.expected, self.problems)
-
-
-class SchemaOutdated(SchemaError):
-    """The database is older than this version of the library: `selene-core upgrade`."""
-
-    code = "OS_SCHEMA_OUTDATED"
-
-
-class SchemaTooNew(SchemaError):
-    """The database is newer, and no longer has all that this version of the library needs."""
-
-    code = "OS_SCHEMA_TOO_NEW"
-
-
-class SchemaDrifted(SchemaError):
-    """The database stands at the right revision, but somebody has changed it: `selene-core doctor`."""
-
-    code = "OS_SCHEMA_DRIFTED"
-
-
-class SchemaLocked(SchemaError):
-    """A table is locked, as by a migration that is under way: ask again."""
-
-    code = "OS_SCHEMA_LOCKED"
 
 
 def check_schema(bind: Bind) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Integer, Text, and_, bindparam, or_
@@ -11,6 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, Text, and_, bindparam, or_
 from selene_core.contract.enums import AttemptOutcome, AttemptStatus, RetryAction
 from selene_core.contract.events import check_work_order_id
 from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.rows import RetryDecision, StepAttempt
 from selene_core.contract.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, flag, integer
 from selene_core.store.instants import Instant
 from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
@@ -29,42 +28,6 @@ _STEP_ATTEMPT_ID: Final = integer(1, MAX_INT64)
 _OUTCOME: Final = choice(AttemptOutcome)
 _RETRYABLE: Final = flag()
 _LIMIT: Final = integer(1, MAX_DUE_RETRIES)
-
-
-@dataclass(frozen=True, slots=True)
-class StepAttempt:
-    """Hold one row of os_core.work_order_step_attempts (contract §2)."""
-
-    step_attempt_id: int
-    tenant_id: str
-    work_order_id: str
-    step_id: str
-    attempt_index: int
-    attempt_status: AttemptStatus
-    timeout_ms: int
-    max_retries: int
-    retry_backoff_ms: int
-    next_retry_at: datetime | None
-    started_at: datetime
-    finished_at: datetime | None
-    reason_code: int | None
-    idempotency_key: str
-    finish_idempotency_key: str | None
-    created_at: datetime
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class RetryDecision:
-    """Say what follows a finished attempt (contract §8).
-
-    `next_due_at` is set with RETRY_AT only. `next_attempt_index` is the next one's with RETRY_AT, this one's
-    with WAIT, where it does not advance, and None where no attempt follows.
-    """
-
-    action: RetryAction
-    next_due_at: datetime | None
-    next_attempt_index: int | None
 
 
 class StepAttemptRepository(Repository):

@@ -6,8 +6,6 @@ All rules are functions and keys of the database: this sends one statement a cal
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -15,6 +13,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, Text, Uuid, bindparam
 
 from selene_core.contract.enums import ConversationRole, ConversationSource, PrivacyScope
 from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.rows import ConversationTurn, TurnResult
 from selene_core.contract.rules import EVENT_RULES, TURN_RULES, integer
 from selene_core.store.instants import Instant
 from selene_core.store.repository import SCOPED_TENANT, Repository, Unshown, call
@@ -28,44 +27,6 @@ MAX_TURNS: Final = 1000
 TURNS_PAGE: Final = 64  # of at most 64 KiB of text each
 _POSITION: Final = integer(0, MAX_INT64)
 _LIMIT: Final = integer(1, MAX_TURNS)
-
-
-@dataclass(frozen=True, slots=True)
-class TurnResult:
-    """Hold what became of a turn: written, or found (`replayed`) as it had been written."""
-
-    conversation_turn_id: int
-    turn_id: int
-    text_hash: str
-    created_at: datetime
-    replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationTurn:
-    """Hold one turn as the roles may read it (contract §2).
-
-    `text` is None where a tombstone hides it; then `tombstoned_by_conversation_turn_id` names that tombstone
-    and `tombstone_reason_code` is its reason. A tombstone itself has the text "".
-    """
-
-    conversation_turn_id: int
-    tenant_id: str
-    correlation_id: UUID
-    turn_id: int
-    session_id: str | None
-    user_id: str
-    device_id: str | None
-    role: ConversationRole
-    source: ConversationSource
-    text: str | None = field(repr=False)
-    text_hash: str
-    privacy_scope: PrivacyScope
-    created_at: datetime
-    idempotency_key: str | None
-    tombstone_of_conversation_turn_id: int | None
-    tombstone_reason_code: int | None
-    tombstoned_by_conversation_turn_id: int | None
 
 
 class ConversationRepository(Repository):

@@ -6,13 +6,12 @@ All rules are functions and keys of the database: this sends one statement a cal
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Text, and_, bindparam, select, true
 
 from selene_core.contract.enums import IdentityStatus, SessionState
+from selene_core.contract.rows import Device, UserIdentity, UserSession
 from selene_core.contract.rules import IDENTITY_RULES
 from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, call, in_scope
 from selene_core.store.scope import scope_tenant
@@ -22,44 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping, Select, Table
 
 OWNED_PAGE: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class UserIdentity:
-    """Hold one row of os_core.identities (contract §2)."""
-
-    tenant_id: str
-    user_id: str
-    speaker_id: str | None
-    primary_language: str | None
-    status: IdentityStatus
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Hold one row of os_core.devices (contract §2)."""
-
-    tenant_id: str
-    device_id: str
-    user_id: str
-    device_type: str
-    last_seen_at: datetime
-    audio_profile_ref: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class UserSession:
-    """Hold one row of os_core.sessions (contract §2)."""
-
-    tenant_id: str
-    session_id: str
-    user_id: str
-    device_id: str
-    session_state: SessionState
-    opened_at: datetime
-    last_activity_at: datetime
-    closed_at: datetime | None
 
 
 class IdentityRepository(Repository):

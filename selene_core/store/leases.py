@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from sqlalchemy import BigInteger, Boolean, Text, and_, bindparam, func
 
 from selene_core.contract.enums import LeaseState
 from selene_core.contract.events import check_work_order_id
+from selene_core.contract.rows import HeldLease, Lease
 from selene_core.contract.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier, integer
 from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
 from selene_core.store.tables import work_order_leases
@@ -23,35 +21,6 @@ _OWNER: Final = identifier(MAX_ID)
 _TTL_MS: Final = integer(1, MAX_LEASE_TTL_MS)
 _TOKEN: Final = EVENT_RULES["lease_token"]
 _KEY: Final = EVENT_RULES["idempotency_key"]
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Hold a lease as it stood when it was asked for (contract §2).
-
-    `token` is known to who holds the lease, and to nobody else: it is None in what current() returns. The
-    fence only grows from lease to lease of a work order: what a resource outside the database is told along
-    with each request, so that it can refuse a former holder.
-    """
-
-    lease_id: UUID
-    tenant_id: str
-    work_order_id: str
-    lease_owner_id: str
-    token: str | None = field(repr=False)
-    lease_state: LeaseState
-    fence: int
-    acquired_at: datetime
-    renewed_at: datetime | None
-    lease_expires_at: datetime
-    idempotency_key: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class HeldLease(Lease):
-    """Hold a lease with its token, as only who has taken or renewed it knows it."""
-
-    token: str = field(repr=False)
 
 
 class LeaseRepository(Repository):

@@ -71,6 +71,7 @@ from selene_core import (
     SchemaLocked,
     SchemaOutdated,
     SchemaTooNew,
+    SeleneCoreError,
     SeleneError,
     SessionNotFound,
     SessionState,
@@ -146,6 +147,10 @@ def migrate(connection: Connection, metadata: MetaData) -> None:
         include_name=include_name,
         include_object=include_object,
     )
+
+
+def is_of_the_package(error: Exception) -> bool:
+    return isinstance(error, SeleneCoreError)
 
 
 def why_not(error: SchemaError) -> str:

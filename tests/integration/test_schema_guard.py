@@ -60,7 +60,7 @@ COLUMNS = "work_order_id text, problem text"
 # The fold makes whole rows of the projection: a revision that adds a column brings a fold that knows it.
 A_COLUMN = """
     op.execute('ALTER TABLE os_core.work_orders_current ADD COLUMN mood text')
-    fold = sql('apply_work_order_event', version=1)
+    fold = sql('fold/apply_work_order_event', version=1)
     ending = 'ELSE p_state.last_state_change_seq END'
     assert fold.count(ending) == 1
     op.execute(fold.replace(ending, ending + ', NULL'))

@@ -1,9 +1,11 @@
 """The error tree: its registry, its facts, and what the database's words become."""
 
 import copy
+import importlib
 import inspect
 import json
 import pickle
+import pkgutil
 import re
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -14,8 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import selene_core
 from selene_core.contract import errors
-from selene_core.contract.errors import BY_SQLSTATE, ContractViolation, LeaseHeld, SeleneError, from_sqlstate
+from selene_core.contract.errors import (
+    BY_SQLSTATE,
+    ContractViolation,
+    LeaseHeld,
+    SeleneCoreError,
+    SeleneError,
+    from_sqlstate,
+)
 
 EVERY_ERROR = pytest.mark.parametrize("error", BY_SQLSTATE.values(), ids=lambda error: str(error.__name__))
 
@@ -56,6 +66,29 @@ def test_registry__holds_every_class_once() -> None:
     assert sorted(BY_SQLSTATE.values(), key=lambda error: error.__name__) == classes
     assert len({error.code for error in classes}) == len(classes)
     assert {error.__name__ for error in classes if error.retryable} == {"ConcurrencyConflict", "LeaseHeld"}
+
+
+def test_tree__holds_every_error_of_the_package() -> None:
+    modules = [
+        importlib.import_module(each.name)
+        for each in pkgutil.walk_packages(selene_core.__path__, "selene_core.")
+        if not each.name.startswith(("selene_core.__main__", "selene_core.cli", "selene_core._alembic"))
+    ]
+    ours = {
+        error
+        for module in modules
+        for _, error in inspect.getmembers(module, inspect.isclass)
+        if issubclass(error, Exception) and error.__module__.startswith("selene_core")
+    }
+    assert {"LeaseHeld", "SchemaDrifted", "MigrationRefused", "LocalServerUnavailable"} <= {
+        error.__name__ for error in ours
+    }
+    assert [error for error in ours if not issubclass(error, SeleneCoreError)] == []
+
+
+def test_public_errors__carry_the_public_name() -> None:
+    assert {error.__module__ for error in BY_SQLSTATE.values()} == {"selene_core"}
+    assert repr(pickle.dumps(LeaseHeld())).count("selene_core.contract") == 0
 
 
 @EVERY_ERROR
