@@ -579,3 +579,20 @@ def test_agreement__on_every_character(shared_app: Connection, key: str, shape: 
     assert [text for text in refused if database_accepts(shared_app, text)] == []
     for first in range(0, len(taken), 1000):
         assert database_accepts(shared_app, ",".join(taken[first : first + 1000]))
+
+
+@pytest.mark.parametrize("payload", [{}, {"other": 1}])
+@pytest.mark.parametrize("event_type", [kind for kind in WorkOrderEventType if not kind.startswith("LEASE_")])
+def test_agreement__on_the_keys_of_every_event_type(
+    shared_app: Connection, event_type: str, payload: dict[str, Any]
+) -> None:
+    """Those that are required, and whether there may be others."""
+    text = json.dumps(
+        {
+            **json.loads(changed({})),
+            "event_type": event_type,
+            "work_order_status": "CANCELED" if event_type == "WORK_ORDER_CANCELED" else "DRAFT",
+            "payload": payload,
+        }
+    )
+    assert python_says(text) == database_says(shared_app, text)
