@@ -218,7 +218,7 @@ def _take_over(stage: _Stage, order: _Order) -> None:
         "A worker takes the lease, starts a step and dies. Another takes over and retries it.",
         "Lease: the right to work on an order, until a time.",
         "Fence: a number that grows with each lease; so other systems can refuse an old worker.",
-        "Step: a part of the work, here \"book\".",
+        'Step: a part of the work, here "book".',
         "Attempt: one try at a step. RETRY_AT: when the next may start.",
     )
     lease = _acquire(stage, order, "worker-1")

@@ -10,27 +10,15 @@ from uuid import uuid4
 import pytest
 from psycopg.types.json import Jsonb
 
+from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from tests.support.calls import TERMINAL, Appended, Event, Refusal, Tenant, append, refused
 from tests.support.factories import correlation_of, new_id, wire
 from tests.support.servers import Database
 from tests.support.sessions import Sessions
 
-PENDING = ("DRAFT", "CLARIFY", "CONFIRM")
-OPEN = (*PENDING, "EXECUTING")
-NOT_CREATED = (
-    "FIELD_SET",
-    "FIELD_PROMPTED",
-    "FIELD_CONFLICT_DETECTED",
-    "FIELD_CONFLICT_RESOLVED",
-    "STATUS_CHANGED",
-    "STEP_STARTED",
-    "STEP_FINISHED",
-    "STEP_FAILED",
-    "STEP_RETRY_SCHEDULED",
-    "EXTERNAL_APPROVAL_REQUESTED",
-    "EXTERNAL_APPROVAL_WAIT_NOTIFIED",
-    "EXTERNAL_APPROVAL_RESOLVED",
-    "WORK_ORDER_CANCELED",
+OPEN = tuple(status.value for status in WorkOrderStatus if status not in TERMINAL)
+NOT_CREATED = tuple(
+    kind.value for kind in WorkOrderEventType if not kind.startswith(("WORK_ORDER_CREATED", "LEASE_"))
 )
 ANSWERS = ("EXTERNAL_APPROVAL_WAIT_NOTIFIED", "EXTERNAL_APPROVAL_RESOLVED")
 CANCELERS = ("WORK_ORDER_CANCELED", "STATUS_CHANGED")

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from selene_core import ContractViolation, WorkOrderEventType, WorkOrderLedgerEventInput, append_events
+from selene_core import (
+    ContractViolation,
+    WorkOrderEventType,
+    WorkOrderLedgerEventInput,
+    WorkOrderStatus,
+    append_events,
+)
 from selene_core.contract.errors import BY_SQLSTATE
 from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES
 from selene_core.contract.rules import PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
@@ -205,17 +211,7 @@ BAD_PAYLOADS: list[tuple[str, dict[str, Any], str]] = [
         for value in ("", "approved", "APPROVED ", 5, None)
     ),
 ]
-KNOWN_PAYLOADS = [
-    *(
-        "WORK_ORDER_CREATED",
-        "FIELD_SET",
-        "FIELD_PROMPTED",
-        "FIELD_CONFLICT_DETECTED",
-        "FIELD_CONFLICT_RESOLVED",
-    ),
-    *("STATUS_CHANGED", "EXTERNAL_APPROVAL_REQUESTED", "EXTERNAL_APPROVAL_WAIT_NOTIFIED"),
-    *("EXTERNAL_APPROVAL_RESOLVED", "WORK_ORDER_CANCELED"),
-]
+KNOWN_PAYLOADS = [kind.value for kind in PAYLOAD_RULES]
 
 # The text of a bad event, and the key that it breaks.
 BAD: list[tuple[str, str]] = [
@@ -469,18 +465,9 @@ TIMES = st.one_of(
     st.sampled_from([value for value in BAD_TIMES if isinstance(value, str)]),
 )
 KINDS = st.sampled_from(
-    [
-        *KNOWN_PAYLOADS,
-        "STEP_STARTED",
-        "STEP_FINISHED",
-        "STEP_FAILED",
-        "STEP_RETRY_SCHEDULED",
-        "LEASE_ACQUIRED",
-    ]
+    [kind.value for kind in WorkOrderEventType if kind not in ("LEASE_RENEWED", "LEASE_RELEASED")]
 )
-STATUSES = st.sampled_from(
-    ["DRAFT", "CLARIFY", "CONFIRM", "EXECUTING", "DONE", "REFUSED", "FAILED", "CANCELED"]
-)
+STATUSES = st.sampled_from([status.value for status in WorkOrderStatus])
 EVENT_KEYS = [*BAD_VALUES, *UNKNOWN_KEYS[:6]]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "correlation_id": st.uuids().map(str),

@@ -10,8 +10,8 @@ from selene_core import SchemaDrifted, SchemaTooNew, append_events, check_schema
 from selene_core.migrations import upgrade
 from selene_core.schema.drift import golden
 from tests.integration.test_deployment import run_as, statements
-from tests.integration.test_documents import guides_block
 from tests.integration.test_doctor import doctor, mend
+from tests.integration.test_documents import guides_block
 from tests.migrations.runs import psql, run_all
 from tests.support.factories import created
 from tests.support.scratch import upgrade_further
