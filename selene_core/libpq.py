@@ -17,7 +17,7 @@ try:
     from psycopg import pq
 except ImportError as exc:
     _what = (
-        'psycopg finds no libpq: install "selene-os-core[binary]", or libpq from the packages of the system'
+        'psycopg finds no libpq: install "selene-os-core[binary]", or libpq from the system'
     )
     # The command line cannot tell it: all of it stands behind this import.
     _named = Path(sys.argv[0]).name if sys.argv else ""
