@@ -131,7 +131,8 @@ def test_roles__as_in_the_guide(server: Server, way: str) -> None:
         administrator, migrator = (cluster.url_for(role, "selene") for role in ("administrator", "migrator"))
         run_as(administrator, statements(way))
         with sa.create_engine(migrator, poolclass=sa.NullPool).connect() as conn:
-            told = conn.exec_driver_sql(*statements("own-attributes")).one()
+            [question] = statements("own-attributes")
+            told = conn.exec_driver_sql(question).one()
         assert told == (False, way == "roles-createrole", False)
         upgrade(migrator)
         # Who made the roles may grant them.

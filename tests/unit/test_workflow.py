@@ -26,8 +26,7 @@ def load(path: Path) -> Any:
 
 def pythons() -> set[str]:
     """Return the versions of Python that the package claims."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {found[1] for each in project["classifiers"] if (found := re.search(r":: (3\.\d+)$", each))}
+    return {found[1] for each in project()["classifiers"] if (found := re.search(r":: (3\.\d+)$", each))}
 
 
 def runs(job: dict[str, Any]) -> str:
@@ -92,7 +91,8 @@ def test_workflow__is_bounded_and_may_only_read() -> None:
 
 def project() -> dict[str, Any]:
     """Return what pyproject.toml says of the distribution."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
 
 
 def test_release__publishes_what_was_checked_without_a_password() -> None:
