@@ -60,7 +60,7 @@ site: $(VENV)/.installed
 PLACEHOLDERS := OWNER|owner@example\.invalid|SECURITY-CONTACT|N working days
 
 dist: $(VENV)/.installed
-	@if grep -nE '$(PLACEHOLDERS)' pyproject.toml README.md SECURITY.md; then \
+	@if grep -nE '$(PLACEHOLDERS)' pyproject.toml README.md SECURITY.md CHANGELOG.md; then \
 	  echo "a release fills these in first: CONTRIBUTING.md, A release" >&2; exit 1; fi
 	rm -rf dist
 	$(BIN)/python -m build

@@ -39,3 +39,10 @@ def test_references__lead_to_files() -> None:
         if not any(ROOT.glob(name))
     }
     assert missing == set()
+
+
+def test_architecture__names_every_room() -> None:
+    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for folder, written in (("selene_core", "`selene_core/{}/`"), ("alembic/sql", "`{}`")):
+        rooms = {path.name for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "._"}
+        assert {room for room in rooms if written.format(room) not in architecture} == set()

@@ -15,6 +15,7 @@ from tests.support.programs import find_compose
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 RELEASE = WORKFLOW.with_name("release.yml")
+PUBLISHED = ("pyproject.toml", "README.md", "SECURITY.md", "CHANGELOG.md")
 DEPENDABOT = ROOT / ".github" / "dependabot.yml"
 COMPOSE = ROOT / "docker-compose.yml"
 
@@ -108,9 +109,9 @@ def test_release__publishes_what_was_checked_without_a_password() -> None:
 
 
 @pytest.mark.parametrize("text", ["OWNER", "owner@example.invalid", "SECURITY-CONTACT", "N working days"])
-@pytest.mark.parametrize("document", ["pyproject.toml", "README.md", "SECURITY.md"])
+@pytest.mark.parametrize("document", PUBLISHED)
 def test_release__is_refused_while_a_placeholder_stands(tmp_path: Path, document: str, text: str) -> None:
-    for name in ("pyproject.toml", "README.md", "SECURITY.md"):
+    for name in PUBLISHED:
         (tmp_path / name).write_text(f"filled in\n{text * (name == document)}\n", encoding="utf-8")
     # What it needs is there, as far as make can tell.
     (tmp_path / ".venv").mkdir()
