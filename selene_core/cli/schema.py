@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -199,7 +200,7 @@ def sql(revisions: str, as_json: bool) -> None:
 @url_option
 @json_option
 def doctor(url: str, as_json: bool) -> None:
-    """Examine server, revision, roles and schema: what is wrong, and the SQL that mends it.
+    """Report problems of server, revision, roles and schema, and print the SQL that fixes them.
 
     It changes nothing, and needs no more than what members of selene_app may do.
     """
@@ -218,10 +219,9 @@ def _told(diagnosis: Diagnosis) -> Iterator[str]:
     for number, fault in enumerate(diagnosis.faults, 1):
         yield _comment(f"{number}. {fault.what}")
         if fault.sql is not None:
-            # As it is: a function's body is compared to the letter.
-            yield f"{fault.sql.rstrip()}\n"
+            yield f"{_escaped(fault.sql).rstrip()}\n"
         else:
-            yield _comment(f"   To mend it: {fault.command or _NO_STATEMENT}") + "\n"
+            yield _comment(f"   To fix it: {fault.command}") + "\n"
     yield from (_comment(f"Not seen: {line}") for line in diagnosis.unseen)
     where = f"PostgreSQL {diagnosis.server_version}, revision {diagnosis.revision or 'none'}"
     if diagnosis.healthy:
@@ -229,18 +229,34 @@ def _told(diagnosis: Diagnosis) -> Iterator[str]:
     yield from (_comment(f"Note: {line}") for line in diagnosis.notes)
     if diagnosis.faults:
         yield _comment(
-            f"{len(diagnosis.faults)} to mend ({where}): run what stands here as a superuser, in this order."
+            f"{len(diagnosis.faults)} to fix ({where}): run what stands here as a superuser, in this order."
         )
     elif not diagnosis.healthy:
         yield _comment(f"Nothing is wrong in what was seen ({where}).")
 
 
-_NO_STATEMENT: Final = "no statement does; compare with a freshly migrated database"
-
-
 def _comment(text: str) -> str:
     # Names are whatever somebody chose: none may end the comment, or steer the terminal.
     return "-- " + "".join(character if character.isprintable() else " " for character in text).rstrip()
+
+
+def _escaped(sql: str) -> str:
+    """Write a statement so that no name in it steers a terminal, or goes over the end of its line."""
+    return _TOKENS.sub(_escape, sql)
+
+
+# A function's body is compared to the letter, and stays as it is; quoted names and texts may need an escape.
+_TOKENS: Final = re.compile(
+    r"""\$\$.*?\$\$|--[^\n]*|E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*\"""", re.DOTALL
+)
+
+
+def _escape(token: re.Match[str]) -> str:
+    text = token[0]
+    if text[0] not in "\"'" or text.isprintable():
+        return text
+    escaped = text.replace("\\", "\\\\")
+    return "U&" + "".join(each if each.isprintable() else f"\\+{ord(each):06x}" for each in escaped)
 
 
 SCHEMA_COMMANDS: Final = (upgrade, downgrade, current, history, sql, doctor)

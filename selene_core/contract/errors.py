@@ -446,3 +446,6 @@ def _converted(value: object, declared: Any) -> object:
                 return value if type(value) is kind else None
     except ValueError:
         return None
+
+
+# --- of check_schema, which refuses before the database has to

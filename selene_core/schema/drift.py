@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from selene_core.schema.catalogue import render
 from selene_core.schema.neighbours import UNSHARED
 
 if TYPE_CHECKING:
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
 
     from selene_core.schema.catalogue import Facts
 
-GOLDEN: Final = Path(__file__).with_name("catalogue.txt")
+CATALOGUE_FILE: Final = Path(__file__).with_name("catalogue.txt")
+VERSION_TABLE: Final = "relation os_core.alembic_version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,14 @@ class Difference:
             # It sees what is written and changes nothing of it; whose code it is, catalogue.read() judges.
             made = f"TRIGGER {self.aspect.removeprefix('trigger ')} AFTER "
             return self.found.startswith((f"CREATE {made}", f"CREATE CONSTRAINT {made}"))
-        return self.aspect.startswith("statistics target of ") or self.aspect in {
-            "options",
-            "replica identity",
-        }
+        return self.aspect.startswith(("statistics target of ", "options", "replica identity"))
 
     @property
     def _samples_hidden(self) -> bool:
         """Whether ANALYZE keeps for it what it must not keep of a column: one whose target is 0."""
         hidden = [
             aspect.removeprefix("statistics target of ")
-            for aspect, value in golden().facts.get(self.thing, {}).items()
+            for aspect, value in expected_schema().facts.get(self.thing, {}).items()
             if aspect.startswith("statistics target of ") and value == "0"
         ]
         # Not the type of that name, in a cast.
@@ -74,7 +71,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
+class ExpectedSchema:
     """The facts at the newest revision, and the ids of all revisions up to it, in order."""
 
     revisions: tuple[str, ...]
@@ -87,36 +84,37 @@ class Golden:
 
 
 @cache
-def golden() -> Golden:
+def expected_schema() -> ExpectedSchema:
     """Return what this version of the library is for; not to be changed."""
-    head, _, body = GOLDEN.read_text(encoding="utf-8").partition("\n\n")
+    head, _, body = CATALOGUE_FILE.read_text(encoding="utf-8").partition("\n\n")
     facts: Facts = {}
     for block in body.split("\n\n"):
         thing, *lines = block.strip("\n").split("\n  ")
         # No name of ours has a colon in it.
         facts[thing] = {aspect: value for aspect, _, value in (line.partition(": ") for line in lines)}
-    return Golden(tuple(head.removeprefix("revisions: ").split()), facts)
+    return ExpectedSchema(tuple(head.removeprefix("revisions: ").split()), facts)
 
 
-def render_golden(revisions: tuple[str, ...], facts: Facts) -> str:
-    """Write the golden file."""
-    return f"revisions: {' '.join(revisions)}\n\n{render(facts)}"
+def has_tables(found: Facts) -> bool:
+    """Tell whether any table of ours is there, the version table apart."""
+    tables = {thing for thing in expected_schema().facts if thing.startswith("relation ")}
+    return bool(tables & found.keys() - {VERSION_TABLE})
 
 
 def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
-    """Compare facts. Of a thing that is missing each fact is; one that must not be there is named once."""
+    """Compare facts. A thing that is missing, or must not be there, is named once."""
     for thing, aspects in expected.items():
         there = found.get(thing, {})
         if not there and not thing.startswith("default privileges"):
             yield Difference(thing, "", "there", None)
+            continue
         for aspect, value in aspects.items():
             if there.get(aspect) != value:
                 yield Difference(thing, aspect, value, there.get(aspect))
     for thing, aspects in found.items():
         wanted = expected.get(thing)
         if wanted is None and not thing.startswith("default privileges"):
-            # What it is, or whose: that decides how it is moved out of the way.
-            yield Difference(thing, "", None, aspects.get("kind") or aspects.get("owned by") or "there")
+            yield Difference(thing, "", None, aspects.get("kind", "there"))
             continue
         for aspect, value in aspects.items():
             if aspect not in (wanted or {}):
@@ -130,7 +128,7 @@ def _permitted(thing: str, aspect: str, value: str) -> str | None:
     grant = Grant.parse(aspect)
     if grant.grantor or grant.grantee in {"PUBLIC", "OWNER", *_ROLES}:
         return None
-    facts = golden().facts[thing]
+    facts = expected_schema().facts[thing]
     readable = privileges(facts.get("grant to selene_readonly"))
     if grant.column:
         readable |= privileges(facts.get(f"grant ({grant.column}) to selene_readonly"))
@@ -146,15 +144,14 @@ def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference
 
     With is_guarded the tables have their policies and triggers already.
     """
-    wanted = golden().facts
+    wanted = expected_schema().facts
     for difference in differences(wanted, found):
         thing, aspect, expected = difference.thing, difference.aspect, difference.expected
-        there = found.get(thing, {})
         if difference.is_harmless:
             continue
-        if difference.kind in {"role", "outside"}:
+        if difference.kind in {"role", "outside"} or (difference.kind == "schema" and not aspect):
             yield difference
-        elif difference.kind != "relation" or not there or not aspect:
+        elif difference.kind != "relation" or not aspect:
             continue
         elif aspect.startswith("trigger "):
             definition = (expected or "").rpartition(", enabled ")[0]
@@ -186,7 +183,7 @@ def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
             forbidden = {each for each in privileges(value) if each.rstrip("*") in _WRITING}
         case _:
             return
-    forbidden -= privileges(golden().facts.get(thing, {}).get(aspect))
+    forbidden -= privileges(expected_schema().facts.get(thing, {}).get(aspect))
     if forbidden:
         yield Difference(thing, aspect, ",".join(sorted(privileges(value) - forbidden)) or None, value)
 
@@ -196,49 +193,40 @@ _WRITING: Final = {"INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIG
 
 def describe(difference: Difference) -> str:
     """Say in a sentence what is wrong."""
-    thing, aspect, expected, found = (
-        difference.thing,
-        difference.aspect,
-        difference.expected,
-        difference.found,
-    )
+    thing, aspect, expected, found = astuple(difference)
     where = f"{aspect} of {thing}" if aspect else thing
-    if difference.kind == "outside":
-        return f"{difference.name} {found}"
-    if aspect.startswith("grant"):
-        return _describe_grant(difference)
-    if aspect == "attributes" and difference.kind == "role":
-        return f"{thing} is {found}, and must be {expected}"
-    if aspect.startswith("member of "):
-        return f"{thing} must not be a {aspect.partition(' by ')[0]}"
-    if aspect.startswith("statistics target of "):
-        return f"{where} is {found or 'the default'}, not {expected or 'the default'}"
-    if aspect.startswith("parent ") and expected is None:
-        return f"{thing} has {aspect}, and must have none: whoever may query that reads its rows"
-    if expected is None:
-        if aspect.startswith("trigger ") and str(found).startswith("of a foreign key"):
+    definition, _, state = (expected or "").rpartition(", enabled ")
+    match difference.kind, aspect.partition(" ")[0]:
+        case "outside", _:
+            return f"{difference.name} {found}"
+        case _, "grant":
+            return _describe_grant(difference)
+        case "role", "attributes":
+            return f"{thing} is {found}, and must be {expected}"
+        case "role", "member":
+            return f"{thing} must not be a {aspect.partition(' by ')[0]}"
+        case _, "statistics":
+            return f"{where} is {found or 'the default'}, not {expected or 'the default'}"
+        case _, "parent" if expected is None:
+            return f"{thing} has {aspect}, and must have none: whoever may query that reads its rows"
+        case _, "trigger" if expected is None and found.startswith("of a foreign key"):
             return f"{where}, which keeps a foreign key, is disabled"
-        invalid = ", and is invalid" if str(found).endswith(" INVALID") else ""
-        return f"{where} must not be there{invalid}"
-    if found is None:
-        return f"{where} is missing"
-    if found == f"{expected} INVALID":
-        return f"{where} is invalid"
-    if found == f"{expected} NOT VALID":
-        return f"{where} is not validated"
-    if aspect == "owner":
-        return f"{thing} belongs to {found}, not to {expected}"
-    if aspect == "row security":
-        return f"row-level security is not enabled on {thing}"
-    if aspect == "force row security":
-        return f"row-level security is not forced on {thing}"
-    definition, _, state = expected.rpartition(", enabled ")
-    if aspect.startswith("trigger ") and found.rpartition(", enabled ")[0] == definition:
-        fires = found.rpartition(", enabled ")[2]
-        now = "is disabled" if fires == "NEVER" else f"is enabled as {fires}"
-        return f"{where} {now}, not as {state}"
-    if aspect == "body":
-        return f"{where} is not the one that was shipped"
+        case _, "trigger" if expected and found and found.startswith(f"{definition}, enabled "):
+            fires = found.rpartition(", enabled ")[2]
+            return f"{where} is {'disabled' if fires == 'NEVER' else f'enabled as {fires}'}, not as {state}"
+        case _ if expected is None:
+            invalid = ", and is invalid" if found.endswith(" INVALID") else ""
+            return f"{where} must not be there{invalid}"
+        case _ if found is None:
+            return f"{where} is missing"
+        case _, "owner":
+            return f"{thing} belongs to {found}, not to {expected}"
+        case _, "row" | "force":
+            return f"row-level security is not {'forced' if 'force' in aspect else 'enabled'} on {thing}"
+        case "function", "body":
+            return f"{where} is not the one that was shipped"
+        case _ if found in {f"{expected} INVALID", f"{expected} NOT VALID"}:
+            return f"{where} is {'invalid' if found.endswith(' INVALID') else 'not validated'}"
     return f"{where} is {found!r}, not {expected!r}"
 
 

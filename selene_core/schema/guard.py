@@ -10,9 +10,17 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from selene_core.contract.errors import SchemaDrifted, SchemaLocked, SchemaOutdated, SchemaTooNew
+from selene_core.contract.errors import SchemaDrifted, SchemaError, SchemaLocked, SchemaOutdated, SchemaTooNew
 from selene_core.schema.catalogue import Facts, read, read_revisions
-from selene_core.schema.drift import Difference, describe, differences, golden, is_related_outside, privileges
+from selene_core.schema.drift import (
+    Difference,
+    describe,
+    differences,
+    expected_schema,
+    has_tables,
+    is_related_outside,
+    privileges,
+)
 from selene_core.schema.logins import POWERS
 from selene_core.store.binds import AsyncBind, Bind, async_bound, async_joined, bound, joined
 from selene_core.store.scope import in_autocommit
@@ -61,118 +69,83 @@ def check_alone(conn: Connection) -> str:
 
 
 def _check(conn: Connection) -> str:
-    wanted = golden()
+    wanted = expected_schema()
     revisions, facts = _look(conn)
     revision = " and ".join(revisions) or None
+    stands = f"the database stands at revision {revision}" if revision else "the database is not migrated"
+
+    def refused(kind: type[SchemaError], message: str, *problems: str) -> SchemaError:
+        return kind(message, revision, wanted.head, problems)
+
     if len(revisions) > 1:
         problem = f"the version table has {len(revisions)} revisions, {revision}: it can stand at one only"
-        raise SchemaDrifted(
-            f"{problem}. selene-core doctor says how to mend it", revision, wanted.head, (problem,)
-        )
-    if revision not in wanted.revisions and revision and not _has_tables(wanted.facts, facts):
-        problem = f"the database stands at revision {revision}, but none of our tables is there"
-        raise SchemaDrifted(f"{problem}: this os_core is not ours", revision, wanted.head, (problem,))
+        raise refused(SchemaDrifted, f"{problem}. selene-core doctor says how to fix it", problem)
+    if revision not in wanted.revisions and revision and not has_tables(facts):
+        problem = f"{stands}, but none of our tables is there"
+        raise refused(SchemaDrifted, f"{problem}: this os_core is not ours", problem)
     if revision is None or revision in wanted.revisions[:-1]:
-        stands = f"stands at revision {revision}" if revision else "is not migrated"
-        raise SchemaOutdated(
-            f"the database {stands}, this version of selene-core needs {wanted.head}:"
-            " run selene-core upgrade, then start again",
-            revision,
-            wanted.head,
-        )
-    of_login = [*_login_problems(conn)]
+        needs = f"this version of selene-core needs {wanted.head}: run selene-core upgrade, then start again"
+        raise refused(SchemaOutdated, f"{stands}, {needs}")
+    problems = [*_login_problems(conn)]
+    kind: type[SchemaError]
     if revision == wanted.head:
-        found = [d for d in differences(wanted.facts, facts) if not d.is_harmless]
-        gone = {d.thing for d in found if not d.aspect and d.found is None}
-        named = [describe(d) for d in found if not d.aspect or d.thing not in gone]
-        if problems := (*of_login, *named):
-            raise SchemaDrifted(
-                f"the database stands at revision {revision} but is not as it must be: {_some(problems)}."
-                " selene-core doctor says how to mend it",
-                revision,
-                wanted.head,
-                problems,
-            )
-    elif problems := (*of_login, *_unmet(wanted.facts, facts)):
-        raise SchemaTooNew(
-            f"the database stands at revision {revision}, this version of selene-core is for {wanted.head}"
-            f" and cannot work with it: {_some(problems)}. Install the newer version",
-            revision,
-            wanted.head,
-            problems,
-        )
+        problems += (describe(d) for d in differences(wanted.facts, facts) if not d.is_harmless)
+        kind, why = SchemaDrifted, "but is not as it must be"
+        remedy = "selene-core doctor says how to fix it"
+    else:
+        problems += _unmet(wanted.facts, facts)
+        kind, why = SchemaTooNew, f"this version of selene-core is for {wanted.head} and cannot work with it"
+        remedy = "Install the newer version"
+    if problems:
+        raise refused(kind, f"{stands}, {why}: {_some(problems)}. {remedy}", *problems)
     return revision
-
-
-def _has_tables(wanted: Facts, found: Facts) -> bool:
-    return any(_readable(facts) and thing in found for thing, facts in wanted.items() if _is_table(thing))
-
-
-def _is_table(thing: str) -> bool:
-    return thing.startswith("relation ") and thing != "relation os_core.alembic_version"
 
 
 def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
     """Read the revision and its facts; again, if a migration has gone on meanwhile."""
-    try:
-        return _look_again(conn)
-    except DBAPIError as exc:
-        if not isinstance(exc.orig, psycopg.errors.LockNotAvailable):
-            raise
-        problem = "a table is locked, as by a migration that is under way: ask again"
-        raise SchemaLocked(problem, None, golden().head, (problem,)) from exc
-
-
-def _look_again(conn: Connection) -> tuple[tuple[str, ...], Facts]:
-    for _ in range(_LOOKS - 1):
-        before = _revision(conn)
-        facts = read(conn)
-        if _revision(conn) == before:
-            return before, facts
-    return _revision(conn), read(conn)
-
-
-def _revision(conn: Connection) -> tuple[str, ...]:
+    head = expected_schema().head
     try:
         with conn.begin_nested():
-            stamps = read_revisions(conn)
+            for _ in range(_LOOKS):
+                revisions, facts = read_revisions(conn) or (), read(conn)
+                if (read_revisions(conn) or ()) == revisions:
+                    break
+        return revisions, facts
     except DBAPIError as exc:
-        if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
-            raise
-        problem = f"the login may not read the version table ({exc.orig.diag.message_primary})"
-        raise SchemaDrifted(
-            f"{problem}: make it a member of selene_app; selene-core doctor says what else is missing",
-            None,
-            golden().head,
-            (problem,),
-        ) from exc
-    return stamps or ()
+        match exc.orig:
+            case psycopg.errors.LockNotAvailable():
+                problem = "a table is locked, as by a migration that is under way: ask again"
+                raise SchemaLocked(problem, None, head, (problem,)) from exc
+            case psycopg.errors.InsufficientPrivilege():
+                problem = f"the login may not read the version table ({exc.orig.diag.message_primary})"
+                more = "make it a member of selene_app; selene-core doctor says what else is missing"
+                raise SchemaDrifted(f"{problem}: {more}", None, head, (problem,)) from exc
+        raise
 
 
-def _some(problems: tuple[str, ...]) -> str:
+def _some(problems: list[str]) -> str:
     more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
     return "; ".join(problems[:_NAMED]) + more
 
 
 _LOGIN: Final = f"""
-    SELECT session_user, current_user, me.rolsuper, me.rolbypassrls, (
+    SELECT session_user, current_user, (
         SELECT pg_catalog.pg_has_role(current_user, app.oid, 'USAGE')
         FROM pg_catalog.pg_roles AS app WHERE app.rolname = '{_APPLICATION}'
       ) IS TRUE
-    FROM pg_catalog.pg_roles AS me WHERE me.rolname = session_user
 """
 
 
 def _login_problems(conn: Connection) -> Iterator[str]:
-    name, acts_as, is_superuser, bypasses, is_member = conn.exec_driver_sql(_LOGIN).one()
-    if is_superuser or bypasses:
-        yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
+    name, acts_as, is_member = conn.exec_driver_sql(_LOGIN).one()
     for power, attributes, is_itself in conn.exec_driver_sql(POWERS):
-        held = f"{power} ({attributes})" if attributes else power
         if not is_itself:
+            held = f"{power} ({attributes})" if attributes else power
             yield f"role {name} can become {held}: row-level security would not hold for it"
         elif attributes == "CREATEROLE":
             yield f"role {name} has CREATEROLE: it can grant itself selene_owner"
+        elif attributes:
+            yield f"role {name} is a superuser or has BYPASSRLS: row-level security does not hold for it"
     if not is_member:
         yield f"role {acts_as} is not a member of {_APPLICATION}"
 
@@ -186,28 +159,16 @@ def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
         there = found.get(thing, {})
         match thing.partition(" ")[0]:
             case "schema":
-                yield from _lacking(thing, facts, there)
+                aspect = f"grant to {_APPLICATION}"
+                has = privileges(there.get(aspect, "").replace("*", ""))
+                if not privileges(facts.get(aspect)) <= has:
+                    yield describe(Difference(thing, aspect, facts.get(aspect), there.get(aspect)))
             case "function" if "EXECUTE" in privileges(facts.get(f"grant to {_APPLICATION}")):
                 yield from _unmet_function(thing, facts, found)
             case "relation" if _readable(facts):
                 yield from _unmet_relation(thing, facts, there)
-    outside = [
-        Difference(thing, "", None, facts["kind"]) for thing, facts in found.items() if _is_outside(thing)
-    ]
-    yield from (describe(difference) for difference in outside if not difference.is_harmless)
-
-
-def _is_outside(thing: str) -> bool:
-    return thing.startswith("outside ")
-
-
-def _lacking(thing: str, facts: dict[str, str], there: dict[str, str]) -> Iterator[str]:
-    aspect = f"grant to {_APPLICATION}"
-    expected, has = facts.get(aspect), there.get(aspect)
-    if not {name.rstrip("*") for name in privileges(expected)} <= {
-        name.rstrip("*") for name in privileges(has)
-    }:
-        yield describe(Difference(thing, aspect, expected, has))
+    around = {thing: facts for thing, facts in found.items() if thing.startswith("outside ")}
+    yield from (describe(difference) for difference in differences({}, around) if not difference.is_harmless)
 
 
 def _readable(facts: dict[str, str]) -> set[str]:
@@ -226,16 +187,13 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
     if not there:
         yield f"{thing} is missing"
         return
-    for guard in ("row security", "force row security"):
-        if facts[guard] == "enabled" and there.get(guard) != "enabled":
-            yield describe(Difference(thing, guard, facts[guard], there.get(guard)))
     for aspect, value in there.items():
         if is_related_outside(aspect):
             yield describe(Difference(thing, aspect, None, value))
     # Another permissive policy opens nothing: the restrictive one stands above it. So do the guards of the
     # ledgers, whatever a newer revision adds.
     for aspect, expected in facts.items():
-        if aspect.startswith(("policy ", "trigger reject_mutation_")) and there.get(aspect) != expected:
+        if aspect.startswith(_GUARDS) and expected != "disabled" and there.get(aspect) != expected:
             yield describe(Difference(thing, aspect, expected, there.get(aspect)))
     readable = _readable(there)
     for column in sorted(_readable(facts)):
@@ -245,6 +203,9 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
             yield describe(Difference(thing, aspect, _typed(expected), has and _typed(has)))
         elif column not in readable:
             yield f"{_APPLICATION} lacks SELECT on {column} of {thing}"
+
+
+_GUARDS: Final = ("row security", "force row security", "policy ", "trigger reject_mutation_")
 
 
 def _typed(column: str) -> str:

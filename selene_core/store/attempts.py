@@ -12,7 +12,7 @@ from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.contract.rows import RetryDecision, StepAttempt
 from selene_core.contract.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, flag, integer
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
+from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Secret, call, in_scope
 from selene_core.store.tables import work_order_step_attempts
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class StepAttemptRepository(Repository):
 
 def _token(lease_token: str | None) -> str | None:
     return (
-        None if lease_token is None else Unshown(EVENT_RULES["lease_token"].check("lease_token", lease_token))
+        None if lease_token is None else Secret(EVENT_RULES["lease_token"].check("lease_token", lease_token))
     )
 
 

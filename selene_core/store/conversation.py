@@ -16,7 +16,7 @@ from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.contract.rows import ConversationTurn, TurnResult
 from selene_core.contract.rules import EVENT_RULES, TURN_RULES, integer
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, Repository, Unshown, call
+from selene_core.store.repository import SCOPED_TENANT, Repository, Secret, call
 from selene_core.store.scope import scope_tenant
 from selene_core.store.tables import conversation_ledger
 
@@ -132,7 +132,7 @@ class ConversationRepository(Repository):
     ) -> TurnResult:
         values = {name: TURN_RULES[name].check(name, value) for name, value in turn.items()}
         if "text" in values:
-            values["text"] = Unshown(values["text"])
+            values["text"] = Secret(values["text"])
         for name, value in optional.items():
             values[name] = TURN_RULES[name].check_optional(name, value)
         return TurnResult(**self._run(statement, **values, **checked)[0])

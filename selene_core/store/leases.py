@@ -11,7 +11,7 @@ from selene_core.contract.enums import LeaseState
 from selene_core.contract.events import check_work_order_id
 from selene_core.contract.rows import HeldLease, Lease
 from selene_core.contract.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier, integer
-from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Unshown, call, in_scope
+from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Secret, call, in_scope
 from selene_core.store.tables import work_order_leases
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class LeaseRepository(Repository):
             _ACQUIRE,
             work_order_id=check_work_order_id(work_order_id),
             owner=_OWNER.check("owner", owner),
-            token=Unshown(token),
+            token=Secret(token),
             ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
             idempotency_key=_KEY.check_optional("idempotency_key", idempotency_key),
         )
@@ -70,7 +70,7 @@ class LeaseRepository(Repository):
         rows = self._run(
             _RENEW,
             work_order_id=check_work_order_id(work_order_id),
-            token=Unshown(token),
+            token=Secret(token),
             ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
         )
         return HeldLease(**_facts(rows[0]), token=token)
@@ -84,7 +84,7 @@ class LeaseRepository(Repository):
         self._run(
             _RELEASE,
             work_order_id=check_work_order_id(work_order_id),
-            token=Unshown(_TOKEN.check("token", token)),
+            token=Secret(_TOKEN.check("token", token)),
         )
 
     def current(self, work_order_id: str) -> Lease | None:

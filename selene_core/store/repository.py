@@ -19,7 +19,7 @@ SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
 """The tenant as an argument of a function: raises TenantScopeViolation unless it is the transaction's."""
 
 
-class Unshown(str):
+class Secret(str):
     """Hold a secret parameter: neither a log of statements nor an error that lists parameters shows it."""
 
     __slots__ = ()

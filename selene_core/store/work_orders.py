@@ -34,7 +34,7 @@ from selene_core.contract.rows import (
 )
 from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
 from selene_core.store import work_order_statements as statements
-from selene_core.store.repository import Repository, Unshown
+from selene_core.store.repository import Repository, Secret
 from selene_core.store.scope import scope_tenant
 
 if TYPE_CHECKING:
@@ -325,5 +325,5 @@ def batch_to_wire(events: object) -> str:
                 field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
             )
     wire = [event.to_wire() for event in batch]
-    # Unshown: an event may carry a lease token.
-    return Unshown(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    # Secret: an event may carry a lease token.
+    return Secret(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))

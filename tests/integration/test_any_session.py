@@ -100,7 +100,7 @@ def test_check_schema__says_the_same_in_every_session(database: Database) -> Non
     engine = sa.create_engine(database.server.url_for(LOGIN_ROLES["app"], database.name))
     with engine.connect() as conn:
         for setting in each_setting(conn):
-            assert check_schema(conn) == drift.golden().head, setting
+            assert check_schema(conn) == drift.expected_schema().head, setting
             conn.rollback()
             with held(database, f"ALTER TABLE {CURRENT} NO FORCE ROW LEVEL SECURITY") as other:
                 other.commit()
@@ -156,22 +156,22 @@ def test_script__saved_with_other_line_ends(
     with empty_database.engine("admin").connect() as conn:
         assert catalogue(conn) == migrated
         assert examine(conn).healthy
-    assert check_schema(empty_database.engine("app")) == drift.golden().head
+    assert check_schema(empty_database.engine("app")) == drift.expected_schema().head
 
 
 def test_checkout__with_other_line_ends(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A checkout on Windows has the golden file and the functions' files with CRLF."""
-    golden = tmp_path / "catalogue.txt"
-    golden.write_bytes(drift.GOLDEN.read_bytes().replace(b"\n", b"\r\n"))
-    monkeypatch.setattr(drift, "GOLDEN", golden)
-    drift.golden.cache_clear()
+    """A checkout on Windows has the catalogue and the functions' files with CRLF."""
+    other = tmp_path / "catalogue.txt"
+    other.write_bytes(drift.CATALOGUE_FILE.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(drift, "CATALOGUE_FILE", other)
+    drift.expected_schema.cache_clear()
     try:
-        assert check_schema(database.engine()) == drift.golden().head
+        assert check_schema(database.engine()) == drift.expected_schema().head
     finally:
         monkeypatch.undo()
-        drift.golden.cache_clear()
+        drift.expected_schema.cache_clear()
     site = tmp_path / "site"
     shutil.copytree(ROOT / "selene_core", site / "selene_core", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "alembic", site / "alembic", ignore=shutil.ignore_patterns("__pycache__"))
@@ -186,4 +186,4 @@ def test_checkout__with_other_line_ends(
         check=False,
     )
     run_all(database, [done.stdout.decode()])
-    assert check_schema(database.engine()) == drift.golden().head
+    assert check_schema(database.engine()) == drift.expected_schema().head

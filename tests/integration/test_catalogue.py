@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from tests.support.catalogue import GOLDEN, catalogue, golden_text
+from tests.support.catalogue import CATALOGUE_FILE, catalogue, catalogue_text
 from tests.support.catalogue_rules import RULES, UNPINNED_FUNCTIONS, violations
 from tests.support.servers import Server
 
@@ -308,10 +308,10 @@ def rule_called(start: str) -> str:
     return name
 
 
-def test_catalogue__is_what_the_golden_file_says(unchanged: sa.Engine) -> None:
-    expected = GOLDEN.read_text(encoding="utf-8").splitlines()
+def test_catalogue__is_what_catalogue_txt_says(unchanged: sa.Engine) -> None:
+    expected = CATALOGUE_FILE.read_text(encoding="utf-8").splitlines()
     with unchanged.connect() as conn:
-        found = golden_text(conn).splitlines()
+        found = catalogue_text(conn).splitlines()
     difference = "\n".join(
         difflib.unified_diff(expected, found, "catalogue.txt", "the database", lineterm="", n=2)
     )

@@ -31,7 +31,7 @@ from selene_core import (
 )
 from selene_core.cli import cli, main
 from selene_core.migrations import downgrade
-from selene_core.schema.drift import golden
+from selene_core.schema.drift import expected_schema
 from tests.migrations.runs import alembic_env, run_all
 from tests.support.calls import Tenant
 from tests.support.data import synthetic_events, write_lines
@@ -353,7 +353,7 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
 
 
 def test_current_and_history__say_where_the_database_stands(run: Run, database: Database) -> None:
-    head, before = golden().head, golden().revisions[-2]
+    head, before = expected_schema().head, expected_schema().revisions[-2]
     url = database.admin_url.render_as_string(hide_password=False)
     assert run("current").stdout == f"{head}: the newest.\n"
     marked = [line for line in run("history").stdout.splitlines() if line.startswith("→")]
@@ -362,7 +362,7 @@ def test_current_and_history__say_where_the_database_stands(run: Run, database: 
     stands = run("current", "--json", url=url)
     assert (stands.returncode, json.loads(stands.stdout)) == (1, {"revision": before, "newest": head})
     listed = json.loads(run("history", "--json", url=url).stdout)
-    assert [each["revision"] for each in listed] == list(golden().revisions)
+    assert [each["revision"] for each in listed] == list(expected_schema().revisions)
     assert [each["revision"] for each in listed if each["current"]] == [before]
     assert all(each["purpose"].endswith(".") for each in listed)
     run_all(database, ["UPDATE os_core.alembic_version SET version_num = 'ffff'"])
@@ -382,11 +382,11 @@ def test_history_and_sql__need_no_database(tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.endswith(end)
-        assert " " + golden().head in done.stdout or golden().head in done.stdout.split("'")
+        assert " " + expected_schema().head in done.stdout or expected_schema().head in done.stdout.split("'")
 
 
 def test_sql__from_a_revision_on(run: Run) -> None:
-    first, *_, last = golden().revisions
+    first, *_, last = expected_schema().revisions
     part = run("sql", f"{first}:{last}").stdout
     assert f"version_num='{last}'" in part
     assert "CREATE TABLE os_core.alembic_version" not in part

@@ -31,7 +31,7 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.migrations import downgrade, upgrade
-from selene_core.schema.drift import golden
+from selene_core.schema.drift import expected_schema
 from selene_core.store.tables import METADATA
 from tests.migrations.runs import held, run_all, stands_at
 from tests.support.factories import created, event
@@ -41,8 +41,8 @@ from tests.support.scratch import NEXT, upgrade_further
 from tests.support.servers import Database
 from tests.support.workers import LIMITS
 
-HEAD = golden().head
-BEFORE_HEAD = golden().revisions[-2]
+HEAD = expected_schema().head
+BEFORE_HEAD = expected_schema().revisions[-2]
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"
 

@@ -13,10 +13,10 @@ import pytest
 
 from selene_core.local.binaries import VERSIONS, find_binaries
 from selene_core.migrations import history, script
-from selene_core.schema.drift import golden
+from selene_core.schema.drift import expected_schema
 from tests.migrations.runs import ROOT, psql
 from tests.packaging.installed import README, Distributions, Installed
-from tests.support.catalogue import GOLDEN, golden_text
+from tests.support.catalogue import CATALOGUE_FILE, catalogue_text
 from tests.support.servers import Database, Server, embedded_server
 
 PRODUCTION = {"alembic", "click", "psycopg", "pydantic", "sqlalchemy"}
@@ -75,7 +75,7 @@ def test_wheel__has_the_migrations_and_nothing_of_the_tests(distributions: Distr
             if path.suffix in {".py", ".sql", ".mako"}:
                 inside = f"selene_core/_alembic/{path.relative_to(ROOT / 'alembic')}"
                 assert archive.read(inside) == path.read_bytes()
-        assert archive.read("selene_core/schema/catalogue.txt") == GOLDEN.read_bytes()
+        assert archive.read("selene_core/schema/catalogue.txt") == CATALOGUE_FILE.read_bytes()
     assert "selene_core/py.typed" in names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"selene_core"}
 
@@ -101,7 +101,7 @@ def test_installed__upgrades_from_an_empty_folder(
         assert done.stderr == ""
         return done.returncode, done.stdout
 
-    head = golden().head
+    head = expected_schema().head
     assert selene_core("current") == (1, f"No revision: the newest is {head}.\n")
     assert selene_core("upgrade") == (0, f"Upgraded from an empty database to revision {head}.\n")
     assert selene_core("upgrade") == (0, f"Nothing to do: the database stands at revision {head}.\n")
@@ -113,7 +113,7 @@ def test_installed__upgrades_from_an_empty_folder(
     faults = [each["what"] for each in json.loads(told)["diagnosis"]["faults"]]
     assert all(what.startswith("PostgreSQL ") for what in faults), faults
     with empty.engine("admin").connect() as conn:
-        assert golden_text(conn) == GOLDEN.read_text(encoding="utf-8")
+        assert catalogue_text(conn) == CATALOGUE_FILE.read_text(encoding="utf-8")
     assert [*tmp_path.iterdir()] == []
 
 
@@ -126,7 +126,7 @@ def test_installed__script_makes_the_same_schema(
     ran = psql(empty, printed.stdout)
     assert ran.returncode == 0, ran.stderr
     with empty.engine("admin").connect() as conn:
-        assert golden_text(conn) == GOLDEN.read_text(encoding="utf-8")
+        assert catalogue_text(conn) == CATALOGUE_FILE.read_text(encoding="utf-8")
 
 
 def test_installed__readme_examples_run_as_they_stand(

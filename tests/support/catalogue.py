@@ -13,10 +13,10 @@ from alembic.script import ScriptDirectory
 
 from selene_core.migrations import TRACES, config, upgrade
 from selene_core.schema.catalogue import read, render
-from selene_core.schema.drift import GOLDEN, render_golden
+from selene_core.schema.drift import CATALOGUE_FILE
 from tests.support.servers import Server, open_server
 
-__all__ = ["GOLDEN", "catalogue", "golden_text", "traces_text"]
+__all__ = ["CATALOGUE_FILE", "catalogue", "catalogue_text", "traces_text"]
 
 
 def catalogue(conn: sa.Connection) -> str:
@@ -25,11 +25,11 @@ def catalogue(conn: sa.Connection) -> str:
         return render(read(conn))
 
 
-def golden_text(conn: sa.Connection) -> str:
-    """Describe a database at the newest revision as the golden file does."""
+def catalogue_text(conn: sa.Connection) -> str:
+    """Describe a database at the newest revision as catalogue.txt does."""
     revisions = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()]
     with conn.begin():
-        return render_golden(tuple(revisions[::-1]), read(conn))
+        return f"revisions: {' '.join(revisions[::-1])}\n\n{render(read(conn))}"
 
 
 def traces_text(server: Server) -> str:
@@ -72,7 +72,7 @@ def _main() -> None:
         with server.new_database("catalogue") as database:
             upgrade(database.admin_url)
             with database.engine("admin").connect() as conn:
-                GOLDEN.write_text(golden_text(conn), encoding="utf-8")
+                CATALOGUE_FILE.write_text(catalogue_text(conn), encoding="utf-8")
         TRACES.write_text(traces_text(server), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from textwrap import dedent, indent
 from alembic import command
 
 from selene_core.migrations import config
-from selene_core.schema.drift import golden
+from selene_core.schema.drift import expected_schema
 from selene_core.sql_files import script_directory
 from tests.support.servers import Database
 
@@ -17,7 +17,7 @@ NEXT = "next"
 
 def upgrade_further(database: Database, *bodies: str) -> None:
     """Upgrade a database that stands at head by a revision with each of these bodies; the last is NEXT."""
-    revisions = [golden().head, *(f"scratch_{number}" for number in range(1, len(bodies))), NEXT]
+    revisions = [expected_schema().head, *(f"scratch_{number}" for number in range(1, len(bodies))), NEXT]
     with TemporaryDirectory() as folder:
         scripts = Path(folder, "alembic")
         shutil.copytree(script_directory(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
