@@ -136,7 +136,7 @@ def _server_notes(conn: Connection, number: int) -> Iterator[str]:
     if conn.exec_driver_sql(connects).scalar_one():
         yield (
             "PUBLIC may connect to this database: a member of selene_app that was made for another database"
-            " of the cluster can append in this one (docs/deployment.md, Roles)"
+            " of the cluster can append in this one (docs/howto/roles.md)"
         )
 
 

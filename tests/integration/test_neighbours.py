@@ -290,7 +290,7 @@ def test_neighbours__what_shows_every_tenant_is_named(
     told = doctor(database.app_url)
     assert {fault["sql"] for fault in told["faults"]} == {None}
     assert {fault["command"] for fault in told["faults"]} == {
-        "see what a host may add, in docs/deployment.md"
+        "see what a host may add, in docs/howto/extensions.md"
     }
 
 
