@@ -23,7 +23,7 @@ from selene_core import (
 )
 from selene_core.contract.errors import BY_SQLSTATE
 from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES
-from selene_core.contract.rules import PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
+from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
 from tests.support.factories import created, wire
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database, Server
@@ -468,7 +468,7 @@ KINDS = st.sampled_from(
     [kind.value for kind in WorkOrderEventType if kind not in ("LEASE_RENEWED", "LEASE_RELEASED")]
 )
 STATUSES = st.sampled_from([status.value for status in WorkOrderStatus])
-EVENT_KEYS = [*BAD_VALUES, *UNKNOWN_KEYS[:6]]
+EVENT_KEYS = [*dict.fromkeys((*BAD_VALUES, *EVENT_RULES)), *UNKNOWN_KEYS[:6]]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "correlation_id": st.uuids().map(str),
     "event_type": KINDS,
