@@ -26,11 +26,12 @@ except ImportError as exc:
     raise ImportError(f"{_what} ({exc})") from exc
 
 
-# What a socket of our own needs said, by parameter. No value is empty: SQLAlchemy drops such a part of a URL.
+# What a socket of our own needs said, by parameter. No value is empty: SQLAlchemy drops such a part of a URL. The
+# options say what holds anyway, and others may be added to them.
 # For libpq the two commas are two attempts at the same socket, neither with an address.
 _SAID: Final = {
     "hostaddr": ",",
-    "options": "--",
+    "options": "-c client_min_messages=notice",
     "sslmode": "disable",
     "sslnegotiation": "postgres",
     "sslrootcert": "none",

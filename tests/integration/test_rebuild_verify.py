@@ -436,7 +436,7 @@ def test_smuggled__a_ledger_that_contradicts_itself_ends_a_rebuild(acme: Tenant,
 def test_rebuild__limits_of_a_group(acme: Tenant, limit: int | None) -> None:
     with refused("SL001") as refusal:
         acme.app.execute("SELECT * FROM os_core.rebuild_work_orders(%s, '', %s)", (acme.id, limit))
-    assert refusal.facts["field"] == "p_limit"
+    assert refusal.facts["field"] == "limit"
 
 
 def test_rebuild__groups_go_through_all_orders_once(acme: Tenant) -> None:

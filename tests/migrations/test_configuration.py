@@ -15,6 +15,7 @@ from selene_core.migrations import (
     MigrationRefused,
     config,
     configured_url,
+    script,
     upgrade,
 )
 from selene_core.sql_files import read_sql, script_directory, sql
@@ -142,12 +143,19 @@ def test_sql__is_executed_as_it_is_written() -> None:
         assert str(statement) == read_sql(name, version=int(version)), file.name
 
 
+def test_sql__is_ascii() -> None:
+    """A script goes through files and clients of any encoding, and must make the same bodies."""
+    texts = {file: file.read_text(encoding="utf-8") for file in (script_directory() / "sql").rglob("*.sql")}
+    assert [file.name for file, text in texts.items() if not text.isascii()] == []
+    assert script().isascii()
+
+
 def test_revisions__are_one_line_and_lose_none_of_the_sql() -> None:
     """Every file in alembic/sql is used, by a revision or by what runs before every one."""
     scripts = ScriptDirectory.from_config(config())
     assert scripts.get_heads() == [REVISIONS[-1]]
     sources = [*(script_directory() / "versions").glob("*.py"), script_directory() / "env.py"]
-    sources += [ROOT / "selene_core" / "migrations.py"]
+    sources += [ROOT / "selene_core" / "migrations" / "__init__.py"]
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     for file in (script_directory() / "sql").rglob("*.sql"):
         assert f'sql("{name_and_version(file)[0]}", version=' in text.replace("\n", "").replace(

@@ -1,4 +1,4 @@
--- os_core.append_work_order_batch: the seven steps of contract §4 for several events, with sets instead of statements per event.
+-- os_core.append_work_order_batch: the seven steps of contract section 4 for several events, with sets instead of statements per event.
 -- Called by os_core.append_work_order_events only. Where it creates orders it may lose one to another transaction; everything that it
 -- holds is then given back (the subtransaction) before it waits for anything, so that no two batches wait for each other.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_batch(p_tenant_id text, p_events jsonb)

@@ -1,4 +1,4 @@
--- os_core.append_work_order_event: the seven steps of contract §4 for one event, that of a caller or of a function of ours. The
+-- os_core.append_work_order_event: the seven steps of contract section 4 for one event, that of a caller or of a function of ours. The
 -- row has all that its writer decides; its id, seq and created_at are decided here.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
   p_event os_core.work_order_ledger,

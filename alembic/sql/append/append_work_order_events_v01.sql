@@ -1,4 +1,4 @@
--- os_core.append_work_order_events: the only way to write the work-order ledger and its projection (contract §4).
+-- os_core.append_work_order_events: the only way to write the work-order ledger and its projection (contract section 4).
 -- A single event goes to os_core.append_work_order_event, more of them to os_core.append_work_order_batch; both call the same rules and
 -- the same fold.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_events(p_tenant_id text, p_events jsonb)

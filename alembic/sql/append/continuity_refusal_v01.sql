@@ -1,4 +1,4 @@
--- os_core.continuity_refusal: the SQLSTATE with which step 6 of contract §4 refuses an event on a state, or NULL: never ask twice
+-- os_core.continuity_refusal: the SQLSTATE with which step 6 of contract section 4 refuses an event on a state, or NULL: never ask twice
 -- (section 6), wait quietly for an approval (section 7). Expiries are judged at the event's created_at, as the fold judges them.
 CREATE OR REPLACE FUNCTION os_core.continuity_refusal(p_state os_core.work_orders_current, p_event os_core.work_order_ledger)
 RETURNS text

@@ -1,4 +1,4 @@
--- os_core.event_from_json: one JSON event of a caller as a row for the ledger, or ContractViolation (contract §3).
+-- os_core.event_from_json: one JSON event of a caller as a row for the ledger, or ContractViolation (contract section 3).
 -- Decides in few steps, because every append passes here: JSON types by one path, then the casts, then the rules that the table itself
 -- has (os_core.is_event_row). What fails is put into words by os_core.event_violation.
 CREATE OR REPLACE FUNCTION os_core.event_from_json(p_tenant_id text, p_event jsonb, p_event_index integer)

@@ -1,4 +1,4 @@
--- os_core.event_violation: the first rule of the event contract (contract §2 and §3) that a JSON event breaks, as 'field: rule', or
+-- os_core.event_violation: the first rule of the event contract (contract sections 2 and 3) that a JSON event breaks, as 'field: rule', or
 -- NULL. Python says the same of the same event: first each key in the order below, then unknown keys, then what the event type
 -- asks of status and payload.
 CREATE OR REPLACE FUNCTION os_core.event_violation(p_event jsonb)

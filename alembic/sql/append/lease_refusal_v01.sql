@@ -1,4 +1,4 @@
--- os_core.lease_refusal: the SQLSTATE with which step 5 of contract §4 refuses an event on a state, or NULL. The projection is the
+-- os_core.lease_refusal: the SQLSTATE with which step 5 of contract section 4 refuses an event on a state, or NULL. The projection is the
 -- fold of the LEASE_* events and is locked, so it knows the holder as well as os_core.work_order_leases does. The expiry is judged at
 -- the event's created_at, which is the database's clock under the lock.
 CREATE OR REPLACE FUNCTION os_core.lease_refusal(

@@ -1,4 +1,4 @@
--- os_core.payload_size_violation: 'field: rule' where a payload is too large or nested too deep (contract §2), or NULL.
+-- os_core.payload_size_violation: 'field: rule' where a payload is too large or nested too deep (contract section 2), or NULL.
 -- os_core.is_payload decides the same on the way of every append, in one expression; tests at the limits compare the two.
 CREATE OR REPLACE FUNCTION os_core.payload_size_violation(p_payload jsonb)
 RETURNS text

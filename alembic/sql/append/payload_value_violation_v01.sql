@@ -1,4 +1,4 @@
--- os_core.payload_value_violation: 'payload.key: rule' where a value is not what its key in a payload asks for (contract §3), or NULL.
+-- os_core.payload_value_violation: 'payload.key: rule' where a value is not what its key in a payload asks for (contract section 3), or NULL.
 CREATE OR REPLACE FUNCTION os_core.payload_value_violation(p_key text, p_value jsonb)
 RETURNS text
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.payload_violation: the first rule of the payload table in contract §3 that a payload breaks, as 'field: rule', or NULL.
+-- os_core.payload_violation: the first rule of the payload table in contract section 3 that a payload breaks, as 'field: rule', or NULL.
 CREATE OR REPLACE FUNCTION os_core.payload_violation(p_event_type text, p_payload jsonb)
 RETURNS text
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.transition_refusal: the SQLSTATE with which steps 3 and 4 of contract §4 refuse an event on a state, or NULL.
+-- os_core.transition_refusal: the SQLSTATE with which steps 3 and 4 of contract section 4 refuse an event on a state, or NULL.
 -- p_last_seq and p_status: the state before, NULL for none. p_canceled_by: the event type that canceled the order earlier in the same
 -- batch; its counterpart is still recorded.
 CREATE OR REPLACE FUNCTION os_core.transition_refusal(

@@ -1,4 +1,4 @@
--- os_core.write_projection: writes states as projection rows, as sets (contract §4, step 7): updates by compare-and-set on last_seq
+-- os_core.write_projection: writes states as projection rows, as sets (contract section 4, step 7): updates by compare-and-set on last_seq
 -- where p_last_seqs says what the row holds, inserts where it is NULL. p_moved: which rows take a correlation_id that they do not have.
 -- A correlation_id that another order holds is refused before anything is written, so that nobody waits for what another is about to
 -- leave; what stands at the end counts: two rows of one call may exchange theirs, by way of parked ones. Inserts are sorted by

@@ -1,5 +1,5 @@
 -- os_core.append_step_event: writes a STEP_* event about an attempt through os_core.append_work_order_event, which judges it by all rules of
--- contract §4. p_timed_out: whether a failed attempt was over its time, NULL where that is no question.
+-- contract section 4. p_timed_out: whether a failed attempt was over its time, NULL where that is no question.
 CREATE OR REPLACE FUNCTION os_core.append_step_event(
   p_state os_core.work_orders_current,
   p_event_type text,

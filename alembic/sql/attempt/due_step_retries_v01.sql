@@ -1,4 +1,4 @@
--- os_core.due_step_retries: the attempts after which the next one may start now, oldest first (contract §8): the last of their step,
+-- os_core.due_step_retries: the attempts after which the next one may start now, oldest first (contract section 8): the last of their step,
 -- failed with their retry due, or running past their timeout with a retry left; on work orders that go on and wait for no approval.
 -- A list and no claim: of those who start the same, os_core.start_step_attempt lets one through. Each part walks an index and probes for
 -- what follows; the limit ends it. OFFSET 0 keeps the probes from becoming joins, and in this order. Planned at each call, as a poll can

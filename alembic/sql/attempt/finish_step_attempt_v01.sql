@@ -1,4 +1,4 @@
--- os_core.finish_step_attempt: ends an attempt and decides, from the row alone, what comes next (contract §8): DONE, RETRY_AT the finish
+-- os_core.finish_step_attempt: ends an attempt and decides, from the row alone, what comes next (contract section 8): DONE, RETRY_AT the finish
 -- time plus the backoff, FAIL with the budget spent, or WAIT for a person or another engine. Past its timeout an attempt has failed and is
 -- retryable, whatever its worker says. On a work order at its end it becomes CANCELED, without an event. Because all of the decision
 -- is in the row, a retry of the call gets it again: the same key and a call that would have ended the row as it is.

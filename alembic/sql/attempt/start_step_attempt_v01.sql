@@ -1,4 +1,4 @@
--- os_core.start_step_attempt: starts the next attempt of a step (contract §8). A RUNNING attempt past its timeout counts as failed
+-- os_core.start_step_attempt: starts the next attempt of a step (contract section 8). A RUNNING attempt past its timeout counts as failed
 -- at that very moment and its retry as due from it on: it has used up its time, and a backoff counted from whoever asks first would
 -- move on with every refusal, so that a dead worker would block the step. Such a row is closed here, before the new one is made.
 -- A failure that is not retryable is for a person or another engine to decide: this call is how they say "once more".

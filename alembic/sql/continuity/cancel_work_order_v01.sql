@@ -1,4 +1,4 @@
--- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the thread and turn that the order has (contract §9). The key makes it
+-- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the thread and turn that the order has (contract section 9). The key makes it
 -- idempotent: nothing but LEASE_RELEASED, which keeps thread and turn, follows it (in a batch its twin may), so that a retry has the same
 -- content.
 CREATE OR REPLACE FUNCTION os_core.cancel_work_order(

@@ -1,5 +1,5 @@
 -- os_core.notify_wait: appends EXTERNAL_APPROVAL_WAIT_NOTIFIED for the pending request and returns TRUE, or returns FALSE where there is
--- nothing to say: no request is pending, or the notice was given (contract §7). Of many callers at once one gets TRUE. The notice has the
+-- nothing to say: no request is pending, or the notice was given (contract section 7). Of many callers at once one gets TRUE. The notice has the
 -- order's thread and status, and its turn and reason where none is given.
 CREATE OR REPLACE FUNCTION os_core.notify_wait(
   p_tenant_id text, p_work_order_id text, p_turn_id bigint DEFAULT NULL, p_reason_code bigint DEFAULT NULL

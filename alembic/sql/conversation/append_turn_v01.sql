@@ -1,4 +1,4 @@
--- conversation.append_turn: the only way to write a turn into the conversation ledger; tombstones apart (contract §2). Idempotent by
+-- conversation.append_turn: the only way to write a turn into the conversation ledger; tombstones apart (contract section 2). Idempotent by
 -- key and by turn_id: the same content answers with the original, other content is IdempotencyConflict. Nothing is looked up ahead of the
 -- insert but what the turn names; a conflict, or something that is not there, is looked into afterwards, replays first.
 CREATE OR REPLACE FUNCTION conversation.append_turn(

@@ -1,5 +1,5 @@
 -- conversation.read_turns: the next p_limit turns of a conversation after the place p_after (0 to begin), in their order; the only way for
--- the roles to read what was said (contract §2). The text of a turn that a tombstone hides is NULL; its hash stays, the reason
+-- the roles to read what was said (contract section 2). The text of a turn that a tombstone hides is NULL; its hash stays, the reason
 -- stands beside it, and tombstoned_by_conversation_turn_id names the tombstone.
 -- The planner settings keep a plan that was made for an empty table from scanning or sorting a full one.
 CREATE OR REPLACE FUNCTION conversation.read_turns(p_tenant_id text, p_correlation_id uuid, p_after bigint, p_limit integer)

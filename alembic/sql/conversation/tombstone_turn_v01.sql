@@ -1,4 +1,4 @@
--- conversation.tombstone_turn: hides the text of an earlier turn of a conversation, for good, by a turn of its own (contract §2). That
+-- conversation.tombstone_turn: hides the text of an earlier turn of a conversation, for good, by a turn of its own (contract section 2). That
 -- one takes p_turn_id, or else the place after the last; user, device, session, role and privacy are those of the turn that it hides.
 -- One tombstone a turn: the same again is a replay, another reason or place is TombstoneConflict. What this conversation of this tenant
 -- does not have is ConversationTurnNotFound, whoever else has it.

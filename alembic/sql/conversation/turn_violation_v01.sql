@@ -1,4 +1,4 @@
--- conversation.turn_violation: the first rule of contract §2 that a turn to append breaks, as 'field: rule', or NULL. It never shows
+-- conversation.turn_violation: the first rule of contract section 2 that a turn to append breaks, as 'field: rule', or NULL. It never shows
 -- a value: what was said stays out of messages and logs.
 CREATE OR REPLACE FUNCTION conversation.turn_violation(
   p_correlation_id uuid,

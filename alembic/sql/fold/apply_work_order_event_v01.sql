@@ -1,4 +1,4 @@
--- os_core.apply_work_order_event: the fold (contract §5 to §7): the state after one more event, a NULL state before the first.
+-- os_core.apply_work_order_event: the fold (contract sections 5 to 7): the state after one more event, a NULL state before the first.
 -- The only place that says what an event means for the projection. It never refuses, whatever an event holds: what older rules
 -- accepted must still replay. No SET clause: it would cost a third of the speed; every name in it is pg_catalog's or qualified.
 CREATE OR REPLACE FUNCTION os_core.apply_work_order_event(

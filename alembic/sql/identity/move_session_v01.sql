@@ -1,4 +1,4 @@
--- os_core.move_session: moves a session to a state, as contract §2 allows: else SessionStateInvalid. A session that is in that state
+-- os_core.move_session: moves a session to a state, as contract section 2 allows: else SessionStateInvalid. A session that is in that state
 -- already stays as it is, so that a lost answer can be asked for again. To become ACTIVE is activity; to close, and to be set aside, is not.
 CREATE OR REPLACE FUNCTION os_core.move_session(p_tenant_id text, p_session_id text, p_session_state text)
 RETURNS TABLE (

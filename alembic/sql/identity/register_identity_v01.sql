@@ -1,4 +1,4 @@
--- os_core.register_identity: makes a user known to the tenant, or updates what is known of one; returns the row (contract §2).
+-- os_core.register_identity: makes a user known to the tenant, or updates what is known of one; returns the row (contract section 2).
 -- NULL leaves a value as it is (ACTIVE for a new user), '' takes it away: so two callers who each know one thing lose nothing of the
 -- other's. Where nothing changes nothing is written.
 CREATE OR REPLACE FUNCTION os_core.register_identity(

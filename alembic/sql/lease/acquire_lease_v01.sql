@@ -1,4 +1,4 @@
--- os_core.acquire_lease: takes the lease on a work order (contract §8). A token stands for one lease for ever: given again it returns
+-- os_core.acquire_lease: takes the lease on a work order (contract section 8). A token stands for one lease for ever: given again it returns
 -- that lease while it is held, and LeaseLost after. So a holder that was taken over cannot come back under its old token, and no old
 -- lease is handed out as if it were live. The fence is the seq of LEASE_ACQUIRED. All is judged by the database's clock, under the lock.
 CREATE OR REPLACE FUNCTION os_core.acquire_lease(

@@ -1,5 +1,5 @@
 -- os_core.release_lease: gives a lease back: after its expiry too unless it was taken over, and on a work order at its end too. TRUE where
--- this call did it, FALSE where it was given back before; LeaseLost for any other token (contract §8).
+-- this call did it, FALSE where it was given back before; LeaseLost for any other token (contract section 8).
 CREATE OR REPLACE FUNCTION os_core.release_lease(p_tenant_id text, p_work_order_id text, p_token text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.renew_lease: lets the holder of an unexpired lease hold it for p_ttl_ms from now on; LeaseLost for anyone else (contract §8).
+-- os_core.renew_lease: lets the holder of an unexpired lease hold it for p_ttl_ms from now on; LeaseLost for anyone else (contract section 8).
 CREATE OR REPLACE FUNCTION os_core.renew_lease(p_tenant_id text, p_work_order_id text, p_token text, p_ttl_ms bigint)
 RETURNS TABLE (
   lease_id uuid,

@@ -1,4 +1,4 @@
--- os_core.refuse_event: turns a refusal of steps 3 to 6 of contract §4 into its error, with the facts a caller acts on.
+-- os_core.refuse_event: turns a refusal of steps 3 to 6 of contract section 4 into its error, with the facts a caller acts on.
 CREATE OR REPLACE FUNCTION os_core.refuse_event(
   p_sqlstate text,
   p_event_index integer,

@@ -1,5 +1,5 @@
 -- os_core.mend_work_orders: makes the projection rows of some work orders the fold of their ledgers again and returns how many it
--- changed (contract §5). The rows are locked first and the ledger is read after, so that no append is lost or overtaken.
+-- changed (contract section 5). The rows are locked first and the ledger is read after, so that no append is lost or overtaken.
 -- Called by os_core.rebuild_range only, for rows that were seen to differ.
 CREATE OR REPLACE FUNCTION os_core.mend_work_orders(p_tenant_id text, p_ids text[])
 RETURNS bigint

@@ -1,5 +1,5 @@
 -- os_core.rebuild_range: folds the ledgers of the work orders from p_first to p_last and mends the projection rows that differ (contract
--- §5). Ledger and projection are compared on one snapshot, where an append shows in both or in neither: what differs has
+-- section 5). Ledger and projection are compared on one snapshot, where an append shows in both or in neither: what differs has
 -- really drifted, and only that is locked. Called by the two rebuild functions only.
 -- The subquery is sorted as the index is: the fold sees each order's events in sequence, streaming, without a sort per order.
 -- Not compiled: a generic plan expects a share of the whole ledger, and would be compiled again for every group of orders.

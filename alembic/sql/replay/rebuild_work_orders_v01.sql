@@ -1,5 +1,5 @@
 -- os_core.rebuild_work_orders: rebuilds the next p_limit work orders of a tenant after the id p_after ('' to begin), for a caller who
--- runs one short transaction per group (contract §5). last_work_order_id is NULL when there was none left.
+-- runs one short transaction per group (contract section 5). last_work_order_id is NULL when there was none left.
 CREATE OR REPLACE FUNCTION os_core.rebuild_work_orders(p_tenant_id text, p_after text, p_limit integer)
 RETURNS TABLE (work_orders bigint, events bigint, changed bigint, last_work_order_id text)
 LANGUAGE plpgsql

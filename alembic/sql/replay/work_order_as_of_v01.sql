@@ -1,5 +1,5 @@
 -- os_core.work_order_as_of: the state of a work order as it then was: after the event p_seq or p_event_id, or after the last event
--- created at or before p_at (exactly one of the three); no row before its creation (contract §5).
+-- created at or before p_at (exactly one of the three); no row before its creation (contract section 5).
 CREATE OR REPLACE FUNCTION os_core.work_order_as_of(
   p_tenant_id text, p_work_order_id text, p_seq bigint DEFAULT NULL, p_event_id bigint DEFAULT NULL, p_at timestamptz DEFAULT NULL
 )

@@ -1,4 +1,4 @@
--- os_core.exceeded_bound: the first bound of contract §2 that the JSON columns of a projection row exceed, as 'column unit
+-- os_core.exceeded_bound: the first bound of contract section 2 that the JSON columns of a projection row exceed, as 'column unit
 -- limit', or NULL: 64 keys each, 512 dedupe keys, and for fields and resolved fields also 65,536 bytes as text.
 -- A key takes eight characters or more of the text, so rows with little in them are cleared at once.
 CREATE OR REPLACE FUNCTION os_core.exceeded_bound(

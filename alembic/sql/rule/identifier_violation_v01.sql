@@ -1,4 +1,4 @@
--- os_core.identifier_violation: 'field: rule' where a value is no id of at most p_most characters (contract §2, Ids), or NULL.
+-- os_core.identifier_violation: 'field: rule' where a value is no id of at most p_most characters (contract section 2, Ids), or NULL.
 -- With p_required => FALSE it may be left out. This sentence stands here and in selene_core's rules, and a test compares the two. No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.identifier_violation(
   p_field text, p_value text, p_most integer, p_required boolean DEFAULT TRUE

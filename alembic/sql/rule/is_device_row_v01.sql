@@ -1,4 +1,4 @@
--- os_core.is_device_row: what a row of os_core.devices must be, whoever writes it (contract §2). Its tenant and user are those of
+-- os_core.is_device_row: what a row of os_core.devices must be, whoever writes it (contract section 2). Its tenant and user are those of
 -- the identity that its foreign key names.
 CREATE OR REPLACE FUNCTION os_core.is_device_row(
   p_device_id text, p_device_type text, p_last_seen_at timestamptz, p_audio_profile_ref text

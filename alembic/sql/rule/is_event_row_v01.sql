@@ -1,4 +1,4 @@
--- os_core.is_event_row: what a row of os_core.work_order_ledger must be, whoever writes it (contract §2 and §3). One function
+-- os_core.is_event_row: what a row of os_core.work_order_ledger must be, whoever writes it (contract sections 2 and 3). One function
 -- and not a CHECK a column: every statement reads and plans every CHECK anew, which cost more than all the rest of an insert.
 CREATE OR REPLACE FUNCTION os_core.is_event_row(
   p_tenant_id text,

@@ -1,4 +1,4 @@
--- os_core.is_event_type: the event types of contract §3. No SET clause: see os_core.is_identifier.
+-- os_core.is_event_type: the event types of contract section 3. No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_event_type(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.is_field_key: 1..64 of A-Za-z0-9_.:- (contract §2). No SET clause: see os_core.is_identifier.
+-- os_core.is_field_key: 1..64 of A-Za-z0-9_.:- (contract section 2). No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_field_key(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.is_lease_row: what a row of os_core.work_order_leases must be, whoever writes it (contract §2). Its ids are those of the
+-- os_core.is_lease_row: what a row of os_core.work_order_leases must be, whoever writes it (contract section 2). Its ids are those of the
 -- projection row that its foreign key names.
 CREATE OR REPLACE FUNCTION os_core.is_lease_row(
   p_lease_owner_id text,

@@ -1,4 +1,4 @@
--- os_core.is_lease_token: 16..128 printable ASCII characters without blanks (contract §8).
+-- os_core.is_lease_token: 16..128 printable ASCII characters without blanks (contract section 8).
 CREATE OR REPLACE FUNCTION os_core.is_lease_token(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

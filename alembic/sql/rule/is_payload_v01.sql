@@ -1,5 +1,5 @@
 -- os_core.is_payload: an object of at most 16,384 bytes as text that every client can read back: at most 32 levels of nesting, every
--- number finite as a double and, where integer-valued, within 64 bits (contract §2). Thirty-three
+-- number finite as a double and, where integer-valued, within 64 bits (contract section 2). Thirty-three
 -- levels take 66 brackets, so that most payloads are cleared without the first walk.
 CREATE OR REPLACE FUNCTION os_core.is_payload(p_json jsonb)
 RETURNS boolean

@@ -1,4 +1,4 @@
--- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (contract §2). Its ids are those
+-- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (contract section 2). Its ids are those
 -- of the ledger row that its foreign key names.
 CREATE OR REPLACE FUNCTION os_core.is_projection_row(
   p_turn_id bigint,

@@ -1,4 +1,4 @@
--- os_core.is_session_row: what a row of os_core.sessions must be, whoever writes it (contract §2). Its tenant, user and device are
+-- os_core.is_session_row: what a row of os_core.sessions must be, whoever writes it (contract section 2). Its tenant, user and device are
 -- those of the device that its foreign key names.
 CREATE OR REPLACE FUNCTION os_core.is_session_row(
   p_session_id text, p_session_state text, p_opened_at timestamptz, p_last_activity_at timestamptz, p_closed_at timestamptz

@@ -1,4 +1,4 @@
--- os_core.is_step_attempt_row: what a row of os_core.work_order_step_attempts must be, whoever writes it (contract §2). Its ids are
+-- os_core.is_step_attempt_row: what a row of os_core.work_order_step_attempts must be, whoever writes it (contract section 2). Its ids are
 -- those of the projection row that its foreign key names. A retry is due only after a failure, and only within the budget.
 CREATE OR REPLACE FUNCTION os_core.is_step_attempt_row(
   p_step_id text,

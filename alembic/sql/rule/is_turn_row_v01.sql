@@ -1,4 +1,4 @@
--- conversation.is_turn_row: what a row of conversation.conversation_ledger must be, whoever writes it (contract §2). Its tenant, user,
+-- conversation.is_turn_row: what a row of conversation.conversation_ledger must be, whoever writes it (contract section 2). Its tenant, user,
 -- device and session are those that its foreign keys name. A tombstone has no text of its own, a reason, and an earlier turn to hide.
 CREATE OR REPLACE FUNCTION conversation.is_turn_row(
   p_conversation_turn_id bigint,

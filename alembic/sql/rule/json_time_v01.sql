@@ -1,4 +1,4 @@
--- os_core.json_time: an instant as text inside JSON: UTC, six digits, Z, whatever the session's TimeZone (contract §5).
+-- os_core.json_time: an instant as text inside JSON: UTC, six digits, Z, whatever the session's TimeZone (contract section 5).
 -- to_char() is catalogued STABLE for the sake of localised names; this format has none. UTC by an interval of zero: the name 'UTC' can
 -- be redefined by the session's TimeZone.
 CREATE OR REPLACE FUNCTION os_core.json_time(p_at timestamptz)

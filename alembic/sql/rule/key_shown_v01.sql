@@ -13,6 +13,6 @@ DECLARE
     p_key, E'[\u0001-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', '?', 'g'
   );
 BEGIN
-  RETURN CASE WHEN pg_catalog.char_length(_shown) <= 40 THEN _shown ELSE pg_catalog.left(_shown, 39) || '…' END;
+  RETURN CASE WHEN pg_catalog.char_length(_shown) <= 40 THEN _shown ELSE pg_catalog.left(_shown, 39) || E'\u2026' END;
 END;
 $$;

@@ -1,5 +1,5 @@
 -- os_core.number_violation: 'field: rule' for the first number in a JSON value that not every client can read back, or NULL: numbers are
--- finite as doubles and, where integer-valued, within 64 bits (contract §2). p_field names the value; it grows by each step inwards.
+-- finite as doubles and, where integer-valued, within 64 bits (contract section 2). p_field names the value; it grows by each step inwards.
 CREATE OR REPLACE FUNCTION os_core.number_violation(p_field text, p_value jsonb)
 RETURNS text
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
 -- os_core.parse_rfc3339: the instant that an RFC 3339 text with an offset names, or NULL where it names none in the years 1 to 9999 of UTC
--- (contract §3). The pattern comes first: a bare cast would accept 'now', 'infinity' and local times. It knows the length of each
+-- (contract section 3). The pattern comes first: a bare cast would accept 'now', 'infinity' and local times. It knows the length of each
 -- month, so that the cast cannot fail: a block that catches errors cannot run in a parallel worker before PostgreSQL 17.
 -- The cast sees digits only: the session's TimeZone can redefine what the letters T and Z mean.
 -- No backslash: what one means in a body depends on the session's standard_conforming_strings.

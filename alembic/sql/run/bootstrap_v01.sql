@@ -1,5 +1,5 @@
 -- Before every run: the roles and the schemas, which no revision can make because the version table lives in one of them.
--- What is missing is looked for before the first change; one message has all of it, with the statements to run (contract §10).
+-- What is missing is looked for before the first change; one message has all of it, with the statements to run (contract section 10).
 -- Roles belong to the cluster: made where the migrator may, accepted where they exist, never dropped.
 DO $$
 DECLARE

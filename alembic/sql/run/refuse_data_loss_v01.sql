@@ -1,4 +1,4 @@
--- {{table}}: refuses to go on while it has rows (contract §11). Under FORCE the owner would see none, so FORCE goes first, in the
+-- {{table}}: refuses to go on while it has rows (contract section 11). Under FORCE the owner would see none, so FORCE goes first, in the
 -- transaction that either drops the table or is rolled back; row_security = off makes sure: it fails where a policy would still filter.
 ALTER TABLE {{table}} NO FORCE ROW LEVEL SECURITY;
 

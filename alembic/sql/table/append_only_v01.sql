@@ -1,4 +1,4 @@
--- {{table}}: append-only guards for everyone, the owner and replica mode included (contract §11).
+-- {{table}}: append-only guards for everyone, the owner and replica mode included (contract section 11).
 -- Logical apply fires row triggers only; TRUNCATE and a statement that meets no row fire statement triggers only: hence both.
 CREATE TRIGGER reject_mutation_row
 BEFORE UPDATE OR DELETE ON {{table}}

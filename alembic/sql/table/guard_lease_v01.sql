@@ -1,5 +1,5 @@
 -- os_core.guard_lease: the trigger function of os_core.work_order_leases, for everyone, the owner and replica mode included: no row goes,
--- one that is EXPIRED or RELEASED never changes again, and whose an ACTIVE one is never changes either (contract §2 and §8).
+-- one that is EXPIRED or RELEASED never changes again, and whose an ACTIVE one is never changes either (contract sections 2 and 8).
 CREATE OR REPLACE FUNCTION os_core.guard_lease()
 RETURNS trigger
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.reject_mutation: the trigger function that makes a table append-only (contract §11).
+-- os_core.reject_mutation: the trigger function that makes a table append-only (contract section 11).
 CREATE OR REPLACE FUNCTION os_core.reject_mutation()
 RETURNS trigger
 LANGUAGE plpgsql

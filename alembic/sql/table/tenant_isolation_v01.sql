@@ -1,4 +1,4 @@
--- {{table}}: one tenant at a time, for everyone but superusers and BYPASSRLS roles (contract §10).
+-- {{table}}: one tenant at a time, for everyone but superusers and BYPASSRLS roles (contract section 10).
 -- The permissive policy admits the tenant's rows; the RESTRICTIVE twin keeps a policy that is added later from opening the table.
 -- The setting is '' and not NULL after a transaction that set it: hence NULLIF. A writer without a tenant gets an error that says so.
 ALTER TABLE {{table}} ENABLE ROW LEVEL SECURITY;

@@ -1,4 +1,4 @@
--- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises if another one is set (contract §10).
+-- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises if another one is set (contract section 10).
 CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.require_tenant: returns p_tenant_id if it is the transaction's tenant, else raises TenantScopeViolation (contract §10).
+-- os_core.require_tenant: returns p_tenant_id if it is the transaction's tenant, else raises TenantScopeViolation (contract section 10).
 CREATE OR REPLACE FUNCTION os_core.require_tenant(p_tenant_id text)
 RETURNS text
 LANGUAGE plpgsql
