@@ -44,8 +44,8 @@ def opened(url: URL) -> Iterator[Connection]:
     else does not give each connection a session of its own.
     """
     mark = secrets.token_hex(16)
-    # In addition to what URL and environment say, which it would replace; before that, which may end with --.
-    options = f"-c {_MARK}={mark} {_given_options(url)}".strip()
+    # In addition to what the URL and the environment say, which it would replace.
+    options = f"{_given_options(url)} -c {_MARK}={mark}".strip()
     engine = create_engine(url, poolclass=pool.NullPool, connect_args={**CONNECT_ARGS, "options": options})
     try:
         connection = engine.connect()
