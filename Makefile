@@ -18,7 +18,7 @@ endif
 INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-servers)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench clean
+.PHONY: help demo test check lint types docs site dist bench clean
 
 help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
@@ -28,6 +28,8 @@ help:
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
 	@echo "make docs    draw the pictures in docs/ anew from a migrated database"
+	@echo "make site    build the documents as a site, in build/site; a warning is an error"
+	@echo "make dist    build and check the distributions; refuses while a placeholder stands"
 	@echo "make bench   measure append, replay and reads"
 	@echo "make clean   remove .venv and what the tools left"
 
@@ -50,6 +52,19 @@ types: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pictures
+
+site: $(VENV)/.installed
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/site
+
+# What a release fills in (CONTRIBUTING.md): pages and links that name nobody must not be published.
+PLACEHOLDERS := OWNER|owner@example\.invalid|SECURITY-CONTACT|N working days
+
+dist: $(VENV)/.installed
+	@if grep -nE '$(PLACEHOLDERS)' pyproject.toml README.md SECURITY.md CHANGELOG.md; then \
+	  echo "a release fills these in first: CONTRIBUTING.md, A release" >&2; exit 1; fi
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -14,7 +14,7 @@ project_copyright = "the selene-core authors"
 release = version = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "reference"]
-exclude_patterns = ["_ext", "*-new.md"]
+exclude_patterns = ["_ext"]
 html_theme = "furo"
 html_title = "selene-core"
 

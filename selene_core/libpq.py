@@ -16,7 +16,7 @@ from typing import Final
 try:
     from psycopg import pq
 except ImportError as exc:
-    _what = 'psycopg finds no libpq: install "selene-core[binary]", or libpq from the packages of the system'
+    _what = 'psycopg finds no libpq: install "selene-os-core[binary]", or libpq from the system'
     # The command line cannot tell it: all of it stands behind this import.
     _named = Path(sys.argv[0]).name if sys.argv else ""
     if _named == "selene-core" or (_named == "-m" and any(a.endswith("selene_core") for a in sys.orig_argv)):

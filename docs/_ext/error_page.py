@@ -83,6 +83,17 @@ After an error the transaction can only be rolled back, if need be to a savepoin
 [Retries](howto/retries.md) has an example, and the SQLSTATEs of PostgreSQL's own that are worth a retry.
 
 A replay is no error: the result has `replayed` = true, and its code is OS_WORK_ORDER_IDEMPOTENCY_REPLAY.
+
+In Python, every error that this package raises of its own is a `SeleneCoreError`:
+
+| class | raised when |
+|---|---|
+| `SeleneError` | the database, or Python before it, refuses a call: the table below |
+| `SchemaError` | [`check_schema`](#errors-of-check_schema) finds another schema |
+| `MigrationLocked`, `MigrationRefused` (`selene_core.migrations`) | another one is running; this one must not |
+| `LocalServerUnavailable` (`selene_core.local`) | no embedded server can be started |
+
+Connections that break, and PostgreSQL's own errors, are SQLAlchemy's `DBAPIError`.
 """
 SCHEMA_HEAD: Final = """\
 ## Errors of `check_schema`

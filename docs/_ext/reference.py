@@ -16,6 +16,7 @@ import click
 from docutils import nodes
 from docutils.statemachine import StringList
 from pydantic import BaseModel
+from pygments.lexers.sql import PostgresLexer
 from sphinx.util.docutils import SphinxDirective
 
 import selene_core
@@ -145,7 +146,8 @@ def find_top_documents(_app: Sphinx, *place_and_source: Any) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directives."""
+    """Register the directives, and read `sql` as PostgreSQL's."""
+    app.add_lexer("sql", PostgresLexer)
     app.add_directive("public-names", PublicNames)
     app.add_directive("command-line", CommandLine)
     app.connect("source-read", find_top_documents)

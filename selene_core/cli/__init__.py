@@ -39,7 +39,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=STATUSES)
-@click.version_option(package_name="selene-core")
+@click.version_option(package_name="selene-os-core")
 def cli() -> None:
     """Keep work orders in PostgreSQL: an append-only ledger and its projection.
 

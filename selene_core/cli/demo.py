@@ -47,14 +47,18 @@ class _Stage:
         self.held = True
         self._acts = 0
 
-    def act(self, title: str) -> None:
-        """Begin the next part of the scenario."""
+    def act(self, title: str, *terms: str) -> None:
+        """Begin the next part of the scenario, with what its terms mean."""
         self._acts += 1
         if self._acts > 1:
             self.say("")
         first, *others = self.page.fold(title)
         self.say(f"{self._acts}. {first}")
         self.say("".join(f"   {line}\n" for line in others))
+        for term in terms:
+            self.tell(term, indent=2)
+        if terms:
+            self.say("")
 
     def tell(self, line: str, indent: int = 3) -> None:
         """Show a line of what happened, on more lines where it is too long."""
@@ -143,7 +147,14 @@ def run(app: Engine, admin: Engine, say: Callable[[str], None], page: Page | Non
 
 
 def _ask_once(stage: _Stage, order: _Order) -> None:
-    stage.act("Alice asks for a trip. The assistant asks for what it must know, once.")
+    stage.act(
+        "Alice asks for a trip. The assistant asks for what it must know, once.",
+        "Work order: a piece of work for a user.",
+        "Event: what happened to it.",
+        "Ledger: the table of all events. Rows are only added.",
+        f"Tenant: a customer of the service. Here: {TENANT}.",
+        "ASK: ask for this field. STOP: nothing to ask now. SKIP: all is known.",
+    )
     order.append("WORK_ORDER_CREATED", "DRAFT", {"fields": {"kind": "travel"}, "requester_user_id": "alice"})
 
     def ask(expected: PromptAction) -> None:
@@ -179,7 +190,11 @@ def _ask_once(stage: _Stage, order: _Order) -> None:
 
 
 def _wait_quietly(stage: _Stage, order: _Order) -> None:
-    stage.act("The trip needs an approval. The user is told of the wait once, and nothing happens meanwhile.")
+    stage.act(
+        "The trip needs an approval. The user is told of the wait once, and nothing happens meanwhile.",
+        "Approval: somebody else must agree, here Bob.",
+        "Pending: not yet being worked on.",
+    )
     request = {"request_id": "budget-7", "target_user_id": "bob"}
     order.append("EXTERNAL_APPROVAL_REQUESTED", "CONFIRM", {**request, "expires_at": "2999-01-01T00:00:00Z"})
     for expected in (True, False):
@@ -199,7 +214,13 @@ def _wait_quietly(stage: _Stage, order: _Order) -> None:
 
 
 def _take_over(stage: _Stage, order: _Order) -> None:
-    stage.act("A worker takes the lease, starts a step and dies. Another takes over and retries it.")
+    stage.act(
+        "A worker takes the lease, starts a step and dies. Another takes over and retries it.",
+        "Lease: the right to work on an order, until a time.",
+        "Fence: a number that grows with each lease; so other systems can refuse an old worker.",
+        'Step: a part of the work, here "book".',
+        "Attempt: one try at a step. RETRY_AT: when the next may start.",
+    )
     lease = _acquire(stage, order, "worker-1")
     with tenant_scope(stage.app, TENANT) as conn:
         attempt = StepAttemptRepository(conn).start(
@@ -265,7 +286,13 @@ def _due(stage: _Stage) -> list[StepAttempt]:
 
 
 def _finish_the_order(stage: _Stage, order: _Order) -> WorkOrderLedgerEventInput:
-    stage.act("The order is done, and the last reply is lost: sent again, its key answers with the original.")
+    stage.act(
+        "The order is done, and the last reply is lost: sent again, its key answers with the original.",
+        "Key: the caller's own name for an event.",
+        "Replayed: known by its key, so not written again.",
+        "Seq: the number of an event in its order.",
+        "Thread: the conversation. Turn: a message of it.",
+    )
     done = order.event("STATUS_CHANGED", "DONE", {"note": "booked and confirmed"}, idempotency_key="done")
     (first,), (again,) = (append_events(stage.app, TENANT, [done]) for _ in range(2))
     stage.expect(again.replayed and again.work_order_event_id == first.work_order_event_id)
@@ -276,7 +303,11 @@ def _finish_the_order(stage: _Stage, order: _Order) -> WorkOrderLedgerEventInput
 
 
 def _refuse(stage: _Stage, order: _Order, last: WorkOrderLedgerEventInput) -> None:
-    stage.act("What must not happen is refused by the database, whoever tries.")
+    stage.act(
+        "What must not happen is refused by the database, whoever tries.",
+        "Projection: the table of what each order is now.",
+        "Superuser: a login that may do everything in PostgreSQL.",
+    )
     rewrite = text("UPDATE os_core.work_order_ledger SET reason_code = 99")
     stage.refused("a superuser rewrites the ledger", lambda: stage.execute(stage.admin, rewrite))
     stage.refused("the application rewrites the projection", lambda: stage.execute(stage.app, _DAMAGE))
@@ -293,7 +324,11 @@ def _refuse(stage: _Stage, order: _Order, last: WorkOrderLedgerEventInput) -> No
 
 
 def _restore(stage: _Stage, order: _Order) -> None:
-    stage.act("A superuser damages the projection. verify names it, rebuild mends it.")
+    stage.act(
+        "A superuser damages the projection. verify names it, rebuild repairs it.",
+        "Fold: compute what an order is from its events, one after the other.",
+        "verify: compare the projection with the fold. rebuild: write the fold into it.",
+    )
     stage.execute(stage.admin, _DAMAGE)
     with tenant_scope(stage.app, TENANT) as conn:
         drifted = WorkOrderRepository(conn).verify()

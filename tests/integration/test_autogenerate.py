@@ -12,6 +12,7 @@ from alembic.migration import MigrationContext
 
 from selene_core import include_name, include_object
 from selene_core.store.tables import METADATA
+from tests.integration.test_documents import guides_block
 from tests.migrations.runs import alembic_env
 from tests.support.servers import Database
 
@@ -126,6 +127,23 @@ def test_host__writes_revisions_of_its_own_tables_alone(
     assert "op." not in host.generated("second").partition("def upgrade")[2]
     host.alembic("upgrade", "head")
     host.alembic("downgrade", "base")
+
+
+@pytest.mark.usefixtures("schema")
+def test_host__as_in_the_guide(database: Database, tmp_path: Path) -> None:
+    """Its env.py and its foreign key."""
+    host = Host(tmp_path, database.admin_url, "without a key to ours")
+    env = f"{guides_block('foreign-key', 'python')}\n{guides_block('env', 'python')}"
+    (tmp_path / "env.py").write_text(
+        "from alembic import context\nfrom sqlalchemy import create_engine\nfrom host import metadata\n"
+        'engine = create_engine(context.config.get_main_option("sqlalchemy.url"))\n'
+        f"connection = engine.connect()\n{env}\n"
+        "with context.begin_transaction():\n    context.run_migrations()\nconnection.commit()\n",
+        encoding="utf-8",
+    )
+    first = host.generated("first").partition("def downgrade")[0]
+    assert first.count("op.create_table(") == 2
+    assert "op.drop_" not in first
 
 
 @pytest.mark.usefixtures("schema")

@@ -14,10 +14,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from selene_core import ContractViolation, WorkOrderEventType, WorkOrderLedgerEventInput, append_events
+from selene_core import (
+    ContractViolation,
+    WorkOrderEventType,
+    WorkOrderLedgerEventInput,
+    WorkOrderStatus,
+    append_events,
+)
 from selene_core.contract.errors import BY_SQLSTATE
 from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES
-from selene_core.contract.rules import PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
+from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, TIMESTAMP_PATTERN, PayloadRules
 from tests.support.factories import created, wire
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database, Server
@@ -205,17 +211,7 @@ BAD_PAYLOADS: list[tuple[str, dict[str, Any], str]] = [
         for value in ("", "approved", "APPROVED ", 5, None)
     ),
 ]
-KNOWN_PAYLOADS = [
-    *(
-        "WORK_ORDER_CREATED",
-        "FIELD_SET",
-        "FIELD_PROMPTED",
-        "FIELD_CONFLICT_DETECTED",
-        "FIELD_CONFLICT_RESOLVED",
-    ),
-    *("STATUS_CHANGED", "EXTERNAL_APPROVAL_REQUESTED", "EXTERNAL_APPROVAL_WAIT_NOTIFIED"),
-    *("EXTERNAL_APPROVAL_RESOLVED", "WORK_ORDER_CANCELED"),
-]
+KNOWN_PAYLOADS = [kind.value for kind in PAYLOAD_RULES]
 
 # The text of a bad event, and the key that it breaks.
 BAD: list[tuple[str, str]] = [
@@ -469,19 +465,10 @@ TIMES = st.one_of(
     st.sampled_from([value for value in BAD_TIMES if isinstance(value, str)]),
 )
 KINDS = st.sampled_from(
-    [
-        *KNOWN_PAYLOADS,
-        "STEP_STARTED",
-        "STEP_FINISHED",
-        "STEP_FAILED",
-        "STEP_RETRY_SCHEDULED",
-        "LEASE_ACQUIRED",
-    ]
+    [kind.value for kind in WorkOrderEventType if kind not in ("LEASE_RENEWED", "LEASE_RELEASED")]
 )
-STATUSES = st.sampled_from(
-    ["DRAFT", "CLARIFY", "CONFIRM", "EXECUTING", "DONE", "REFUSED", "FAILED", "CANCELED"]
-)
-EVENT_KEYS = [*BAD_VALUES, *UNKNOWN_KEYS[:6]]
+STATUSES = st.sampled_from([status.value for status in WorkOrderStatus])
+EVENT_KEYS = [*dict.fromkeys((*BAD_VALUES, *EVENT_RULES)), *UNKNOWN_KEYS[:6]]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "correlation_id": st.uuids().map(str),
     "event_type": KINDS,
@@ -579,3 +566,20 @@ def test_agreement__on_every_character(shared_app: Connection, key: str, shape: 
     assert [text for text in refused if database_accepts(shared_app, text)] == []
     for first in range(0, len(taken), 1000):
         assert database_accepts(shared_app, ",".join(taken[first : first + 1000]))
+
+
+@pytest.mark.parametrize("payload", [{}, {"other": 1}])
+@pytest.mark.parametrize("event_type", [kind for kind in WorkOrderEventType if not kind.startswith("LEASE_")])
+def test_agreement__on_the_keys_of_every_event_type(
+    shared_app: Connection, event_type: str, payload: dict[str, Any]
+) -> None:
+    """Those that are required, and whether there may be others."""
+    text = json.dumps(
+        {
+            **json.loads(changed({})),
+            "event_type": event_type,
+            "work_order_status": "CANCELED" if event_type == "WORK_ORDER_CANCELED" else "DRAFT",
+            "payload": payload,
+        }
+    )
+    assert python_says(text) == database_says(shared_app, text)

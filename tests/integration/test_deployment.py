@@ -1,4 +1,4 @@
-"""The deployment guide, step by step: its commands and statements are run as they stand in it."""
+"""The how-to guides of operators, step by step: their commands and statements are run as they stand there."""
 
 import os
 import subprocess
@@ -15,25 +15,18 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core import AppendResult, WorkOrderRepository, append_events, tenant_scope
 from selene_core.migrations import upgrade
-from tests.integration.test_documents import ROOT, blocks
+from tests.integration.test_documents import guides_block
 from tests.migrations.runs import catalogue_of, run_all
 from tests.support.factories import created, event
 from tests.support.races import wait_until
 from tests.support.servers import Database, Server, embedded_server
 
-GUIDE = ROOT / "docs" / "deployment.md"
 TENANTS = ("acme", "globex")
 
 
-def block(name: str, language: str) -> str:
-    """Return the block that the guide calls so."""
-    (found,) = [text for called, text in blocks(GUIDE, language) if called == name]
-    return found
-
-
 def statements(name: str) -> list[str]:
-    """Return a block's SQL statements; none has a semicolon inside."""
-    return [part.strip() for part in block(name, "sql").split(";") if part.strip()]
+    """Return the SQL statements of a guide's block; none has a semicolon inside."""
+    return [part.strip() for part in guides_block(name, "sql").split(";") if part.strip()]
 
 
 def environment(server: Server, user: str | None = None, **others: str) -> dict[str, str]:
@@ -51,9 +44,9 @@ def environment(server: Server, user: str | None = None, **others: str) -> dict[
 
 
 def shell(name: str, folder: Path, variables: dict[str, str]) -> str:
-    """Run a block of the guide."""
+    """Run a block of a guide."""
     ran = subprocess.run(
-        ["/bin/sh", "-e", "-c", block(name, "sh")],
+        ["/bin/sh", "-e", "-c", guides_block(name, "sh")],
         cwd=folder,
         env=variables,
         capture_output=True,
@@ -137,6 +130,10 @@ def test_roles__as_in_the_guide(server: Server, way: str) -> None:
             conn.execute("CREATE DATABASE selene OWNER administrator")
         administrator, migrator = (cluster.url_for(role, "selene") for role in ("administrator", "migrator"))
         run_as(administrator, statements(way))
+        with sa.create_engine(migrator, poolclass=sa.NullPool).connect() as conn:
+            [question] = statements("own-attributes")
+            told = conn.exec_driver_sql(question).one()
+        assert told == (False, way == "roles-createrole", False)
         upgrade(migrator)
         # Who made the roles may grant them.
         granter = migrator if way == "roles-createrole" else administrator

@@ -984,7 +984,7 @@ def test_doctor__ahead(database: Database) -> None:
     told = doctor(database.app_url)
     (fault,) = told["faults"]
     assert "which this version of selene-core does not know" in fault["what"]
-    assert fault["command"] == "pip install --upgrade selene-core"
+    assert fault["command"] == "pip install --upgrade selene-os-core"
 
 
 # What can be judged at any revision, and what must be said of it.
@@ -1027,7 +1027,7 @@ def test_doctor__at_another_revision(database: Database, revision: str, fault: s
     for each in words if fault in NAMED else ():
         check_named(still, each)
     assert left["command"] == (
-        "selene-core upgrade" if revision == "behind" else "pip install --upgrade selene-core"
+        "selene-core upgrade" if revision == "behind" else "pip install --upgrade selene-os-core"
     )
 
 

@@ -11,7 +11,9 @@ from tests.support.servers import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = ROOT / "docs" / "sql-interface.md"
-REPOSITORY = "https://github.com/OWNER/selene-core/blob/main/"
+REPOSITORY = re.compile(
+    r"\]\(https://(?:github\.com/OWNER/selene-core/blob|raw\.githubusercontent\.com/OWNER/selene-core)/main/"
+)
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"))
 )
@@ -21,6 +23,23 @@ def blocks(document: Path, language: str) -> list[tuple[str, str]]:
     """Return the fenced blocks of a language, each with what else stands in its first line."""
     text = document.read_text(encoding="utf-8")
     return re.findall(rf"^```{language} ?(.*?)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def guides_block(name: str, language: str) -> str:
+    """Return the block of this name in the how-to guides."""
+    guides = (ROOT / "docs" / "howto").glob("*.md")
+    (found,) = [text for guide in guides for called, text in blocks(guide, language) if called == name]
+    return found
+
+
+def test_guides__every_command_and_statement_is_run_by_name() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    # The guide for upgrades is run from its first command to its last.
+    for guide in {*(ROOT / "docs" / "howto").glob("*.md")} - {ROOT / "docs" / "howto" / "upgrades.md"}:
+        for language in ("sql", "sh", "python"):
+            for name, text in blocks(guide, language):
+                assert name or language == "python", text
+                assert not name or re.search(f"['\"]{name}['\"]", tests), (guide, name)
 
 
 def test_sql_interface__every_example_runs(database: Database) -> None:
@@ -58,7 +77,7 @@ def test_sql_interface__describes_every_public_function(signature: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links__lead_somewhere(document: str) -> None:
     path = ROOT / document
-    text = path.read_text(encoding="utf-8").replace(f"]({REPOSITORY}", f"]({ROOT}/")
+    text = REPOSITORY.sub(f"]({ROOT}/", path.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://")):
             file, _, anchor = target.partition("#")

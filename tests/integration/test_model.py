@@ -19,7 +19,7 @@ from selene_core import WorkOrder, decide_prompt
 from selene_core.contract.prompts import may_be_asked
 from tests.support.calls import Appended, Event, Row, Tenant, refused
 from tests.support.factories import new_id, wire
-from tests.support.model import Model, Refused, State, equal, exact, fold
+from tests.support.model import TERMINAL, Model, Refused, State, equal, exact, fold
 from tests.support.sessions import Sessions
 
 JSON_COLUMNS = (
@@ -99,7 +99,7 @@ def events(draw: st.DrawFn) -> Event:
         case "STATUS_CHANGED":
             statuses = [*PENDING, *PENDING, "DONE", "CANCELED"]
         case _:
-            statuses = [*PENDING * 6, "FAILED", "REFUSED", "DONE", "CANCELED"]
+            statuses = [*PENDING * 6, *sorted(TERMINAL)]
     order = draw(st.sampled_from(ORDERS))
     return {
         "work_order_id": order,

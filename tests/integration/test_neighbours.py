@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from selene_core import SchemaDrifted, SchemaTooNew, append_events, check_schema
 from selene_core.migrations import upgrade
 from selene_core.schema.drift import expected_schema
-from tests.integration.test_deployment import block, run_as, statements
+from tests.integration.test_deployment import run_as, statements
 from tests.integration.test_doctor import doctor
+from tests.integration.test_documents import guides_block
 from tests.migrations.runs import psql, run_all
 from tests.support.factories import created
 from tests.support.scratch import upgrade_further
@@ -289,7 +290,7 @@ def test_neighbours__what_shows_every_tenant_is_named(
     told = doctor(database.app_url)
     assert {fault["sql"] for fault in told["faults"]} == {None}
     assert {fault["command"] for fault in told["faults"]} == {
-        "see what a host may add, in docs/deployment.md"
+        "see what a host may add, in docs/howto/extensions.md"
     }
 
 
@@ -371,7 +372,7 @@ def test_guide__what_a_host_may_add(fresh_server: Server) -> None:
                 "CREATE TABLE app.audit (tenant_id text, work_order_id text, event_type text)",
             ],
         )
-        assert psql(database, block("host-function", "sql"), url["app_migrator"]).returncode == 0
+        assert psql(database, guides_block("host-function", "sql"), url["app_migrator"]).returncode == 0
         run_as(url["migrator"], ["SET ROLE selene_owner", *statements("host-trigger")])
         run_all(database, statements("host-reader")[:1])
         run_as(url["migrator"], ["SET ROLE selene_owner", *statements("host-reader")[1:]])

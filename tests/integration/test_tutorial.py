@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def test_tutorial__runs(tmp_path: Path) -> None:
     check_examples_run(DOCS / "tutorial.md", tmp_path, {})
 
 
-@pytest.mark.parametrize("guide", ["orm", "poolers", "retries", "upgrades", "workers"])
+@pytest.mark.parametrize("guide", ["application", "orm", "poolers", "retries", "upgrades", "workers"])
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     # Only the guide for poolers speaks of them: the others prepare statements.
     url = database.app_url if guide == "poolers" else direct_url(database)
@@ -59,8 +58,6 @@ def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str)
 
 
 def test_guide__fastapi_runs(database: Database, tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    pytest.importorskip("httpx2")  # for its test client
     check_examples_run(DOCS / "howto" / "fastapi.md", tmp_path, url_of(direct_url(database)))
 
 
@@ -80,21 +77,6 @@ def test_guide__upgrades_by_its_commands(empty_database: Database, tmp_path: Pat
         )
         assert ran.returncode == 0, (name, ran.stdout, ran.stderr)
     assert "CREATE TABLE os_core.work_order_ledger" in (tmp_path / "upgrade.sql").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("guide", ["backup", "monitoring", "poolers", "roles"])
-def test_guide__statements_are_those_that_the_deployment_guides_tests_run(guide: str) -> None:
-    """A block that has a name there is the same here; each page shares one at least."""
-    tried = dict(chain.from_iterable(blocks(DOCS / "deployment.md", language) for language in ("sql", "sh")))
-    named = {
-        name: statements
-        for language in ("sql", "sh")
-        for name, statements in blocks(DOCS / "howto" / f"{guide}.md", language)
-        if name
-    }
-    assert named
-    for name, statements in named.items():
-        assert statements in tried.get(name, tried["service"]), name
 
 
 def direct_url(database: Database) -> URL:

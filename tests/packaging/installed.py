@@ -75,7 +75,7 @@ def find(folder: Path) -> Distributions:
 def install(wheel: Path, folder: Path) -> None:
     """Install a wheel as the README says, into a new environment."""
     venv.create(folder, with_pip=True, symlinks=True, clear=True)
-    (extra,) = re.findall(r'`pip install "selene-core(\[local])"`', README)
+    (extra,) = re.findall(r'^pip install "selene-os-core(\[local])"', README, flags=re.MULTILINE)
     _run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}{extra}")
 
 

@@ -82,7 +82,7 @@ def test_wheel__has_the_migrations_and_nothing_of_the_tests(distributions: Distr
 
 def test_wheel__needs_what_production_needs(installed: Installed, tmp_path: Path) -> None:
     program = (
-        "import json; from importlib.metadata import requires; print(json.dumps(requires('selene-core')))"
+        "import json; from importlib.metadata import requires; print(json.dumps(requires('selene-os-core')))"
     )
     needed = defaultdict(set)
     for line in json.loads(installed.run("python", "-c", program, cwd=tmp_path).stdout):

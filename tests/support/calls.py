@@ -12,13 +12,14 @@ import pytest
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from selene_core.contract.enums import TERMINAL_STATUSES
 from selene_core.contract.errors import BY_SQLSTATE
 from tests.support.factories import new_id, wire
 from tests.support.raw import Connection
 
 Row = dict[str, Any]
 Event = dict[str, Any]
-TERMINAL = ("DONE", "REFUSED", "FAILED", "CANCELED")
+TERMINAL = tuple(sorted(status.value for status in TERMINAL_STATUSES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from selene_core.contract.enums import TERMINAL_STATUSES
+
 Event = Mapping[str, Any]
 State = dict[str, Any]
 
-TERMINAL = {"DONE", "REFUSED", "FAILED", "CANCELED"}
+TERMINAL = {status.value for status in TERMINAL_STATUSES}
 CANCELERS = {"WORK_ORDER_CANCELED", "STATUS_CHANGED"}
 CONTENT = (
     "correlation_id",

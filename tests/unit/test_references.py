@@ -39,3 +39,11 @@ def test_references__lead_to_files() -> None:
         if not any(ROOT.glob(name))
     }
     assert missing == set()
+
+
+def test_architecture__names_every_room() -> None:
+    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for folder, written in (("selene_core", "`selene_core/{}/`"), ("alembic/sql", "`{}`")):
+        rooms = {path.parent.name for path in (ROOT / folder).glob("*/*") if path.suffix in {".py", ".sql"}}
+        assert len(rooms) > 5
+        assert {room for room in rooms if written.format(room) not in architecture} == set()

@@ -14,6 +14,9 @@ from tests.support.programs import find_compose
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+RELEASE = WORKFLOW.with_name("release.yml")
+PUBLISHED = ("pyproject.toml", "README.md", "SECURITY.md", "CHANGELOG.md")
+DEPENDABOT = ROOT / ".github" / "dependabot.yml"
 COMPOSE = ROOT / "docker-compose.yml"
 
 
@@ -24,8 +27,7 @@ def load(path: Path) -> Any:
 
 def pythons() -> set[str]:
     """Return the versions of Python that the package claims."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {found[1] for each in project["classifiers"] if (found := re.search(r":: (3\.\d+)$", each))}
+    return {found[1] for each in project()["classifiers"] if (found := re.search(r":: (3\.\d+)$", each))}
 
 
 def runs(job: dict[str, Any]) -> str:
@@ -60,10 +62,11 @@ def test_workflow__gives_the_service_container_to_the_tests() -> None:
 
 def test_workflow__runs_checks_pictures_and_the_pooler() -> None:
     jobs = load(WORKFLOW)["jobs"]
-    assert {"make lint types", "make docs", "git diff --exit-code docs"} <= {
+    assert {"make lint types", "make site", "make docs", "git diff --exit-code docs"} <= {
         *runs(jobs["check"]).splitlines()
     }
     assert "POOLER=pgbouncer" in runs(jobs["pooler"])
+    assert "--cov=selene_core" in runs(jobs["coverage"])
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for job in jobs.values():
         for called in re.findall(r"^make ([a-z ]+?)(?= [A-Z]|$)", runs(job), flags=re.MULTILINE):
@@ -85,6 +88,49 @@ def test_workflow__is_bounded_and_may_only_read() -> None:
         assert job["timeout-minutes"] <= 40, name
         # A version, never a branch, of whatever else is run.
         assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step), name
+
+
+def project() -> dict[str, Any]:
+    """Return what pyproject.toml says of the distribution."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
+def test_release__publishes_what_was_checked_without_a_password() -> None:
+    workflow = load(RELEASE)
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "make dist" in runs(build).splitlines()
+    assert f"dist/{project()['name'].replace('-', '_')}-" in runs(build)
+    assert publish["needs"] == "build"
+    assert publish["permissions"] == {"id-token": "write"}
+    assert all(re.search(r"@v[\d.]+$", step["uses"]) for step in publish["steps"])
+    assert "secrets." not in RELEASE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["OWNER", "owner@example.invalid", "SECURITY-CONTACT", "N working days"])
+@pytest.mark.parametrize("document", PUBLISHED)
+def test_release__is_refused_while_a_placeholder_stands(tmp_path: Path, document: str, text: str) -> None:
+    for name in PUBLISHED:
+        (tmp_path / name).write_text(f"filled in\n{text * (name == document)}\n", encoding="utf-8")
+    # What it needs is there, as far as make can tell.
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    ran = subprocess.run(
+        ["make", f"--file={ROOT / 'Makefile'}", "dist"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"{document}:2:{text}\n" in ran.stdout
+    assert "a release fills these in first" in ran.stderr
+    assert "build" not in ran.stdout
+
+
+def test_dependabot__looks_at_actions_and_packages() -> None:
+    updates = load(DEPENDABOT)["updates"]
+    assert {each["package-ecosystem"] for each in updates} == {"github-actions", "pip"}
 
 
 def test_compose__migrates_a_healthy_server_once() -> None:
