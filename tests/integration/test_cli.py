@@ -34,6 +34,7 @@ from selene_core.migrations import downgrade
 from selene_core.schema.drift import golden
 from tests.migrations.runs import alembic_env, run_all
 from tests.support.calls import Tenant
+from tests.support.commands import selene_core
 from tests.support.data import synthetic_events, write_lines
 from tests.support.factories import correlation_of, created, event
 from tests.support.races import wait_until
@@ -49,16 +50,8 @@ def run(database: Database) -> Run:
     """Run selene-core with the application's URL of the test database."""
 
     def call(*arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **more}
-        environment["SELENE_DATABASE_URL"] = url or database.app_url.render_as_string(hide_password=False)
-        return subprocess.run(
-            [sys.executable, "-m", "selene_core", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        address = url or database.app_url.render_as_string(hide_password=False)
+        return selene_core(*arguments, SELENE_DATABASE_URL=address, **more)
 
     return call
 
