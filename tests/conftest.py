@@ -14,6 +14,8 @@ from tests.support import programs
 from tests.support.pooler import BYPASS
 from tests.support.servers import Database, NoServer, Server, embedded_server, open_server
 
+# What starts a server or builds a distribution for a test: pyproject.toml has the rule of the marker slow.
+SLOW_FIXTURES = frozenset({"fresh_server", "server_of_its_own", "distributions"})
 _SERVER = pytest.StashKey[Server | NoServer]()
 _STACK = pytest.StashKey[ExitStack]()
 
@@ -56,8 +58,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here; in CI everything can."""
+    """Leave out what cannot run here; in CI everything can. Mark what is slow, before -m is asked."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     programs.leave_out(config, items)
 
 

@@ -15,6 +15,8 @@ from selene_core.store.tables import METADATA
 from tests.migrations.runs import alembic_env
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.slow
+
 ENV = """
 from alembic import context
 from sqlalchemy import create_engine

@@ -783,6 +783,7 @@ def test_doctor__setting_of_a_file(database_apart: Database, name: str) -> None:
     assert doctor(database_apart.admin_url)["healthy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOR_THE_SERVER)
 def test_doctor__setting_of_the_command_line(server: Server, name: str) -> None:
     value, _ = FOR_THE_SERVER[name]
@@ -820,6 +821,7 @@ def test_doctor__setting_of_the_session(database: Database) -> None:
         assert conn.exec_driver_sql(settings).one() == ("acme", "off")
 
 
+@pytest.mark.slow
 def test_doctor__a_member_by_making_the_role_is_no_service(server: Server) -> None:
     """As some services' first user is: everybody who makes a role is made a member of it."""
     with ExitStack() as stack:

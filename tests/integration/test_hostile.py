@@ -119,6 +119,7 @@ def test_rebuild__goes_on_past_a_row_that_stands_under_another_tenant(
         assert WorkOrderRepository(scoped).verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut off", "overwritten"])
 def test_import__damaged_gzip_is_one_line(database: Database, tmp_path: Path, damage: str) -> None:
     lines = [{"tenant_id": "acme", **wire("WORK_ORDER_CREATED", f"wo_{n}")} for n in range(200)]
@@ -140,6 +141,7 @@ def test_import__damaged_gzip_is_one_line(database: Database, tmp_path: Path, da
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_import__over_long_line_is_refused_without_being_held(database: Database, tmp_path: Path) -> None:
     good = json.dumps({"tenant_id": "acme", **wire("WORK_ORDER_CREATED", "wo")}).encode()
     path = tmp_path / "events.jsonl"

@@ -97,6 +97,7 @@ def test_import__helpdesk_log_is_appended_whole_and_again_is_replayed(
     assert contents(admin_engine) == before
 
 
+@pytest.mark.slow
 def test_import__killed_in_the_middle_and_started_again_ends_the_same(
     server: Any,
     template_database: str,

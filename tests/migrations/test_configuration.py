@@ -18,7 +18,7 @@ from selene_core.migrations import (
     upgrade,
 )
 from selene_core.sql_files import read_sql, script_directory, sql
-from tests.migrations.runs import REVISIONS, ROOT, alembic, alembic_env, catalogue_of, stands_at
+from tests.migrations.runs import REVISIONS, ROOT, alembic_apart, alembic_env, catalogue_of, stands_at
 from tests.support.servers import Database
 
 
@@ -40,12 +40,13 @@ def test_upgrade__again_changes_nothing(database: Database, catalogue_at: Callab
     assert catalogue_of(database) == catalogue_at("head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_command__scheme_of_the_url(
     empty_database: Database, catalogue_at: Callable[[str], str], scheme: str
 ) -> None:
     url = empty_database.admin_url.set(drivername=scheme)
-    done = alembic(url, "upgrade", "head")
+    done = alembic_apart(url, "upgrade", "head")
     assert done.returncode == 0, done.stdout
     assert catalogue_of(empty_database) == catalogue_at("head")
 
@@ -68,8 +69,9 @@ def test_upgrade__percent_in_the_password(
         assert stands_at(empty_database) == REVISIONS[-1]
 
 
+@pytest.mark.slow
 def test_command__no_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = alembic(None, "upgrade", "head")
+    refused = alembic_apart(None, "upgrade", "head")
     assert refused.returncode != 0
     assert "FAILED: SELENE_DATABASE_URL is not set" in refused.stdout
     assert "Traceback" not in refused.stdout
@@ -82,6 +84,7 @@ def test_command__no_url(monkeypatch: pytest.MonkeyPatch) -> None:
             upgrade()
 
 
+@pytest.mark.slow
 def test_command__from_another_folder(empty_database: Database, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alembic", "-c", ROOT / "alembic.ini", "upgrade", "head"],
@@ -95,6 +98,7 @@ def test_command__from_another_folder(empty_database: Database, tmp_path: Path) 
     assert stands_at(empty_database) == REVISIONS[-1]
 
 
+@pytest.mark.slow
 def test_upgrade__from_an_installed_package(
     empty_database: Database, catalogue_at: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -34,6 +34,8 @@ from tests.migrations.runs import (
 from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until, wait_until_blocked
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.slow
+
 LOCK = f"SELECT pg_advisory_lock({LOCK_KEY})"
 BEFORE_ISOLATION = "0004"
 POLLING = sa.text(

@@ -39,6 +39,8 @@ from tests.support.factories import created
 from tests.support.races import backend_pid, wait_until
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.slow
+
 HEAD = REVISIONS[-1]
 LEDGER, CURRENT = "os_core.work_order_ledger", "os_core.work_orders_current"
 WAITING = sa.text(

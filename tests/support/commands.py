@@ -22,8 +22,5 @@ def selene_core(*arguments: str, **environment: str) -> subprocess.CompletedProc
             main()
             status = 0
         except SystemExit as exc:
-            assert exc.code is None or isinstance(exc.code, int), exc.code
-            status = exc.code or 0
-        return subprocess.CompletedProcess(
-            sys.argv, status, out.getvalue().decode(), err.getvalue().decode()
-        )
+            status = int(exc.code or 0)
+        return subprocess.CompletedProcess(sys.argv, status, out.getvalue().decode(), err.getvalue().decode())
