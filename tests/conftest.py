@@ -36,6 +36,15 @@ def _close(config: pytest.Config) -> None:
         config.stash[_STACK].close()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take --server-only, for runs on one more version."""
+    parser.addoption(
+        "--server-only",
+        action="store_true",
+        help="leave out the tests that do not use the test server: they are the same on every version",
+    )
+
+
 def pytest_configure() -> None:
     """Forget what libpq's environment says of servers and sessions; a given server may need its secrets."""
     for name in environment():
@@ -65,6 +74,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     programs.leave_out(config, items)
+    if config.getoption("server_only"):
+        rest = {item for item in items if "server" not in getattr(item, "fixturenames", ())}
+        config.hook.pytest_deselected(items=[*rest])
+        items[:] = [item for item in items if item not in rest]
 
 
 @pytest.hookimpl(tryfirst=True)

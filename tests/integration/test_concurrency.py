@@ -287,7 +287,6 @@ def test_sixteen__create_append_and_replay(sessions: Sessions, acme: Tenant) -> 
     assert len(keys) == sum(not row.replayed for one in calls for row in one.rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("same", [False, True], ids=["distinct orders", "the same orders"])
 def test_sixteen__batches_of_a_thousand_new_orders(sessions: Sessions, acme: Tenant, same: bool) -> None:
     # With the lock table as small as it is by default; a lock for each new order would fill it.

@@ -151,7 +151,7 @@ def test_revisions__are_one_line_and_lose_none_of_the_sql() -> None:
     scripts = ScriptDirectory.from_config(config())
     assert scripts.get_heads() == [REVISIONS[-1]]
     sources = [*(script_directory() / "versions").glob("*.py"), script_directory() / "env.py"]
-    sources += [ROOT / "selene_core" / "migrations.py"]
+    sources += (ROOT / "selene_core" / "migrations").glob("*.py")
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     for file in (script_directory() / "sql").rglob("*.sql"):
         assert f'sql("{name_and_version(file)[0]}", version=' in text.replace("\n", "").replace(

@@ -22,7 +22,6 @@ def places(server: Server) -> Iterator[Databases]:
         yield places
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SUITE)
 def test_benchmark__runs(name: str, places: Databases) -> None:
     results = SUITE[name](places, TINY)
