@@ -64,7 +64,7 @@ def alembic_apart(url: sa.URL | None, *arguments: str, **settings: str) -> subpr
 
 
 @contextmanager
-def alembic_started(url: sa.URL, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+def alembic_started(url: sa.URL | None, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     """Start the command; it is killed at the end of the block, if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-m", "alembic", *arguments],
