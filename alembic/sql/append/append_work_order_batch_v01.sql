@@ -1,6 +1,6 @@
--- os_core.append_work_order_batch: the seven steps of contract section 4 for several events, with sets instead of statements per event.
--- Called by os_core.append_work_order_events only. Where it creates orders it may lose one to another transaction; everything that it
--- holds is then given back (the subtransaction) before it waits for anything, so that no two batches wait for each other.
+-- os_core.append_work_order_batch: does the seven steps of contract section 4 for several events, with sets of rows.
+-- Called by os_core.append_work_order_events only. If another transaction creates one of the batch's new orders first, the
+-- subtransaction is rolled back, which releases all locks, before the batch waits again. So two batches never wait for each other.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_batch(p_tenant_id text, p_events jsonb)
 RETURNS TABLE (work_order_event_id bigint, work_order_seq bigint, replayed boolean, created_at timestamptz)
 LANGUAGE plpgsql
@@ -77,7 +77,7 @@ BEGIN
       _new := NULL;
       _loaded := NULL;
 
-      -- Step 1: lock first, one by one in sorted order; number after. The ids are sorted as the rows come: one merging pass.
+      -- Step 1: lock the rows one by one, sorted by id; take numbers after that. _ids has the same order, so one pass is enough.
       _slot := 1;
       FOR _state IN
         SELECT current.*
@@ -111,7 +111,7 @@ BEGIN
         END IF;
       END IF;
 
-      -- Step 2: the keys that are used already, under the locks.
+      -- Step 2: look for used keys, under the locks.
       FOR _row IN
         SELECT slot.ordinal, prior AS event
         FROM pg_catalog.generate_subscripts(_events, 1) AS slot (ordinal)
@@ -143,7 +143,7 @@ BEGIN
         END IF;
         IF _prior.work_order_event_id IS NOT NULL THEN
           IF NOT os_core.same_content(_prior, _event) THEN
-            -- An event of this batch has no id that would outlive the refusal.
+            -- If the prior event is in this batch, it has no id: the refusal rolls it back.
             PERFORM os_core.refuse_replay(_ordinal - 1, _event, (_priors[_ordinal]).work_order_event_id);
           END IF;
           _event_ids[_ordinal] := _prior.work_order_event_id;
@@ -153,7 +153,7 @@ BEGIN
           CONTINUE;
         END IF;
 
-        -- The state of one order stays in _state until an event of another order comes.
+        -- _state holds one order's state until an event of another order comes.
         IF _loaded IS DISTINCT FROM _slot THEN
           IF _loaded IS NOT NULL THEN
             _states[_loaded] := _state;
@@ -181,7 +181,7 @@ BEGIN
           PERFORM os_core.refuse_event(_refusal, _ordinal - 1, _event, _state, _expected_seqs[_ordinal]);
         END IF;
         IF _event.work_order_status = 'CANCELED' THEN
-          -- The counterpart may come once; after it the order is as closed as any other.
+          -- The other cancel type may follow once; after it the order is closed.
           _canceled_by[_slot] := CASE WHEN _canceled_by[_slot] IS NULL THEN _event.event_type END;
         END IF;
 
@@ -210,7 +210,7 @@ BEGIN
       EXIT WHEN _new IS NULL;
       _states[_loaded] := _state;
 
-      -- A row that is ahead of its ledger must not tear a gap into it.
+      -- A projection row that is ahead of its ledger must not make a gap in the numbers.
       SELECT _ids[slot.slot] INTO _damaged
       FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
       WHERE _touched[slot.slot]
@@ -226,7 +226,7 @@ BEGIN
         PERFORM os_core.refuse_damaged(_damaged);
       END IF;
 
-      -- Step 7. First events are sorted too: whoever waits for another's order holds none that comes after it.
+      -- Step 7. First events are sorted too: a batch that waits for another's order holds no order with a later id.
       INSERT INTO os_core.work_order_ledger
       SELECT event.*
       FROM pg_catalog.unnest(_new) AS event
@@ -234,7 +234,7 @@ BEGIN
       ON CONFLICT DO NOTHING;
       GET DIAGNOSTICS _written = ROW_COUNT;
       IF _written < pg_catalog.cardinality(_new) THEN
-        -- Under the locks only a row that is behind its ledger has a conflict of its own.
+        -- An order whose row is locked has a conflict only if the row is behind its ledger.
         SELECT _ids[slot.slot] INTO _damaged
         FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
         WHERE _held_seqs[slot.slot] IS NOT NULL

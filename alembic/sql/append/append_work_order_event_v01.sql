@@ -1,5 +1,5 @@
--- os_core.append_work_order_event: the seven steps of contract section 4 for one event, that of a caller or of a function of ours. The
--- row has all that its writer decides; its id, seq and created_at are decided here.
+-- os_core.append_work_order_event: does the seven steps of contract section 4 for one event of a caller or of our own functions.
+-- It sets id, seq and created_at; all other columns come from p_event. Idempotency is decided at step 2.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
   p_event os_core.work_order_ledger,
   p_expected_seq bigint,
@@ -24,7 +24,7 @@ DECLARE
   _lost boolean := FALSE;
 BEGIN
   LOOP
-    -- Step 1: lock first, number after.
+    -- Step 1: lock the row, take a number after that.
     SELECT current.* INTO _state
     FROM os_core.work_orders_current AS current
     WHERE current.tenant_id = p_event.tenant_id AND current.work_order_id = p_event.work_order_id
@@ -33,7 +33,7 @@ BEGIN
       PERFORM os_core.refuse_damaged(p_event.work_order_id);
     END IF;
 
-    -- Steps 3 to 6. What they refuse may still be a replay: the key is looked up before anything is raised (step 2).
+    -- Steps 3 to 6. A refused event may still be a replay, so step 2 comes before anything is raised.
     p_event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
     _refusal := os_core.transition_refusal(
       _state.last_seq, _state.work_order_status, p_event.event_type, p_event.work_order_status,
@@ -49,7 +49,7 @@ BEGIN
       _refusal := os_core.continuity_refusal(_state, p_event);
     END IF;
 
-    -- Step 7. A conflict on the ledger is a used key, or the order's first event come from elsewhere in the meantime.
+    -- Step 7. A conflict means that the key is used, or that another transaction has created the order.
     IF _refusal IS NULL THEN
       p_event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
       IF p_event.work_order_event_id <= _state.last_event_id THEN
@@ -64,7 +64,7 @@ BEGIN
         );
       END IF;
       IF _bound IS NULL THEN
-        -- The event before must be there: a projection row that is ahead of its ledger must not tear a gap into it.
+        -- The previous event must exist: a projection row that is ahead of its ledger must not make a gap in the numbers.
         INSERT INTO os_core.work_order_ledger (
           work_order_event_id,
           tenant_id,
@@ -115,7 +115,7 @@ BEGIN
       END IF;
     END IF;
 
-    -- Step 2: a used key answers with the original, or refuses other content.
+    -- Step 2, idempotency: a used key returns the original, or refuses other content.
     IF p_event.idempotency_key IS NOT NULL AND _state.last_seq IS NOT NULL THEN
       SELECT ledger.* INTO _prior
       FROM os_core.work_order_ledger AS ledger
@@ -143,7 +143,7 @@ BEGIN
     ) THEN
       PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
     ELSIF _state.last_seq IS NOT NULL THEN
-      -- Under the lock only a row that is behind its ledger, or ahead of it, can lead here.
+      -- The row is locked, so only one that is behind or ahead of its ledger leads here.
       PERFORM os_core.refuse_damaged(p_event.work_order_id);
     END IF;
     _lost := TRUE;
@@ -181,7 +181,7 @@ BEGIN
       PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
     END IF;
   ELSE
-    -- A new order or a new thread can meet another holder: os_core.write_projection says who.
+    -- A new order or thread may be taken already: os_core.write_projection finds out by whom.
     PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
   END IF;
   work_order_event_id := p_event.work_order_event_id;

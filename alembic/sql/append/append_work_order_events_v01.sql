@@ -1,6 +1,5 @@
--- os_core.append_work_order_events: the only way to write the work-order ledger and its projection (contract section 4).
--- A single event goes to os_core.append_work_order_event, more of them to os_core.append_work_order_batch; both call the same rules and
--- the same fold.
+-- os_core.append_work_order_events: the only way for callers to write the work-order ledger and its projection (contract section 4).
+-- One event goes to os_core.append_work_order_event, several go to os_core.append_work_order_batch. Both use the same rules and fold.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_events(p_tenant_id text, p_events jsonb)
 RETURNS TABLE (work_order_event_id bigint, work_order_seq bigint, replayed boolean, created_at timestamptz)
 LANGUAGE plpgsql

@@ -1,5 +1,6 @@
--- os_core.continuity_refusal: the SQLSTATE with which step 6 of contract section 4 refuses an event on a state, or NULL: never ask twice
--- (section 6), wait quietly for an approval (section 7). Expiries are judged at the event's created_at, as the fold judges them.
+-- os_core.continuity_refusal: decides whether an event would ask twice (contract section 6) or ignore an approval (section 7).
+-- This is step 6 of section 4. It returns the SQLSTATE of the refusal, or NULL. Expiries are compared with the event's created_at,
+-- as in the fold.
 CREATE OR REPLACE FUNCTION os_core.continuity_refusal(p_state os_core.work_orders_current, p_event os_core.work_order_ledger)
 RETURNS text
 LANGUAGE plpgsql
@@ -24,7 +25,7 @@ BEGIN
     WHEN 'FIELD_PROMPTED' THEN
       _key := p_event.payload ->> 'field_key';
       RETURN CASE
-        -- One prompt an open conflict, whatever else changes; and none for a field that is known.
+        -- An open conflict is asked once, whatever else changes. A known field is not asked; an asked one not before a state change.
         WHEN COALESCE(
           (p_state.conflicts_json -> _key ->> 'asked')::boolean,
           p_state.fields_json ? _key
@@ -42,7 +43,7 @@ BEGIN
           THEN 'SL007'
         WHEN p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED'
           THEN CASE WHEN p_event.payload ->> 'outcome' = 'EXPIRED' AND NOT _expired THEN 'SL007' END
-        -- One notice, and one more past the expiry; the fold counts one that came past it as both.
+        -- One notice, and one more after the expiry. The fold counts a first one after the expiry as both.
         WHEN p_state.external_approval_notices >= CASE WHEN _expired THEN 2 ELSE 1 END THEN 'SL008'
       END;
     ELSE

@@ -1,6 +1,6 @@
--- os_core.event_carried: an event that a function of ours writes about a work order, as a row for os_core.append_work_order_event. What the
--- order already says is carried forward: thread, turn, status, reason and step, so that, for one, a lease renewed in the middle of a
--- step does not wipe the step from the projection. No idempotency key: a replay is known by the functions' own rows (contract section 8).
+-- os_core.event_carried: builds a ledger row for an event that our own functions write.
+-- It repeats thread, turn, status, reason and step of the order. So renewing a lease during a step does not erase the step from
+-- the projection. It has no idempotency key: our functions recognise a replay by their own rows (contract section 8).
 CREATE OR REPLACE FUNCTION os_core.event_carried(p_state os_core.work_orders_current, p_event_type text, p_payload jsonb)
 RETURNS os_core.work_order_ledger
 LANGUAGE plpgsql

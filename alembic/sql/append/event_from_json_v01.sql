@@ -1,6 +1,6 @@
--- os_core.event_from_json: one JSON event of a caller as a row for the ledger, or ContractViolation (contract section 3).
--- Decides in few steps, because every append passes here: JSON types by one path, then the casts, then the rules that the table itself
--- has (os_core.is_event_row). What fails is put into words by os_core.event_violation.
+-- os_core.event_from_json: turns a caller's JSON event into a ledger row, or raises ContractViolation (contract section 3).
+-- Every append comes through here, so it checks as much as it can at once: JSON types, casts, then os_core.is_event_row.
+-- Only for an invalid event does os_core.event_violation look for the sentence.
 CREATE OR REPLACE FUNCTION os_core.event_from_json(p_tenant_id text, p_event jsonb, p_event_index integer)
 RETURNS os_core.work_order_ledger
 LANGUAGE plpgsql
@@ -32,7 +32,7 @@ BEGIN
   THEN
     _event.payload := '{}';
     IF p_event ->> 'occurred_at' IS NOT NULL THEN
-      -- Not by the cast of jsonb_populate_record: see os_core.parse_rfc3339.
+      -- Not cast by jsonb_populate_record: see os_core.parse_rfc3339.
       _event.occurred_at := os_core.parse_rfc3339(p_event ->> 'occurred_at');
       IF _event.occurred_at IS NULL THEN
         PERFORM os_core.refuse_contract(p_event_index, os_core.event_violation(p_event));

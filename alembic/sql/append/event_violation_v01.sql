@@ -1,6 +1,6 @@
--- os_core.event_violation: the first rule of the event contract (contract sections 2 and 3) that a JSON event breaks, as 'field: rule', or
--- NULL. Python says the same of the same event: first each key in the order below, then unknown keys, then what the event type
--- asks of status and payload.
+-- os_core.event_violation: returns the first rule that a JSON event breaks, as 'field: rule', or NULL (contract sections 2 and 3).
+-- It checks the known keys in the order below, then unknown keys, then what the event type requires of status and payload.
+-- Python uses the same order and the same sentences.
 CREATE OR REPLACE FUNCTION os_core.event_violation(p_event jsonb)
 RETURNS text
 LANGUAGE plpgsql
@@ -27,7 +27,7 @@ BEGIN
       RETURN _key || ': is required';
     END IF;
     CONTINUE WHEN _value IS NULL OR _value = 'null' AND _key = ANY(_optional) AND _key <> 'payload';
-    -- '' breaks each rule for text, NULL each rule for numbers: what is of another type is refused by the same sentence.
+    -- '' breaks every rule for text and NULL every rule for numbers, so a value of another type gets the same sentence.
     _text := CASE WHEN pg_catalog.jsonb_typeof(_value) = 'string' THEN p_event ->> _key ELSE '' END;
     _number := CASE WHEN _value::text ~ '^-?[0-9]+$' THEN _value::text::numeric END;
     CASE _key
@@ -74,7 +74,7 @@ BEGIN
     END IF;
   END LOOP;
   IF p_event - _required - _optional <> '{}' THEN
-    -- The first as jsonb keeps them: the shortest, then by bytes.
+    -- The first in jsonb's order: by length, then by bytes.
     RETURN pg_catalog.concat(os_core.key_shown(unknown.key), ': is not a key of an event')
     FROM pg_catalog.jsonb_object_keys(p_event - _required - _optional) AS unknown (key)
     LIMIT 1;

@@ -1,6 +1,6 @@
--- os_core.lease_refusal: the SQLSTATE with which step 5 of contract section 4 refuses an event on a state, or NULL. The projection is the
--- fold of the LEASE_* events and is locked, so it knows the holder as well as os_core.work_order_leases does. The expiry is judged at
--- the event's created_at, which is the database's clock under the lock.
+-- os_core.lease_refusal: decides whether an event is refused because of a lease (contract section 4, step 5).
+-- It returns the SQLSTATE, or NULL. It reads the lease from the projection: that row is locked and holds the fold of all LEASE_*
+-- events. The expiry is compared with the event's created_at, which is the database's clock under the lock.
 CREATE OR REPLACE FUNCTION os_core.lease_refusal(
   p_state os_core.work_orders_current, p_event os_core.work_order_ledger, p_lease_token text
 )

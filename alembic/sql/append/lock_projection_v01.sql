@@ -1,5 +1,5 @@
--- os_core.lock_projection: locks a work order's projection row to the end of the transaction and returns it as it then is, for a function
--- that decides by it and appends. WorkOrderNotFound where there is none.
+-- os_core.lock_projection: locks a work order's projection row until the end of the transaction, and returns it.
+-- For functions of ours that decide by the row and then append. Raises WorkOrderNotFound.
 CREATE OR REPLACE FUNCTION os_core.lock_projection(p_tenant_id text, p_work_order_id text)
 RETURNS os_core.work_orders_current
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
--- os_core.payload_keys_violation: the first rule that a payload breaks whose keys are these, as 'payload.key: rule', or NULL: the
--- required keys, then the optional ones, then the first that is neither.
+-- os_core.payload_keys_violation: returns the first rule that the keys of a payload break, as 'payload.key: rule', or NULL.
+-- It checks the required keys, then the optional ones, then unknown keys.
 CREATE OR REPLACE FUNCTION os_core.payload_keys_violation(
   p_event_type text, p_payload jsonb, p_required text[], p_optional text[]
 )
@@ -24,7 +24,7 @@ BEGIN
     END IF;
   END LOOP;
   IF p_payload - p_required - p_optional <> '{}' THEN
-    -- The first as jsonb keeps them: the shortest, then by bytes.
+    -- The first in jsonb's order: by length, then by bytes.
     RETURN pg_catalog.format('payload.%s: is not a key of %s', os_core.key_shown(unknown.key), p_event_type)
     FROM pg_catalog.jsonb_object_keys(p_payload - p_required - p_optional) AS unknown (key)
     LIMIT 1;

@@ -1,5 +1,5 @@
--- os_core.payload_size_violation: 'field: rule' where a payload is too large or nested too deep (contract section 2), or NULL.
--- os_core.is_payload decides the same on the way of every append, in one expression; tests at the limits compare the two.
+-- os_core.payload_size_violation: returns 'field: rule' if a payload is too large or too deep (contract section 2), or NULL.
+-- os_core.is_payload checks the same limits in one expression, because every append calls it. Tests at the limits compare the two.
 CREATE OR REPLACE FUNCTION os_core.payload_size_violation(p_payload jsonb)
 RETURNS text
 LANGUAGE plpgsql

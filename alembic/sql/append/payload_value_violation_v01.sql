@@ -1,4 +1,4 @@
--- os_core.payload_value_violation: 'payload.key: rule' where a value is not what its key in a payload asks for (contract section 3), or NULL.
+-- os_core.payload_value_violation: returns 'payload.key: rule' if a value is invalid for its key, or NULL (contract section 3).
 CREATE OR REPLACE FUNCTION os_core.payload_value_violation(p_key text, p_value jsonb)
 RETURNS text
 LANGUAGE plpgsql
@@ -7,7 +7,7 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  -- NULL where it is no text: no rule holds for it then.
+  -- NULL if the value is not text: then it breaks every rule for text.
   _text constant text := CASE WHEN pg_catalog.jsonb_typeof(p_value) = 'string' THEN p_value #>> '{}' END;
 BEGIN
   CASE p_key

@@ -1,4 +1,5 @@
--- os_core.payload_violation: the first rule of the payload table in contract section 3 that a payload breaks, as 'field: rule', or NULL.
+-- os_core.payload_violation: returns the first rule that a payload breaks for its event type, as 'field: rule', or NULL.
+-- The table of contract section 3, as code.
 CREATE OR REPLACE FUNCTION os_core.payload_violation(p_event_type text, p_payload jsonb)
 RETURNS text
 LANGUAGE plpgsql
@@ -9,7 +10,7 @@ AS $$
 BEGIN
   CASE p_event_type
     WHEN 'FIELD_SET', 'FIELD_CONFLICT_RESOLVED' THEN
-      -- The event that comes most is cleared in one expression.
+      -- The most frequent event is checked in one expression.
       IF p_payload ? 'value' AND p_payload - '{field_key,value}'::text[] = '{}'
         AND (p_payload -> 'field_key')::text ~ '^"' AND os_core.is_field_key(p_payload ->> 'field_key')
       THEN
@@ -35,7 +36,7 @@ BEGIN
     WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN
       RETURN os_core.payload_keys_violation(p_event_type, p_payload, '{request_id,outcome}', '{}');
     ELSE
-      -- A type without an arm above is refused, and a test finds it.
+      -- An event type without a WHEN is refused; a test fails for it.
       RETURN 'event_type: has no rules for its payload';
   END CASE;
 END;

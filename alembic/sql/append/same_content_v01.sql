@@ -1,4 +1,5 @@
--- os_core.same_content: do two events say the same, so that one idempotency key may stand for both (contract section 4, step 2)?
+-- os_core.same_content: decides whether two events have the same content, so that the second is a replay (contract section 4, step 2).
+-- Idempotency is decided by it: another content under a used key is IdempotencyConflict.
 CREATE OR REPLACE FUNCTION os_core.same_content(p_one os_core.work_order_ledger, p_other os_core.work_order_ledger)
 RETURNS boolean
 LANGUAGE plpgsql

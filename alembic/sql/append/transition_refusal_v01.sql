@@ -1,6 +1,6 @@
--- os_core.transition_refusal: the SQLSTATE with which steps 3 and 4 of contract section 4 refuse an event on a state, or NULL.
--- p_last_seq and p_status: the state before, NULL for none. p_canceled_by: the event type that canceled the order earlier in the same
--- batch; its counterpart is still recorded.
+-- os_core.transition_refusal: decides whether an event may follow the order's state (contract section 4, steps 3 and 4).
+-- It returns the SQLSTATE of the refusal, or NULL. p_last_seq and p_status are NULL for a new order. p_canceled_by is the event type
+-- that canceled the order earlier in the same batch: the other cancel type may still follow it.
 CREATE OR REPLACE FUNCTION os_core.transition_refusal(
   p_last_seq bigint,
   p_status text,
@@ -21,7 +21,7 @@ BEGIN
     WHEN p_expected_seq <> COALESCE(p_last_seq, 0) THEN 'SL006'
     WHEN p_last_seq IS NULL THEN CASE WHEN p_event_type <> 'WORK_ORDER_CREATED' THEN 'SL016' END
     WHEN p_event_type = 'WORK_ORDER_CREATED' THEN 'SL007'
-    -- The one event that may follow the end: whoever holds a lease can give it back.
+    -- The only event that may follow the end: a lease can still be given back.
     WHEN p_event_type = 'LEASE_RELEASED' AND p_event_status = p_status THEN NULL
     WHEN p_event_status = 'CANCELED' AND p_event_type NOT IN ('WORK_ORDER_CANCELED', 'STATUS_CHANGED') THEN 'SL004'
     WHEN p_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') AND p_event_status <> 'CANCELED' THEN 'SL007'

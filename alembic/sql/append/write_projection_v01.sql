@@ -1,10 +1,10 @@
--- os_core.write_projection: writes states as projection rows, as sets (contract section 4, step 7): updates by compare-and-set on last_seq
--- where p_last_seqs says what the row holds, inserts where it is NULL. p_moved: which rows take a correlation_id that they do not have.
--- A correlation_id that another order holds is refused before anything is written, so that nobody waits for what another is about to
--- leave; what stands at the end counts: two rows of one call may exchange theirs, by way of parked ones. Inserts are sorted by
--- work_order_id, so that two tenants with the same ids meet in order. Two calls that take the same two correlation_ids in opposite
--- orders can still wait for each other: the one that PostgreSQL stops gives up what it took and tries again.
--- The planner settings keep a plan that was made for an empty table from scanning a full one.
+-- os_core.write_projection: writes states as projection rows, in sets (contract section 4, step 7).
+-- It updates a row only if its last_seq is still that in p_last_seqs, and inserts where p_last_seqs is NULL. p_moved says which rows
+-- get a new correlation_id. If another order has it and keeps it, the call is refused before it writes, so it does not wait for that
+-- order. Two rows of one call may exchange theirs: both get a random one meanwhile. Inserts are sorted by work_order_id, so two tenants
+-- with the same new ids wait in one order. Two calls that take the same two correlation_ids in opposite orders can still deadlock: the
+-- one that PostgreSQL stops rolls back and tries again.
+-- Planner settings: a plan made for an empty table must not scan a full one.
 CREATE OR REPLACE FUNCTION os_core.write_projection(
   p_states os_core.work_orders_current[], p_last_seqs bigint[], p_moved boolean[]
 )
@@ -114,7 +114,7 @@ BEGIN
       GET DIAGNOSTICS _inserted = ROW_COUNT;
 
       IF _updated + _inserted <> pg_catalog.cardinality(p_states) THEN
-        -- Unreachable while every writer locks the row first; never go on with a projection that is not the fold.
+        -- Not reached as long as every writer locks the row first. If it is, the projection would not be the fold.
         PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
       END IF;
       RETURN;
@@ -122,13 +122,13 @@ BEGIN
       WHEN unique_violation THEN
         GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
       WHEN deadlock_detected THEN
-        -- What this call had taken is free again. On a busy machine it would be back before the other one wakes up.
+        -- The subtransaction has released what this call held. Wait, so that the other call gets it first.
         PERFORM pg_catalog.pg_sleep((_attempts + 1) * (0.05 + 0.05 * pg_catalog.random()));
         _constraint := NULL;
     END;
 
     IF _constraint = 'pk_work_orders_current' THEN
-      -- Another tenant has one of the new ids; which one shows when each is tried with a correlation_id that is in nobody's way.
+      -- Another tenant has one of the new ids. To find out which, insert each with a random correlation_id.
       FOREACH _state IN ARRAY p_states LOOP
         IF NOT EXISTS (
           SELECT FROM os_core.work_orders_current AS current
@@ -148,7 +148,7 @@ BEGIN
     END IF;
     _attempts := _attempts + 1;
     _parked := TRUE;
-    -- Under a frozen snapshot the holder cannot be seen; and an id that came free meanwhile is for the caller's next attempt.
+    -- Above READ COMMITTED the snapshot does not show the holder. An id that became free meanwhile is for the caller's next try.
     IF _constraint = 'pk_work_orders_current'
       OR _attempts > 8
       OR (_attempts > 1 AND pg_catalog.current_setting('transaction_isolation') <> 'read committed')

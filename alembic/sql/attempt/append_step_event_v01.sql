@@ -1,5 +1,5 @@
--- os_core.append_step_event: writes a STEP_* event about an attempt through os_core.append_work_order_event, which judges it by all rules of
--- contract section 4. p_timed_out: whether a failed attempt was over its time, NULL where that is no question.
+-- os_core.append_step_event: appends a STEP_* event about an attempt; the rules of contract section 4 hold for it, too.
+-- p_timed_out says whether a failed attempt was past its timeout; NULL for other events.
 CREATE OR REPLACE FUNCTION os_core.append_step_event(
   p_state os_core.work_orders_current,
   p_event_type text,

@@ -1,9 +1,9 @@
--- os_core.due_step_retries: the attempts after which the next one may start now, oldest first (contract section 8): the last of their step,
--- failed with their retry due, or running past their timeout with a retry left; on work orders that go on and wait for no approval.
--- A list and no claim: of those who start the same, os_core.start_step_attempt lets one through. Each part walks an index and probes for
--- what follows; the limit ends it. OFFSET 0 keeps the probes from becoming joins, and in this order. Planned at each call, as a poll can
--- afford: a plan that was made for an empty table would last. Not compiled: a node that is switched off, as
--- the sort of the two parts, costs more than jit_above_cost before PostgreSQL 18.
+-- os_core.due_step_retries: returns the attempts whose retry may start now, oldest first (contract section 8).
+-- Each is the last attempt of its step: FAILED with its retry due, or RUNNING past its timeout with a retry left. Orders that have
+-- ended or wait for an approval are left out. This reserves nothing: if several workers start the same retry, one wins.
+-- OFFSET 0 keeps the subqueries in this order and their probes from becoming joins, so the LIMIT stops the index scans early.
+-- Planned at each call: a plan made for an empty table would last. JIT is off: before PostgreSQL 18 a planner node that is
+-- switched off, here the sort, costs more than jit_above_cost.
 CREATE OR REPLACE FUNCTION os_core.due_step_retries(p_tenant_id text, p_limit integer)
 RETURNS TABLE (
   step_attempt_id bigint,

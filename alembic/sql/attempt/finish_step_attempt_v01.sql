@@ -1,7 +1,6 @@
--- os_core.finish_step_attempt: ends an attempt and decides, from the row alone, what comes next (contract section 8): DONE, RETRY_AT the finish
--- time plus the backoff, FAIL with the budget spent, or WAIT for a person or another engine. Past its timeout an attempt has failed and is
--- retryable, whatever its worker says. On a work order at its end it becomes CANCELED, without an event. Because all of the decision
--- is in the row, a retry of the call gets it again: the same key and a call that would have ended the row as it is.
+-- os_core.finish_step_attempt: ends an attempt and says what follows: DONE, RETRY_AT, WAIT or FAIL (contract section 8).
+-- Past its timeout an attempt is FAILED and retryable, whatever the worker reports. If the order has ended, the attempt becomes
+-- CANCELED, without an event. The row holds the whole decision, so the same call with the same key gets the same answer.
 CREATE OR REPLACE FUNCTION os_core.finish_step_attempt(
   p_tenant_id text,
   p_step_attempt_id bigint,
@@ -46,7 +45,7 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;
 
-  -- Whose attempt it is never changes: read before the lock. How it stands is read under it.
+  -- The attempt's work order never changes, so it is read before the lock; its status is read under the lock.
   SELECT attempt.* INTO _attempt
   FROM os_core.work_order_step_attempts AS attempt
   WHERE attempt.tenant_id = p_tenant_id AND attempt.step_attempt_id = p_step_attempt_id;
@@ -74,7 +73,7 @@ BEGIN
       PERFORM os_core.refuse_key(_attempt.work_order_id, p_idempotency_key);
     END IF;
   ELSE
-    -- The lease is judged on every way from here, that of a work order at its end included, where no event is written.
+    -- Check the lease here: if the order has ended, no event is written that would check it.
     _event := os_core.event_carried(_state, 'STEP_FINISHED', '{}');
     _event.created_at := _now;
     _refusal := os_core.lease_refusal(_state, _event, p_lease_token);

@@ -1,5 +1,5 @@
--- os_core.refuse_attempt: raises AttemptConflict about an attempt, with the reason in one word for a caller who acts on it:
--- RUNNING, SUCCEEDED, NOT_DUE, BUDGET_SPENT refuse a start, OVER and UNKNOWN a finish (contract section 8).
+-- os_core.refuse_attempt: raises AttemptConflict with a reason in one word (contract section 8).
+-- start: RUNNING, SUCCEEDED, NOT_DUE, BUDGET_SPENT. finish: OVER, UNKNOWN.
 CREATE OR REPLACE FUNCTION os_core.refuse_attempt(p_reason text, p_attempt os_core.work_order_step_attempts)
 RETURNS void
 LANGUAGE plpgsql

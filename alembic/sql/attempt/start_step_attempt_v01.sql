@@ -1,7 +1,7 @@
--- os_core.start_step_attempt: starts the next attempt of a step (contract section 8). A RUNNING attempt past its timeout counts as failed
--- at that very moment and its retry as due from it on: it has used up its time, and a backoff counted from whoever asks first would
--- move on with every refusal, so that a dead worker would block the step. Such a row is closed here, before the new one is made.
--- A failure that is not retryable is for a person or another engine to decide: this call is how they say "once more".
+-- os_core.start_step_attempt: starts the next attempt of a step (contract section 8).
+-- A RUNNING attempt past its timeout is closed first: it failed at its deadline, and its retry is due from then on. A backoff
+-- counted from now would start again at every refused call, and a dead worker would block the step.
+-- After a failure that is not retryable, a person or another engine decides: this call means "once more".
 CREATE OR REPLACE FUNCTION os_core.start_step_attempt(
   p_tenant_id text,
   p_work_order_id text,
@@ -67,7 +67,7 @@ BEGIN
 
   <<started>>
   BEGIN
-    -- A retry comes before everything that can refuse: it gets the row as it now is.
+    -- A replay comes before every refusal: it returns the row as it is now.
     SELECT attempt.* INTO _attempt
     FROM os_core.work_order_step_attempts AS attempt
     WHERE attempt.tenant_id = p_tenant_id
@@ -84,7 +84,7 @@ BEGIN
       EXIT started;
     END IF;
 
-    -- The lease is judged here, so that whoever lost it learns that first, and again for every event that is written.
+    -- Check the lease here, too, so that a worker that lost it gets LeaseLost before any other refusal.
     PERFORM os_core.refuse_terminal(_state, 'STEP_STARTED');
     _event := os_core.event_carried(_state, 'STEP_STARTED', '{}');
     _event.created_at := _now;

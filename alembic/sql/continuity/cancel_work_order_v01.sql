@@ -1,6 +1,6 @@
--- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the thread and turn that the order has (contract section 9). The key makes it
--- idempotent: nothing but LEASE_RELEASED, which keeps thread and turn, follows it (in a batch its twin may), so that a retry has the same
--- content.
+-- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the order's thread and turn (contract section 9).
+-- A retry with the same key has the same content: after a cancel only LEASE_RELEASED follows, which keeps thread and turn (in a
+-- batch also STATUS_CHANGED to CANCELED).
 CREATE OR REPLACE FUNCTION os_core.cancel_work_order(
   p_tenant_id text, p_work_order_id text, p_reason_code bigint, p_idempotency_key text, p_note text DEFAULT NULL
 )

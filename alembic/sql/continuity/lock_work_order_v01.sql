@@ -1,5 +1,5 @@
--- os_core.lock_work_order: locks a work order's projection row to the end of the transaction and returns it as it then is, for a caller
--- who decides by it and appends (contract section 6, ask). The application role may not lock rows itself. WorkOrderNotFound where there is none.
+-- os_core.lock_work_order: locks a work order's projection row until the end of the transaction, and returns it (contract section 6, ask).
+-- For callers that decide by it and then append: selene_app may not lock rows itself. Raises WorkOrderNotFound.
 CREATE OR REPLACE FUNCTION os_core.lock_work_order(p_tenant_id text, p_work_order_id text)
 RETURNS TABLE (
   work_order_id text,

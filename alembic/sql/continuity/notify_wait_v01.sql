@@ -1,6 +1,6 @@
--- os_core.notify_wait: appends EXTERNAL_APPROVAL_WAIT_NOTIFIED for the pending request and returns TRUE, or returns FALSE where there is
--- nothing to say: no request is pending, or the notice was given (contract section 7). Of many callers at once one gets TRUE. The notice has the
--- order's thread and status, and its turn and reason where none is given.
+-- os_core.notify_wait: records that the user is told of the wait for an approval; TRUE if this caller must tell (contract section 7).
+-- FALSE if no request is pending, or the user was told already. If several callers ask at once, one gets TRUE.
+-- The event has the order's thread and status, and its turn and reason if none are given.
 CREATE OR REPLACE FUNCTION os_core.notify_wait(
   p_tenant_id text, p_work_order_id text, p_turn_id bigint DEFAULT NULL, p_reason_code bigint DEFAULT NULL
 )
@@ -14,7 +14,7 @@ DECLARE
   _state constant os_core.work_orders_current := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _event os_core.work_order_ledger;
 BEGIN
-  -- First, so that what is no turn or reason is refused at every time alike.
+  -- First, so that an invalid turn or reason is always refused, even if nothing is pending.
   _event := os_core.event_from_json(
     p_tenant_id,
     pg_catalog.jsonb_build_object(
@@ -31,7 +31,7 @@ BEGIN
   IF NOT _state.external_approval_pending THEN
     RETURN FALSE;
   END IF;
-  -- What is refused as told already is the answer here. Time only ever allows more, so that the append, a moment later, agrees.
+  -- SL008 means that the user was told. Later times only allow more, so the append a moment later is not refused.
   _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   IF os_core.continuity_refusal(_state, _event) = 'SL008' THEN
     RETURN FALSE;

@@ -1,6 +1,7 @@
--- conversation.append_turn: the only way to write a turn into the conversation ledger; tombstones apart (contract section 2). Idempotent by
--- key and by turn_id: the same content answers with the original, other content is IdempotencyConflict. Nothing is looked up ahead of the
--- insert but what the turn names; a conflict, or something that is not there, is looked into afterwards, replays first.
+-- conversation.append_turn: appends a turn; only tombstones are written elsewhere (contract section 2).
+-- Idempotent by key and by turn_id: the same content returns the original, other content is IdempotencyConflict.
+-- The insert itself checks user, device and session. Only if it wrote no row, the cause is looked for: first a replay, then what is
+-- missing.
 CREATE OR REPLACE FUNCTION conversation.append_turn(
   p_tenant_id text,
   p_correlation_id uuid,
@@ -73,12 +74,12 @@ BEGIN
     END IF;
     EXIT WHEN _prior.conversation_turn_id IS NOT NULL;
     PERFORM os_core.require_owned(p_tenant_id, p_user_id, p_device_id, p_session_id);
-    -- It is there by now: registered between the two looks. Where it was there before, the id was in the way.
+    -- All exist now, so one was registered after the insert: try again. If they existed before, the sequence's id is taken.
     IF _attempt = 3 THEN
       PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
     END IF;
   END LOOP;
-  -- By the hash, which everybody may read: so a replay tells nothing about a text that was hidden.
+  -- Compare the hashes, which the roles may read anyway: so a replay reveals nothing about a hidden text.
   IF _prior.turn_id <> p_turn_id
     OR _prior.user_id <> p_user_id
     OR _prior.session_id IS DISTINCT FROM p_session_id

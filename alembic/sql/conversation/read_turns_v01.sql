@@ -1,7 +1,7 @@
--- conversation.read_turns: the next p_limit turns of a conversation after the place p_after (0 to begin), in their order; the only way for
--- the roles to read what was said (contract section 2). The text of a turn that a tombstone hides is NULL; its hash stays, the reason
--- stands beside it, and tombstoned_by_conversation_turn_id names the tombstone.
--- The planner settings keep a plan that was made for an empty table from scanning or sorting a full one.
+-- conversation.read_turns: returns the next p_limit turns of a conversation after turn p_after (0: from the first), in order.
+-- The only way for the roles to read texts (contract section 2). A hidden text is NULL; its hash stays, with the tombstone's
+-- reason and id.
+-- Planner settings: a plan made for an empty table must not scan or sort a full one.
 CREATE OR REPLACE FUNCTION conversation.read_turns(p_tenant_id text, p_correlation_id uuid, p_after bigint, p_limit integer)
 RETURNS TABLE (
   conversation_turn_id bigint,
@@ -60,7 +60,7 @@ BEGIN
     COALESCE(turn.tombstone_reason_code, tombstone.tombstone_reason_code),
     tombstone.conversation_turn_id
   FROM conversation.conversation_ledger AS turn
-  -- A probe a turn: LIMIT keeps the planner from joining, which on an empty table looks as cheap.
+  -- One index probe for each turn: LIMIT prevents a join, which looks as cheap while the table is empty.
   LEFT JOIN LATERAL (
     SELECT
       hiding.conversation_turn_id,

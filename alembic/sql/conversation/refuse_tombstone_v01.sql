@@ -1,4 +1,4 @@
--- conversation.refuse_tombstone: raises TombstoneConflict, with p_problem as what stands against hiding the turn.
+-- conversation.refuse_tombstone: raises TombstoneConflict; p_problem says why the turn cannot be hidden.
 CREATE OR REPLACE FUNCTION conversation.refuse_tombstone(p_problem text, p_correlation_id uuid, p_conversation_turn_id bigint)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- conversation.refuse_turn_replay: raises IdempotencyConflict: the turn_id or the key already stands for another turn of the conversation.
+-- conversation.refuse_turn_replay: raises IdempotencyConflict: the turn_id or key is used by another turn of the conversation.
 CREATE OR REPLACE FUNCTION conversation.refuse_turn_replay(
   p_correlation_id uuid, p_turn_id bigint, p_idempotency_key text, p_prior conversation.conversation_ledger
 )

@@ -1,4 +1,5 @@
--- conversation.text_hash: SHA-256 of a text in UTF-8, in hexadecimal. Immutable in fact: `upgrade` refuses a database of another encoding.
+-- conversation.text_hash: returns the SHA-256 of a text in UTF-8, in hexadecimal digits.
+-- IMMUTABLE is true although the encoding could matter: `upgrade` refuses a database that is not UTF8.
 CREATE OR REPLACE FUNCTION conversation.text_hash(p_text text)
 RETURNS text
 LANGUAGE plpgsql

@@ -1,7 +1,7 @@
--- conversation.tombstone_turn: hides the text of an earlier turn of a conversation, for good, by a turn of its own (contract section 2). That
--- one takes p_turn_id, or else the place after the last; user, device, session, role and privacy are those of the turn that it hides.
--- One tombstone a turn: the same again is a replay, another reason or place is TombstoneConflict. What this conversation of this tenant
--- does not have is ConversationTurnNotFound, whoever else has it.
+-- conversation.tombstone_turn: appends a tombstone, which hides the text of an earlier turn for good (contract section 2).
+-- The tombstone gets p_turn_id, or the place after the last turn. It repeats user, device, session, role and privacy of the hidden
+-- turn. A turn has one tombstone: the same call again is a replay, another reason or place is TombstoneConflict. A turn that is
+-- not in this tenant's conversation is ConversationTurnNotFound, even if another tenant has it.
 CREATE OR REPLACE FUNCTION conversation.tombstone_turn(
   p_tenant_id text,
   p_correlation_id uuid,
@@ -81,7 +81,7 @@ BEGIN
         PERFORM os_core.refuse_contract(NULL, 'turn_id: must be greater than that of the turn to hide');
       END IF;
     ELSE
-      -- Neither the key nor the turn to hide was in the way: it is the place, which somebody else has taken.
+      -- The conflict is not the key and not the turn to hide, so it is the place: another turn has taken it.
       SELECT turn.* INTO _prior
       FROM conversation.conversation_ledger AS turn
       WHERE turn.tenant_id = p_tenant_id AND turn.correlation_id = p_correlation_id AND turn.turn_id = _turn_id;

@@ -1,5 +1,5 @@
--- conversation.turn_violation: the first rule of contract section 2 that a turn to append breaks, as 'field: rule', or NULL. It never shows
--- a value: what was said stays out of messages and logs.
+-- conversation.turn_violation: returns the first rule that a new turn breaks, as 'field: rule', or NULL (contract section 2).
+-- It never shows a value: texts must not get into messages and logs.
 CREATE OR REPLACE FUNCTION conversation.turn_violation(
   p_correlation_id uuid,
   p_turn_id bigint,
@@ -21,7 +21,7 @@ AS $$
 BEGIN
   RETURN COALESCE(
     CASE WHEN p_correlation_id IS NULL THEN 'correlation_id: must be a UUID as 8-4-4-4-12 hexadecimal digits' END,
-    -- One place is left after it, for the tombstone that hides it.
+    -- The last place is left for a tombstone that hides this turn.
     os_core.integer_violation('turn_id', p_turn_id, 1, 9223372036854775806),
     os_core.identifier_violation('user_id', p_user_id, 128),
     CASE WHEN (p_role IN ('USER', 'SELENE')) IS NOT TRUE THEN 'role: must be one of USER, SELENE' END,

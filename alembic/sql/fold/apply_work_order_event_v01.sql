@@ -1,6 +1,7 @@
--- os_core.apply_work_order_event: the fold (contract sections 5 to 7): the state after one more event, a NULL state before the first.
--- The only place that says what an event means for the projection. It never refuses, whatever an event holds: what older rules
--- accepted must still replay. No SET clause: it would cost a third of the speed; every name in it is pg_catalog's or qualified.
+-- os_core.apply_work_order_event: the fold: returns the state after one more event (contract sections 5 to 7).
+-- p_state is NULL before the first event. Only this function says what an event does to the projection. It never refuses: events
+-- that older rules accepted must still replay. It has no SET clause, which would cost a third of its speed, so every name in it
+-- is qualified or in pg_catalog.
 CREATE OR REPLACE FUNCTION os_core.apply_work_order_event(
   p_state os_core.work_orders_current, p_event os_core.work_order_ledger
 )
@@ -40,7 +41,7 @@ BEGIN
         p_state.resolved_fields_json := p_state.resolved_fields_json - _key;
         _changed := TRUE;
       END IF;
-      -- An equal value leaves the entry as it is: it would be no state change.
+      -- An equal value does not change the entry: it is not a state change.
       IF (p_event.event_type = 'FIELD_CONFLICT_RESOLVED' OR p_state.asked_fields_json ? _key)
         AND (_changed OR p_state.resolved_fields_json -> _key -> 'value' IS DISTINCT FROM _value)
       THEN
@@ -55,7 +56,7 @@ BEGIN
     END IF;
 
   ELSIF pg_catalog.starts_with(p_event.event_type, 'STEP_') THEN
-    -- Steps say something about the work, not about the order: they change its envelope only.
+    -- Step events change only the columns that every event sets.
     NULL;
 
   ELSIF p_event.event_type IN ('STATUS_CHANGED', 'WORK_ORDER_CANCELED') THEN
@@ -91,7 +92,7 @@ BEGIN
     END IF;
 
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
-    -- The same request once more changes nothing; nor does one that comes with the end, which clears it below.
+    -- The same request again is not a state change. A request with a terminal status is dropped: nothing can resolve it.
     IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
       _changed := NOT p_state.external_approval_pending
         OR p_state.external_approval_notices <> 0
@@ -109,7 +110,7 @@ BEGIN
     IF p_state.external_approval_pending
       AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
     THEN
-      -- Two notices at most, the second after the expiry: one that already came after it uses up both.
+      -- At most two notices, the second after the expiry. A first one after the expiry counts as both.
       p_state.external_approval_notices := CASE
         WHEN p_event.created_at >= p_state.external_approval_expires_at THEN 2
         ELSE LEAST(p_state.external_approval_notices + 1, 2)
@@ -152,7 +153,7 @@ BEGIN
     );
   END IF;
 
-  -- One row constructor in the table's column order is several times cheaper than an assignment per column.
+  -- One row constructor in the table's column order is several times cheaper than an assignment for each column.
   RETURN ROW(
     p_event.work_order_id,
     p_event.tenant_id,

@@ -1,5 +1,5 @@
--- os_core.lock_session: the session as it is, locked to the end of the transaction, or SessionNotFound. FOR NO KEY UPDATE: the turns that
--- name the session go on meanwhile.
+-- os_core.lock_session: locks a session until the end of the transaction and returns it, or raises SessionNotFound.
+-- FOR NO KEY UPDATE does not block new turns, whose foreign key locks the session.
 CREATE OR REPLACE FUNCTION os_core.lock_session(p_tenant_id text, p_session_id text)
 RETURNS os_core.sessions
 LANGUAGE plpgsql

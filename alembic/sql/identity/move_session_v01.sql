@@ -1,5 +1,5 @@
--- os_core.move_session: moves a session to a state, as contract section 2 allows: else SessionStateInvalid. A session that is in that state
--- already stays as it is, so that a lost answer can be asked for again. To become ACTIVE is activity; to close, and to be set aside, is not.
+-- os_core.move_session: moves a session to a state that contract section 2 allows, else raises SessionStateInvalid.
+-- A session that has the state already stays as it is, so the call can be repeated. Only a move to ACTIVE counts as activity.
 CREATE OR REPLACE FUNCTION os_core.move_session(p_tenant_id text, p_session_id text, p_session_state text)
 RETURNS TABLE (
   tenant_id text,

@@ -1,5 +1,5 @@
--- os_core.open_session: opens a session of a user on one of the user's devices (contract section 2). The session_id is its idempotency
--- key: opened again for the same user and device, it returns the session as it is now, whatever its state.
+-- os_core.open_session: opens a session of a user on one of the user's devices (contract section 2).
+-- The session_id is the idempotency key: for the same user and device, the session is returned as it is now.
 CREATE OR REPLACE FUNCTION os_core.open_session(p_tenant_id text, p_session_id text, p_user_id text, p_device_id text)
 RETURNS TABLE (
   tenant_id text,

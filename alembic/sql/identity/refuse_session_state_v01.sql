@@ -1,4 +1,4 @@
--- os_core.refuse_session_state: raises SessionStateInvalid: p_session cannot become p_requested_state from where it stands.
+-- os_core.refuse_session_state: raises SessionStateInvalid: p_session cannot move to p_requested_state from its state.
 CREATE OR REPLACE FUNCTION os_core.refuse_session_state(p_session os_core.sessions, p_requested_state text)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
--- os_core.register_device: makes a device of a user's known, or updates it; it has been seen now, by the database's clock, and never
--- earlier than before (contract section 2). NULL leaves a value as it is, '' takes the audio profile away. A device stays its user's.
+-- os_core.register_device: makes a user's device known or updates it, and records that it was seen now (contract section 2).
+-- last_seen_at never goes back. NULL leaves a value as it is, '' removes the audio profile. A device never moves to another user.
 CREATE OR REPLACE FUNCTION os_core.register_device(
   p_tenant_id text,
   p_user_id text,

@@ -1,6 +1,6 @@
--- os_core.register_identity: makes a user known to the tenant, or updates what is known of one; returns the row (contract section 2).
--- NULL leaves a value as it is (ACTIVE for a new user), '' takes it away: so two callers who each know one thing lose nothing of the
--- other's. Where nothing changes nothing is written.
+-- os_core.register_identity: makes a user known or updates what is given, and returns the row (contract section 2).
+-- NULL leaves a value as it is (a new user is ACTIVE), '' removes it. So two callers that each know one value do not overwrite
+-- the other's. If nothing changes, nothing is written.
 CREATE OR REPLACE FUNCTION os_core.register_identity(
   p_tenant_id text,
   p_user_id text,

@@ -1,5 +1,5 @@
--- os_core.require_owned: raises IdentityNotFound, DeviceNotFound or SessionNotFound unless the tenant has this user, and the user this
--- device and this session (NULL: none is named). What belongs to another user or tenant is refused like what does not exist.
+-- os_core.require_owned: raises IdentityNotFound, DeviceNotFound or SessionNotFound unless the user, device and session exist.
+-- The device and session must be that user's; NULL means that none is named. Another user's or tenant's counts as missing.
 CREATE OR REPLACE FUNCTION os_core.require_owned(p_tenant_id text, p_user_id text, p_device_id text, p_session_id text)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
--- os_core.touch_session: records activity in a session: its last_activity_at is now, by the database's clock, and never earlier than it
--- was; an OPEN session becomes ACTIVE (contract section 2). In any other state than these two: SessionStateInvalid.
+-- os_core.touch_session: records activity in an OPEN or ACTIVE session; OPEN becomes ACTIVE (contract section 2).
+-- Any other state is SessionStateInvalid. last_activity_at is the database's clock and never goes back.
 CREATE OR REPLACE FUNCTION os_core.touch_session(p_tenant_id text, p_session_id text)
 RETURNS TABLE (
   tenant_id text,

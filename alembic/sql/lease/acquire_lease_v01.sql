@@ -1,6 +1,6 @@
--- os_core.acquire_lease: takes the lease on a work order (contract section 8). A token stands for one lease for ever: given again it returns
--- that lease while it is held, and LeaseLost after. So a holder that was taken over cannot come back under its old token, and no old
--- lease is handed out as if it were live. The fence is the seq of LEASE_ACQUIRED. All is judged by the database's clock, under the lock.
+-- os_core.acquire_lease: takes the lease on a work order (contract section 8). The fence is the seq of LEASE_ACQUIRED.
+-- One token stands for one lease, for ever: the same token returns its lease while it is held, and raises LeaseLost after that.
+-- So a worker whose lease was taken over cannot come back with its old token. Times are the database's clock, read under the lock.
 CREATE OR REPLACE FUNCTION os_core.acquire_lease(
   p_tenant_id text,
   p_work_order_id text,
@@ -47,7 +47,7 @@ BEGIN
 
   <<taken>>
   BEGIN
-    -- A retry comes before everything that can refuse. How long the lease was to last says its event.
+    -- A replay comes before every refusal. The first ttl_ms is in the payload of LEASE_ACQUIRED.
     IF p_idempotency_key IS NOT NULL THEN
       SELECT lease.* INTO _lease
       FROM os_core.work_order_leases AS lease

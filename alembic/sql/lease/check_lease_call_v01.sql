@@ -1,5 +1,5 @@
--- os_core.check_lease_call: raises ContractViolation where a call of a lease function breaks its input contract (contract section 8).
--- p_takes: 'owner' for one that takes owner and ttl_ms, 'ttl_ms' for one that takes that, NULL for neither. No message shows a value.
+-- os_core.check_lease_call: raises ContractViolation for invalid arguments of a lease function (contract section 8).
+-- p_takes: 'owner' for a function with owner and ttl_ms, 'ttl_ms' for one with ttl_ms, NULL for neither. It never shows a value.
 CREATE OR REPLACE FUNCTION os_core.check_lease_call(
   p_takes text, p_work_order_id text, p_owner text, p_token text, p_ttl_ms bigint, p_idempotency_key text
 )

@@ -1,5 +1,5 @@
--- os_core.release_lease: gives a lease back: after its expiry too unless it was taken over, and on a work order at its end too. TRUE where
--- this call did it, FALSE where it was given back before; LeaseLost for any other token (contract section 8).
+-- os_core.release_lease: gives a lease back; TRUE if this call did it, FALSE if it was given back before (contract section 8).
+-- An expired lease can be given back until somebody takes over, also on an order that has ended. Other tokens are LeaseLost.
 CREATE OR REPLACE FUNCTION os_core.release_lease(p_tenant_id text, p_work_order_id text, p_token text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.renew_lease: lets the holder of an unexpired lease hold it for p_ttl_ms from now on; LeaseLost for anyone else (contract section 8).
+-- os_core.renew_lease: extends an unexpired lease to p_ttl_ms from now; LeaseLost for any other token (contract section 8).
 CREATE OR REPLACE FUNCTION os_core.renew_lease(p_tenant_id text, p_work_order_id text, p_token text, p_ttl_ms bigint)
 RETURNS TABLE (
   lease_id uuid,
@@ -52,7 +52,7 @@ BEGIN
   _event.lease_owner_id := _lease.lease_owner_id;
   _event.lease_token_hash := _lease.lease_token_hash;
   _event.lease_expires_at := _lease.lease_expires_at;
-  -- With the token: the lease must still be held at the event's own time, so that the ledger tells the same.
+  -- With the token, append checks the lease again at the event's created_at, so the ledger agrees with this table.
   PERFORM os_core.append_work_order_event(_event, NULL, p_token);
   UPDATE os_core.work_order_leases AS lease
   SET

@@ -1,4 +1,4 @@
--- os_core.token_hash: what is stored of a lease token: its SHA-256 in hexadecimal (contract sections 2 and 8).
+-- os_core.token_hash: returns the SHA-256 of a lease token in hexadecimal digits; only this is stored (contract sections 2 and 8).
 CREATE OR REPLACE FUNCTION os_core.token_hash(p_token text)
 RETURNS text
 LANGUAGE plpgsql

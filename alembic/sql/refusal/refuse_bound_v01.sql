@@ -1,4 +1,4 @@
--- os_core.refuse_bound: raises BoundExceeded for what os_core.exceeded_bound() names, 'column unit limit'.
+-- os_core.refuse_bound: raises BoundExceeded; p_bound is 'column unit limit' from os_core.exceeded_bound.
 CREATE OR REPLACE FUNCTION os_core.refuse_bound(p_work_order_id text, p_bound text, p_event_index integer)
 RETURNS void
 LANGUAGE plpgsql

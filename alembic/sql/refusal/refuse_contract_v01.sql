@@ -1,4 +1,4 @@
--- os_core.refuse_contract: raises ContractViolation for a 'field: rule' text; p_event_index counts from 0 within the batch.
+-- os_core.refuse_contract: raises ContractViolation for a 'field: rule' text. p_event_index counts from 0 in the batch.
 CREATE OR REPLACE FUNCTION os_core.refuse_contract(p_event_index integer, p_violation text)
 RETURNS void
 LANGUAGE plpgsql
@@ -6,7 +6,7 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  -- The last colon: the name of an unknown key may have one, a rule has none.
+  -- Split at the last ': ', because an unknown key may contain one; a rule does not.
   _after constant integer := pg_catalog.strpos(pg_catalog.reverse(p_violation), ' :') - 1;
 BEGIN
   PERFORM os_core.refuse(

@@ -1,4 +1,4 @@
--- os_core.refuse_event: turns a refusal of steps 3 to 6 of contract section 4 into its error, with the facts a caller acts on.
+-- os_core.refuse_event: raises the error for an SQLSTATE of steps 3 to 6 (contract section 4), with the facts that callers need.
 CREATE OR REPLACE FUNCTION os_core.refuse_event(
   p_sqlstate text,
   p_event_index integer,
@@ -16,7 +16,7 @@ DECLARE
   _message text;
   _facts jsonb := pg_catalog.jsonb_build_object('work_order_id', p_event.work_order_id, 'event_index', p_event_index);
 BEGIN
-  -- What looks like an order that does not exist may be one whose projection row is lost.
+  -- An order that seems to be missing may have lost its projection row.
   IF p_state.last_seq IS NULL
     AND EXISTS (
       SELECT FROM os_core.work_order_ledger AS ledger

@@ -1,4 +1,4 @@
--- os_core.refuse_key: raises IdempotencyConflict: the key already stands for another lease or another attempt of the work order.
+-- os_core.refuse_key: raises IdempotencyConflict: another lease or attempt of the work order has used the key.
 CREATE OR REPLACE FUNCTION os_core.refuse_key(p_work_order_id text, p_idempotency_key text)
 RETURNS void
 LANGUAGE plpgsql

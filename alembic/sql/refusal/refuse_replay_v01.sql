@@ -1,4 +1,4 @@
--- os_core.refuse_replay: raises IdempotencyConflict: the key of p_event already stands for other content.
+-- os_core.refuse_replay: raises IdempotencyConflict: an event with other content has used the key of p_event.
 CREATE OR REPLACE FUNCTION os_core.refuse_replay(p_event_index integer, p_event os_core.work_order_ledger, p_prior_event_id bigint)
 RETURNS void
 LANGUAGE plpgsql

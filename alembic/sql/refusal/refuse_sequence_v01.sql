@@ -1,5 +1,5 @@
--- os_core.refuse_sequence: raises an operator's error: a table's sequence yields ids that the table has already, or lower ones, as after a
--- restore without it. No SL code: no caller can act on it.
+-- os_core.refuse_sequence: raises an error for the operator: a sequence gives ids that the table has already, or lower ones.
+-- This happens after a restore without the sequence. No SL code: a caller cannot act on it.
 CREATE OR REPLACE FUNCTION os_core.refuse_sequence(p_table text, p_column text)
 RETURNS void
 LANGUAGE plpgsql

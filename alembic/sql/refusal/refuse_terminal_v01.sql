@@ -1,5 +1,5 @@
--- os_core.refuse_terminal: raises InvalidTransition where the work order is at its end: no new lease and no new attempt follows (contract
--- sections 4 and 8). Asked before the event is written, which carries the status CANCELED forward and must not count as a cancel.
+-- os_core.refuse_terminal: raises InvalidTransition if the work order has ended: no new lease or attempt (contract sections 4 and 8).
+-- Checked before the event is written: the event repeats the order's status, and CANCELED would count as a cancel.
 CREATE OR REPLACE FUNCTION os_core.refuse_terminal(p_state os_core.work_orders_current, p_event_type text)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.refuse: the one way in which a function of ours says no: an SL code, a sentence, and the facts as one JSON object in DETAIL.
+-- os_core.refuse: raises every refusal of our functions: an SL code, a sentence, and facts as a JSON object in DETAIL.
 CREATE OR REPLACE FUNCTION os_core.refuse(p_sqlstate text, p_message text, p_facts jsonb)
 RETURNS void
 LANGUAGE plpgsql

@@ -1,6 +1,6 @@
--- os_core.mend_work_orders: makes the projection rows of some work orders the fold of their ledgers again and returns how many it
--- changed (contract section 5). The rows are locked first and the ledger is read after, so that no append is lost or overtaken.
--- Called by os_core.rebuild_range only, for rows that were seen to differ.
+-- os_core.mend_work_orders: repairs the projection rows of some work orders from their ledgers, and returns how many changed.
+-- It locks the rows first and reads the ledger after that, so that no append is lost (contract section 5).
+-- Called by os_core.rebuild_range only, for rows that were found to differ.
 CREATE OR REPLACE FUNCTION os_core.mend_work_orders(p_tenant_id text, p_ids text[])
 RETURNS bigint
 LANGUAGE plpgsql
@@ -30,8 +30,8 @@ BEGIN
       ORDER BY current.work_order_id
       FOR NO KEY UPDATE;
 
-      -- A row without any event is the fold of nothing. It goes first: it may hold a correlation_id that another one needs. One that
-      -- something references stays, and verify goes on naming it.
+      -- Delete rows without events. They go first, because one may hold a correlation_id that another order needs. A row that a
+      -- foreign key references stays, and verify goes on naming it.
       _changed := 0;
       FOR _id IN
         SELECT current.work_order_id
@@ -77,7 +77,7 @@ BEGIN
       EXIT;
     EXCEPTION
       WHEN SQLSTATE 'SL014' THEN
-        -- A row outside the set holds, wrongly, what one inside needs: it has to be mended in the same breath.
+        -- A row outside the set wrongly holds a correlation_id that one inside needs: repair both together.
         SELECT pg_catalog.array_agg(current.work_order_id) INTO _holders
         FROM os_core.work_orders_current AS current
         WHERE current.tenant_id = p_tenant_id
@@ -88,11 +88,11 @@ BEGIN
         END IF;
         _ids := _ids || _holders;
       WHEN SQLSTATE 'SL015' THEN
-        -- The row stands under another tenant: to be mended there first. This one is left out, and verify goes on naming it.
+        -- Another tenant's row has this id and must be repaired there first. Leave this order out; verify goes on naming it.
         GET STACKED DIAGNOSTICS _facts = PG_EXCEPTION_DETAIL;
         _unavailable := _unavailable || (_facts::jsonb ->> 'work_order_id');
       WHEN serialization_failure THEN
-        -- Another rebuild has just put a missing row back: lock it and compare again, unless the snapshot is frozen.
+        -- Another rebuild has just written a missing row: lock it and compare again, if the snapshot can show it.
         IF pg_catalog.current_setting('transaction_isolation') <> 'read committed' THEN
           RAISE;
         END IF;

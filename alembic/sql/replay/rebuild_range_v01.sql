@@ -1,8 +1,8 @@
--- os_core.rebuild_range: folds the ledgers of the work orders from p_first to p_last and mends the projection rows that differ (contract
--- section 5). Ledger and projection are compared on one snapshot, where an append shows in both or in neither: what differs has
--- really drifted, and only that is locked. Called by the two rebuild functions only.
--- The subquery is sorted as the index is: the fold sees each order's events in sequence, streaming, without a sort per order.
--- Not compiled: a generic plan expects a share of the whole ledger, and would be compiled again for every group of orders.
+-- os_core.rebuild_range: folds the work orders from p_first to p_last and repairs the rows that differ (contract section 5).
+-- Called by the two rebuild functions only. Ledger and projection are compared on one snapshot, which has an append in both tables
+-- or in neither. So what differs has really drifted, and only that is locked.
+-- The subquery is sorted like the index, so the fold needs no sort for each order. JIT is off: it would compile again for
+-- every group of orders.
 CREATE OR REPLACE FUNCTION os_core.rebuild_range(
   p_tenant_id text, p_first text, p_last text, OUT work_orders bigint, OUT events bigint, OUT changed bigint
 )

@@ -1,4 +1,4 @@
--- os_core.rebuild_work_order: makes one projection row the fold of its ledger again (contract section 5).
+-- os_core.rebuild_work_order: writes one projection row again as the fold of its ledger (contract section 5).
 CREATE OR REPLACE FUNCTION os_core.rebuild_work_order(p_tenant_id text, p_work_order_id text)
 RETURNS TABLE (work_orders bigint, events bigint, changed bigint)
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
--- os_core.rebuild_work_orders: rebuilds the next p_limit work orders of a tenant after the id p_after ('' to begin), for a caller who
--- runs one short transaction per group (contract section 5). last_work_order_id is NULL when there was none left.
+-- os_core.rebuild_work_orders: rebuilds the next p_limit work orders of a tenant after p_after ('': from the first).
+-- For callers that run one short transaction for each group (contract section 5). last_work_order_id is NULL if none was left.
 CREATE OR REPLACE FUNCTION os_core.rebuild_work_orders(p_tenant_id text, p_after text, p_limit integer)
 RETURNS TABLE (work_orders bigint, events bigint, changed bigint, last_work_order_id text)
 LANGUAGE plpgsql
@@ -11,7 +11,7 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-  -- A variable and not the expression: under row-level security COALESCE is no index condition, and the walk would start at the front.
+  -- A variable: under row-level security COALESCE is not an index condition, and each call would start at the first order.
   _after constant text := COALESCE(p_after, '');
   _ids text[];
 BEGIN
@@ -20,7 +20,7 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 10000));
   END IF;
 
-  -- The ledger is walked id by id (one index probe each), however many events an order has; rows without events come from the projection.
+  -- One index probe finds the next id in the ledger, however many events an order has. Rows without events come from the projection.
   WITH RECURSIVE known AS (
     (
       SELECT ledger.work_order_id

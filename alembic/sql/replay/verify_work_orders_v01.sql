@@ -1,5 +1,6 @@
--- os_core.verify_work_orders: compares the fold of the ledger with the projection, read-only, in one statement and so on one snapshot
--- (contract section 5). The subquery is sorted: the fold sees each order's events in sequence. Returns the work orders that differ, and those whose work_order_seq is not 1..n; no row when all is well.
+-- os_core.verify_work_orders: returns the work orders whose projection is not the fold of their ledger (contract section 5).
+-- Also those whose work_order_seq is not 1..n. It only reads, in one statement and so on one snapshot. The subquery is sorted, so
+-- the fold gets each order's events in sequence.
 CREATE OR REPLACE FUNCTION os_core.verify_work_orders(p_tenant_id text, p_work_order_id text DEFAULT NULL)
 RETURNS TABLE (work_order_id text, problem text)
 LANGUAGE plpgsql

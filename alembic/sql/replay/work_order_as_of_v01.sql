@@ -1,5 +1,5 @@
--- os_core.work_order_as_of: the state of a work order as it then was: after the event p_seq or p_event_id, or after the last event
--- created at or before p_at (exactly one of the three); no row before its creation (contract section 5).
+-- os_core.work_order_as_of: returns the state of a work order at an earlier time; no row before its creation (contract section 5).
+-- Exactly one of: p_seq and p_event_id (after that event), p_at (after the last event created by then).
 CREATE OR REPLACE FUNCTION os_core.work_order_as_of(
   p_tenant_id text, p_work_order_id text, p_seq bigint DEFAULT NULL, p_event_id bigint DEFAULT NULL, p_at timestamptz DEFAULT NULL
 )

@@ -1,6 +1,5 @@
--- os_core.exceeded_bound: the first bound of contract section 2 that the JSON columns of a projection row exceed, as 'column unit
--- limit', or NULL: 64 keys each, 512 dedupe keys, and for fields and resolved fields also 65,536 bytes as text.
--- A key takes eight characters or more of the text, so rows with little in them are cleared at once.
+-- os_core.exceeded_bound: returns the first bound that a projection row exceeds, as 'column unit limit', or NULL (contract section 2).
+-- A key takes at least eight characters of the text, so a short text needs no count.
 CREATE OR REPLACE FUNCTION os_core.exceeded_bound(
   p_fields jsonb, p_asked jsonb, p_resolved jsonb, p_conflicts jsonb, p_dedupe_keys jsonb
 )

@@ -1,5 +1,6 @@
--- os_core.identifier_violation: 'field: rule' where a value is no id of at most p_most characters (contract section 2, Ids), or NULL.
--- With p_required => FALSE it may be left out. This sentence stands here and in selene_core's rules, and a test compares the two. No SET clause: see os_core.is_identifier.
+-- os_core.identifier_violation: returns 'field: rule' if a value is not an id of 1..p_most characters (contract section 2), or NULL.
+-- With p_required => FALSE the value may be NULL. Python has the same sentence; a test compares the two.
+-- No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.identifier_violation(
   p_field text, p_value text, p_most integer, p_required boolean DEFAULT TRUE
 )

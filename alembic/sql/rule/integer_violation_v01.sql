@@ -1,5 +1,6 @@
--- os_core.integer_violation: 'field: rule' where a value is no integer from p_least to p_most, or NULL. NULL is no integer.
--- With p_required => FALSE it may be left out. This sentence stands here and in selene_core's rules, and a test compares the two. No SET clause: see os_core.is_identifier.
+-- os_core.integer_violation: returns 'field: rule' if a value is not an integer from p_least to p_most, or NULL.
+-- With p_required => FALSE the value may be NULL. Python has the same sentence; a test compares the two.
+-- No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.integer_violation(
   p_field text, p_value numeric, p_least bigint, p_most bigint, p_required boolean DEFAULT TRUE
 )

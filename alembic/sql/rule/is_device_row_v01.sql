@@ -1,5 +1,5 @@
--- os_core.is_device_row: what a row of os_core.devices must be, whoever writes it (contract section 2). Its tenant and user are those of
--- the identity that its foreign key names.
+-- os_core.is_device_row: the CHECK of os_core.devices (contract section 2).
+-- Tenant and user are not checked here: the foreign key leads to an identity, whose row was checked.
 CREATE OR REPLACE FUNCTION os_core.is_device_row(
   p_device_id text, p_device_type text, p_last_seen_at timestamptz, p_audio_profile_ref text
 )

@@ -1,5 +1,6 @@
--- os_core.is_event_row: what a row of os_core.work_order_ledger must be, whoever writes it (contract sections 2 and 3). One function
--- and not a CHECK a column: every statement reads and plans every CHECK anew, which cost more than all the rest of an insert.
+-- os_core.is_event_row: the CHECK of os_core.work_order_ledger (contract sections 2 and 3).
+-- One function instead of a CHECK for each column: every statement parses and plans each CHECK again, which cost more than the rest
+-- of an insert.
 CREATE OR REPLACE FUNCTION os_core.is_event_row(
   p_tenant_id text,
   p_work_order_id text,

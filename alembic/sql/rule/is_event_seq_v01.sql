@@ -1,4 +1,4 @@
--- os_core.is_event_seq: the text of a JSON integer from 0 to 2^63-1.
+-- os_core.is_event_seq: whether a text is an integer from 0 to 2^63-1, as expected_seq has it.
 CREATE OR REPLACE FUNCTION os_core.is_event_seq(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,6 +1,6 @@
 -- os_core.is_identifier: 1..p_most ASCII letters, digits and ._:/@+-, starting with a letter or digit (contract section 2, Ids).
--- Called for every id of every row: no SET clause, which would double its cost; operators and names are qualified instead. PL/pgSQL
--- and not SQL: an inlined function is parsed and planned again by every statement that checks a constraint.
+-- Called for every id of every row, so it has no SET clause, which would double its cost; its names are qualified instead.
+-- PL/pgSQL and not SQL: an inlined function is planned again by every statement that checks a constraint.
 CREATE OR REPLACE FUNCTION os_core.is_identifier(p_text text, p_most integer)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,5 +1,4 @@
--- os_core.is_identity_row: what a row of os_core.identities must be, whoever writes it (contract section 2). A language is a tag such as
--- de or pt-BR (BCP 47: letters first, subtags of 1..8 letters and digits).
+-- os_core.is_identity_row: the CHECK of os_core.identities (contract section 2).
 CREATE OR REPLACE FUNCTION os_core.is_identity_row(
   p_tenant_id text, p_user_id text, p_speaker_id text, p_primary_language text, p_status text, p_created_at timestamptz
 )

@@ -1,6 +1,7 @@
--- os_core.is_label: 1..p_most characters without control characters and without white space at either end (keys, hashes).
--- Nearly all are printable ASCII and cleared by the first pattern. The characters of the others are listed: classes such as [:space:]
--- depend on the database's locale; E'' because a plain literal's backslashes depend on the session. No SET clause: see os_core.is_identifier.
+-- os_core.is_label: 1..p_most characters without control characters, and without white space at either end (keys, hashes).
+-- The first pattern accepts printable ASCII, which nearly all labels are. The other patterns list their characters: classes such as
+-- [:space:] depend on the database's locale, and backslashes outside of E'' on the session.
+-- No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_label(p_text text, p_most integer)
 RETURNS boolean
 LANGUAGE plpgsql

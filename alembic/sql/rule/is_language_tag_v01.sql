@@ -1,4 +1,5 @@
--- os_core.is_language_tag: a language tag of at most 35 characters as BCP 47 forms it; that the language exists is not looked up.
+-- os_core.is_language_tag: a language tag of at most 35 characters in the form of BCP 47, such as pt-BR.
+-- It does not look up whether the language exists.
 CREATE OR REPLACE FUNCTION os_core.is_language_tag(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

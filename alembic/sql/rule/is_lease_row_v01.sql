@@ -1,5 +1,5 @@
--- os_core.is_lease_row: what a row of os_core.work_order_leases must be, whoever writes it (contract section 2). Its ids are those of the
--- projection row that its foreign key names.
+-- os_core.is_lease_row: the CHECK of os_core.work_order_leases (contract section 2).
+-- Tenant and work order are not checked here: the foreign key leads to a projection row, which was checked.
 CREATE OR REPLACE FUNCTION os_core.is_lease_row(
   p_lease_owner_id text,
   p_lease_token_hash text,

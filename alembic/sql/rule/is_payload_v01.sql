@@ -1,6 +1,6 @@
--- os_core.is_payload: an object of at most 16,384 bytes as text that every client can read back: at most 32 levels of nesting, every
--- number finite as a double and, where integer-valued, within 64 bits (contract section 2). Thirty-three
--- levels take 66 brackets, so that most payloads are cleared without the first walk.
+-- os_core.is_payload: an object that every client can read back (contract section 2): at most 16,384 bytes as text, at most 32 levels,
+-- every number finite as a double and every integer within 64 bits.
+-- 33 levels take 66 brackets, so a shorter text needs no look at the depth.
 CREATE OR REPLACE FUNCTION os_core.is_payload(p_json jsonb)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.is_portable_time: no infinity, and in the years 1 to 9999 of UTC: what a client without other years can hold, read in UTC.
+-- os_core.is_portable_time: not infinity, and in the years 1 to 9999 of UTC, so that every client can hold it.
 CREATE OR REPLACE FUNCTION os_core.is_portable_time(p_at timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql

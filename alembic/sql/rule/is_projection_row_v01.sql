@@ -1,5 +1,5 @@
--- os_core.is_projection_row: what a row of os_core.work_orders_current must be, whoever writes it (contract section 2). Its ids are those
--- of the ledger row that its foreign key names.
+-- os_core.is_projection_row: the CHECK of os_core.work_orders_current (contract section 2).
+-- Tenant and work order are not checked here: the foreign key leads to a ledger row, which was checked.
 CREATE OR REPLACE FUNCTION os_core.is_projection_row(
   p_turn_id bigint,
   p_work_order_status text,

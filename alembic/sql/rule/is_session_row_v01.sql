@@ -1,5 +1,5 @@
--- os_core.is_session_row: what a row of os_core.sessions must be, whoever writes it (contract section 2). Its tenant, user and device are
--- those of the device that its foreign key names.
+-- os_core.is_session_row: the CHECK of os_core.sessions (contract section 2).
+-- Tenant, user and device are not checked here: the foreign key leads to a device, whose row was checked.
 CREATE OR REPLACE FUNCTION os_core.is_session_row(
   p_session_id text, p_session_state text, p_opened_at timestamptz, p_last_activity_at timestamptz, p_closed_at timestamptz
 )

@@ -1,5 +1,6 @@
--- os_core.is_step_attempt_row: what a row of os_core.work_order_step_attempts must be, whoever writes it (contract section 2). Its ids are
--- those of the projection row that its foreign key names. A retry is due only after a failure, and only within the budget.
+-- os_core.is_step_attempt_row: the CHECK of os_core.work_order_step_attempts (contract section 2).
+-- Tenant and work order are not checked here: the foreign key leads to a projection row, which was checked.
+-- A retry is due only after a failure, and only if retries are left.
 CREATE OR REPLACE FUNCTION os_core.is_step_attempt_row(
   p_step_id text,
   p_attempt_index integer,

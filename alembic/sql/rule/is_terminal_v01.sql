@@ -1,5 +1,5 @@
--- os_core.is_terminal: the statuses after which nothing follows (contract section 3). Where every append passes, the list stands
--- written out instead, because a call costs more than it: tests hold those places to this one.
+-- os_core.is_terminal: the statuses that end a work order (contract section 3).
+-- Where every append passes, the list is written out, because a call costs more. Tests compare those places with this one.
 CREATE OR REPLACE FUNCTION os_core.is_terminal(p_status text)
 RETURNS boolean
 LANGUAGE plpgsql

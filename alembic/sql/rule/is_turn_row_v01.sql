@@ -1,5 +1,6 @@
--- conversation.is_turn_row: what a row of conversation.conversation_ledger must be, whoever writes it (contract section 2). Its tenant, user,
--- device and session are those that its foreign keys name. A tombstone has no text of its own, a reason, and an earlier turn to hide.
+-- conversation.is_turn_row: the CHECK of conversation.conversation_ledger (contract section 2).
+-- Tenant, user, device and session are not checked here: the foreign keys lead to rows that were checked.
+-- A tombstone has a reason, an earlier turn to hide, and no text.
 CREATE OR REPLACE FUNCTION conversation.is_turn_row(
   p_conversation_turn_id bigint,
   p_turn_id bigint,

@@ -1,5 +1,5 @@
--- os_core.is_uuid: a UUID written 8-4-4-4-12; the cast alone accepts braces and other groupings. LIKE places the hyphens: a pattern
--- that counts would cost several times as much. No SET clause: see os_core.is_identifier.
+-- os_core.is_uuid: a UUID written as 8-4-4-4-12; the cast alone would accept braces and other groupings.
+-- LIKE checks the hyphens: a pattern with counts costs several times as much. No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_uuid(p_text text)
 RETURNS boolean
 LANGUAGE plpgsql

@@ -1,6 +1,6 @@
--- os_core.json_time: an instant as text inside JSON: UTC, six digits, Z, whatever the session's TimeZone (contract section 5).
--- to_char() is catalogued STABLE for the sake of localised names; this format has none. UTC by an interval of zero: the name 'UTC' can
--- be redefined by the session's TimeZone.
+-- os_core.json_time: writes a time for JSON: UTC, six digits, Z (contract section 5).
+-- IMMUTABLE although to_char() is STABLE: only localised names make it so, and this format has none. INTERVAL '0' means UTC; the name
+-- 'UTC' can be redefined by the session's TimeZone.
 CREATE OR REPLACE FUNCTION os_core.json_time(p_at timestamptz)
 RETURNS text
 LANGUAGE plpgsql

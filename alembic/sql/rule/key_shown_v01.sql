@@ -1,6 +1,6 @@
--- os_core.key_shown: a caller's key as an error shows it: in one line, of at most 40 characters. Control characters, and those that
--- steer how a line is written (zero width, direction), become question marks. E'' because a plain literal's backslashes
--- depend on the session.
+-- os_core.key_shown: shortens a caller's key for an error message: one line, at most 40 characters.
+-- Control characters, and those of zero width or writing direction, become question marks. E'' because backslashes in a plain
+-- literal depend on the session.
 CREATE OR REPLACE FUNCTION os_core.key_shown(p_key text)
 RETURNS text
 LANGUAGE plpgsql

@@ -1,5 +1,6 @@
--- os_core.label_violation: 'field: rule' where a value is no label (key, hash) of at most p_most characters, or NULL.
--- With p_required => FALSE it may be left out. This sentence stands here and in selene_core's rules, and a test compares the two. No SET clause: see os_core.is_identifier.
+-- os_core.label_violation: returns 'field: rule' if a value is not a label (key, hash) of 1..p_most characters, or NULL.
+-- With p_required => FALSE the value may be NULL. Python has the same sentence; a test compares the two.
+-- No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.label_violation(
   p_field text, p_value text, p_most integer, p_required boolean DEFAULT TRUE
 )

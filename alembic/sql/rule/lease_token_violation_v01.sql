@@ -1,4 +1,5 @@
--- os_core.lease_token_violation: 'field: rule' where a value is no lease token (contract section 8), or NULL; it never shows the token. No SET clause: see os_core.is_identifier.
+-- os_core.lease_token_violation: returns 'field: rule' if a value is not a lease token (contract section 8), or NULL.
+-- It never shows the token. No SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.lease_token_violation(p_field text, p_value text, p_required boolean DEFAULT TRUE)
 RETURNS text
 LANGUAGE plpgsql

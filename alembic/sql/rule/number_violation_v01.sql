@@ -1,5 +1,6 @@
--- os_core.number_violation: 'field: rule' for the first number in a JSON value that not every client can read back, or NULL: numbers are
--- finite as doubles and, where integer-valued, within 64 bits (contract section 2). p_field names the value; it grows by each step inwards.
+-- os_core.number_violation: returns 'field: rule' for the first number in a JSON value that some client cannot read back, or NULL.
+-- Numbers are finite as doubles, integers within 64 bits (contract section 2). p_field names the value, and grows on the way inwards:
+-- payload.a[0].
 CREATE OR REPLACE FUNCTION os_core.number_violation(p_field text, p_value jsonb)
 RETURNS text
 LANGUAGE plpgsql

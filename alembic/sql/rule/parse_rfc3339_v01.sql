@@ -1,8 +1,8 @@
--- os_core.parse_rfc3339: the instant that an RFC 3339 text with an offset names, or NULL where it names none in the years 1 to 9999 of UTC
--- (contract section 3). The pattern comes first: a bare cast would accept 'now', 'infinity' and local times. It knows the length of each
--- month, so that the cast cannot fail: a block that catches errors cannot run in a parallel worker before PostgreSQL 17.
--- The cast sees digits only: the session's TimeZone can redefine what the letters T and Z mean.
--- No backslash: what one means in a body depends on the session's standard_conforming_strings.
+-- os_core.parse_rfc3339: returns the time that an RFC 3339 text with an offset names, or NULL (contract section 3).
+-- Outside the years 1 to 9999 of UTC it is NULL, too. A bare cast would accept 'now', 'infinity' and local times, so the pattern comes
+-- first. It knows the days of each month, so the cast cannot fail: before PostgreSQL 17 a block that catches errors cannot run in a
+-- parallel worker. T and Z are replaced, because the session's TimeZone can redefine them. No backslash: what it means depends on
+-- standard_conforming_strings.
 CREATE OR REPLACE FUNCTION os_core.parse_rfc3339(p_text text)
 RETURNS timestamptz
 LANGUAGE plpgsql

@@ -1,4 +1,4 @@
--- os_core.time_violation: 'field: rule' where a text is no time as the contract wants it (contract section 3), or NULL.
+-- os_core.time_violation: returns 'field: rule' if a text is not a time as contract section 3 wants it, or NULL.
 CREATE OR REPLACE FUNCTION os_core.time_violation(p_field text, p_text text)
 RETURNS text
 LANGUAGE plpgsql

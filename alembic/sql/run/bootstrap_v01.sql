@@ -1,12 +1,12 @@
--- Before every run: the roles and the schemas, which no revision can make because the version table lives in one of them.
--- What is missing is looked for before the first change; one message has all of it, with the statements to run (contract section 10).
--- Roles belong to the cluster: made where the migrator may, accepted where they exist, never dropped.
+-- Before every run: makes the roles and the schemas. No revision can: the version table is in one of these schemas.
+-- It first looks for everything that is missing, and raises one message with the statements to run (contract section 10).
+-- Roles belong to the server: they are made if the migrator may, used if they exist, and never dropped.
 DO $$
 DECLARE
   _roles constant text[] := ARRAY['selene_owner', 'selene_app', 'selene_readonly'];
   _schemas constant text[] := ARRAY['os_core', 'conversation'];
   _is_15 constant boolean := pg_catalog.current_setting('server_version_num')::integer < 160000;
-  -- To become the owner takes MEMBER up to PostgreSQL 15 and SET from 16 on, where the creator of a role has ADMIN only.
+  -- SET ROLE needs MEMBER up to PostgreSQL 15, and SET from 16 on, where the creator of a role has ADMIN only.
   _become constant text := CASE WHEN _is_15 THEN 'MEMBER' ELSE 'SET' END;
   _grant constant text := pg_catalog.format(
     'GRANT selene_owner TO %I%s', current_user, CASE WHEN NOT _is_15 THEN ' WITH SET TRUE' END
@@ -15,7 +15,8 @@ DECLARE
     SELECT me.rolsuper OR me.rolcreaterole FROM pg_catalog.pg_roles AS me WHERE me.rolname = current_user
   );
   _owner constant oid := (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'selene_owner');
-  -- By which group role it serves, directly or through others. ADMIN alone, which from 16 on the maker of a role has, is no service.
+  -- The group role that makes this login a service login, directly or through others. ADMIN alone, which the creator of a role has
+  -- from 16 on, does not.
   _serves constant text := (
     SELECT pg_catalog.min(r.rolname) FROM pg_catalog.pg_roles AS r
     WHERE r.rolname IN ('selene_app', 'selene_readonly')
@@ -42,7 +43,7 @@ BEGIN
       );
   END IF;
   IF _serves IS NOT NULL AND NOT _migrates THEN
-    -- No statement: what it lacks must never be granted to it.
+    -- No statement is printed: a service login must never get this right.
     RAISE EXCEPTION USING
       ERRCODE = 'object_not_in_prerequisite_state',
       MESSAGE = pg_catalog.format(
@@ -61,7 +62,7 @@ BEGIN
     FROM pg_catalog.pg_roles AS r
     WHERE r.rolname = ANY(_roles) AND (r.rolsuper OR r.rolbypassrls)
     UNION ALL
-    -- From 16 on a membership is revoked by whom it was granted, or not at all.
+    -- From 16 on, only the grantor of a membership can revoke it.
     SELECT 3, pg_catalog.format('role %I could become selene_owner', r.rolname),
       pg_catalog.format('REVOKE %I FROM %I', granted.rolname, r.rolname)
       || COALESCE(pg_catalog.format(' GRANTED BY %I', grantor.rolname), '') || ';'
@@ -99,7 +100,7 @@ BEGIN
       );
   END IF;
 
-  -- Another database of the cluster may be migrated at the same time: a raced CREATE ROLE fails in either of two ways.
+  -- Another database of the server may be migrated at the same time. A CREATE ROLE that loses this race fails in one of two ways.
   FOREACH _name IN ARRAY _roles LOOP
     BEGIN
       IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = _name) THEN
@@ -119,7 +120,7 @@ BEGIN
     END;
   END IF;
 
-  -- Made here and not in a revision: the owner, as whom the revisions run, may not create schemas in the database.
+  -- Made here: the revisions run as the owner, who may not create schemas in the database.
   FOREACH _name IN ARRAY _schemas LOOP
     IF pg_catalog.to_regnamespace(_name) IS NULL THEN
       EXECUTE pg_catalog.format('CREATE SCHEMA %I AUTHORIZATION selene_owner', _name);

@@ -1,4 +1,4 @@
--- Before every run: no limit on how long a migration works; how long it waits for locks has one of its own.
+-- Before every run: switches off the timeouts on a migration's work. Waiting for locks has a limit of its own.
 DO $$
 BEGIN
   PERFORM pg_catalog.set_config(s.name, '0', {{is_local}})

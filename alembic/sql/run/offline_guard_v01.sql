@@ -1,4 +1,4 @@
--- Only in scripts made by --sql: only on a database that stands where the script starts.
+-- Only in scripts made by --sql: refuses a database that is not at the revision where the script starts.
 DO $$
 DECLARE
   _starts_at constant text := '{{starts_at}}';
@@ -7,7 +7,7 @@ BEGIN
   IF pg_catalog.to_regclass('os_core.alembic_version') IS NOT NULL THEN
     EXECUTE 'SELECT COALESCE(MAX(version_num), '''') FROM os_core.alembic_version' INTO _stands_at;
     IF _stands_at = '' AND _starts_at = '' THEN
-      -- A downgrade to base leaves the empty table behind; the script creates its own.
+      -- A downgrade to base leaves this table empty; the script creates its own.
       DROP TABLE os_core.alembic_version;
     END IF;
   END IF;

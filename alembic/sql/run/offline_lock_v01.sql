@@ -1,4 +1,4 @@
--- Only in scripts made by --sql: one migration at a time. The lock is the transaction's, which the whole script is.
+-- Only in scripts made by --sql: takes the migration lock for the one transaction that the script is.
 DO $$
 BEGIN
   IF NOT pg_catalog.pg_try_advisory_xact_lock({{lock_key}}) THEN

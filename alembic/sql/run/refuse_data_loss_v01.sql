@@ -1,5 +1,6 @@
--- {{table}}: refuses to go on while it has rows (contract section 11). Under FORCE the owner would see none, so FORCE goes first, in the
--- transaction that either drops the table or is rolled back; row_security = off makes sure: it fails where a policy would still filter.
+-- {{table}}: refuses a downgrade while the table has rows (contract section 11).
+-- FORCE would hide the rows from the owner, so it is lifted first; the transaction drops the table or is rolled back. row_security = off
+-- raises an error if a policy would still filter.
 ALTER TABLE {{table}} NO FORCE ROW LEVEL SECURITY;
 
 DO $$

@@ -1,8 +1,8 @@
--- Before every run: the version table is believed only where the schema bears it out. It may have been stamped, changed by hand, lost, or
--- restored without the tables. Names tell, which everybody may read: what each revision makes that is there to this day.
+-- Before every run: refuses a version table that the schema contradicts: stamped, edited, lost, or restored without the tables.
+-- It looks for what each revision made that still exists, by name, which every role may read.
 DO $$
 DECLARE
-  _traces constant jsonb := '{{traces}}'; -- [[revision, [thing, ...]], ...] from the oldest on; of one that makes tables only these
+  _traces constant jsonb := '{{traces}}'; -- [[revision, [thing, ...]], ...], oldest first. If a revision makes tables, only these
   _version_table constant text := 'os_core.alembic_version';
   _has_version_table constant boolean := EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -20,7 +20,7 @@ BEGIN
     SELECT FROM pg_catalog.unnest(_stamps) AS stamp (id)
     WHERE stamp.id NOT IN (SELECT known.value ->> 0 FROM pg_catalog.jsonb_array_elements(_traces) AS known)
   ) THEN
-    RETURN; -- a newer version's: Alembic says that it does not know it
+    RETURN; -- a revision of a newer version: Alembic reports that it does not know it
   END IF;
 
   WITH there AS (
@@ -57,7 +57,7 @@ BEGIN
   ),
 
   judged AS (
-    -- A table is made by its revision alone, and is not dropped by hand and forgotten; of the rest some may be.
+    -- Tables are certain: only their revision makes them, and nobody drops one unnoticed. Other things may be lost.
     SELECT counted.*, counted.absent IS NULL AS has_run, counted.present IS NULL AS has_not_run,
       counted.is_certain AND counted.absent IS NOT NULL AND counted.present IS NOT NULL AS is_torn,
       counted.place <= (
@@ -82,7 +82,7 @@ BEGIN
     RETURN;
   END IF;
 
-  -- A revision that leaves no trace of its own is run again rather than left out.
+  -- A revision without traces of its own is run again rather than left out.
   _fits := CASE
     WHEN _found.is_torn OR _found.oldest_missing < _found.newest THEN NULL
     WHEN _found.newest IS NULL THEN ''

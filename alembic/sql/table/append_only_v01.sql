@@ -1,5 +1,6 @@
--- {{table}}: append-only guards for everyone, the owner and replica mode included (contract section 11).
--- Logical apply fires row triggers only; TRUNCATE and a statement that meets no row fire statement triggers only: hence both.
+-- {{table}}: append-only, also for the owner and in replica mode (contract section 11).
+-- Both triggers are needed: logical replication fires row triggers only; TRUNCATE, and a statement that matches no row, fire
+-- statement triggers only.
 CREATE TRIGGER reject_mutation_row
 BEFORE UPDATE OR DELETE ON {{table}}
 FOR EACH ROW EXECUTE FUNCTION os_core.reject_mutation();

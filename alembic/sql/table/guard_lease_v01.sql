@@ -1,5 +1,6 @@
--- os_core.guard_lease: the trigger function of os_core.work_order_leases, for everyone, the owner and replica mode included: no row goes,
--- one that is EXPIRED or RELEASED never changes again, and whose an ACTIVE one is never changes either (contract sections 2 and 8).
+-- os_core.guard_lease: the trigger function of os_core.work_order_leases (contract sections 2 and 8).
+-- It also holds for the owner and in replica mode. No row is deleted. An EXPIRED or RELEASED row never changes; an ACTIVE one never
+-- changes its holder, token or fence.
 CREATE OR REPLACE FUNCTION os_core.guard_lease()
 RETURNS trigger
 LANGUAGE plpgsql

@@ -1,5 +1,6 @@
--- os_core.guard_step_attempt: the trigger function of os_core.work_order_step_attempts, for everyone, the owner and replica mode included:
--- no row goes, one that is over never changes again, and what a RUNNING one set out with is never changed either (contract section 2).
+-- os_core.guard_step_attempt: the trigger function of os_core.work_order_step_attempts (contract section 2).
+-- It also holds for the owner and in replica mode. No row is deleted. A finished row never changes; a RUNNING one never changes what it
+-- was started with.
 CREATE OR REPLACE FUNCTION os_core.guard_step_attempt()
 RETURNS trigger
 LANGUAGE plpgsql

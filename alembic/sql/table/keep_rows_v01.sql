@@ -1,5 +1,6 @@
--- {{table}}: its guard, for everyone, the owner and replica mode included. Logical apply fires row triggers only; TRUNCATE and a DELETE
--- that meets no row fire statement triggers only: hence both.
+-- {{table}}: fires its guard, also for the owner and in replica mode.
+-- Both triggers are needed: logical replication fires row triggers only; TRUNCATE, and a DELETE that matches no row, fire statement
+-- triggers only.
 CREATE TRIGGER guard_row
 BEFORE UPDATE OR DELETE ON {{table}}
 FOR EACH ROW EXECUTE FUNCTION {{guard}}();

@@ -1,6 +1,6 @@
 -- {{table}}: one tenant at a time, for everyone but superusers and BYPASSRLS roles (contract section 10).
--- The permissive policy admits the tenant's rows; the RESTRICTIVE twin keeps a policy that is added later from opening the table.
--- The setting is '' and not NULL after a transaction that set it: hence NULLIF. A writer without a tenant gets an error that says so.
+-- The permissive policy lets the tenant's rows in. The RESTRICTIVE one says the same, so that a policy added later cannot open the table.
+-- NULLIF: after a transaction that set it, the setting is '' and not NULL. A writer without a tenant gets an error that says so.
 ALTER TABLE {{table}} ENABLE ROW LEVEL SECURITY;
 ALTER TABLE {{table}} FORCE ROW LEVEL SECURITY;
 

@@ -1,4 +1,4 @@
--- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises if another one is set (contract section 10).
+-- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises TenantScopeViolation if it has another (contract section 10).
 CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text)
 RETURNS void
 LANGUAGE plpgsql
@@ -10,7 +10,7 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('tenant_id', p_tenant_id, 64));
   END IF;
   IF NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '') IS NULL THEN
-    -- The statement and not set_config(): a distributed engine forwards SET LOCAL to its nodes.
+    -- SET LOCAL and not set_config(): a distributed engine forwards the statement to its nodes.
     EXECUTE pg_catalog.format('SET LOCAL selene.tenant_id = %L', p_tenant_id);
   ELSE
     PERFORM os_core.require_tenant(p_tenant_id);

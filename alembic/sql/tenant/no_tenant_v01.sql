@@ -1,4 +1,4 @@
--- os_core.no_tenant: raises TenantScopeViolation; VOLATILE so that no planner evaluates it ahead of need.
+-- os_core.no_tenant: raises TenantScopeViolation. VOLATILE, so that the planner does not call it in advance.
 CREATE OR REPLACE FUNCTION os_core.no_tenant()
 RETURNS text
 LANGUAGE plpgsql
