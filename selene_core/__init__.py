@@ -1,6 +1,6 @@
 """The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
-from selene_core import libpq as libpq  # before all that needs it
+from selene_core import libpq as libpq  # first, because all others need it
 from selene_core.contract.enums import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
@@ -185,7 +185,7 @@ __all__ = [
     "work_order_event_schema",
 ]
 
-# Tracebacks, pickles and documents name what is public by its public place, whatever module holds it.
+# Tracebacks, pickles and documents say selene_core.LeaseHeld, whatever module defines it.
 for _name in __all__:
     if isinstance(globals()[_name], type):
         globals()[_name].__module__ = __name__

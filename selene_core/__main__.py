@@ -1,4 +1,4 @@
-"""python -m selene_core: the command line."""
+"""Run the command line: python -m selene_core."""
 
 from selene_core.cli import main
 

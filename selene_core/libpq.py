@@ -1,9 +1,9 @@
-"""The first import of the package: see that libpq is there, and keep its environment out of our connections.
+"""Check that libpq is installed, and keep its environment variables out of our connections.
 
-Where psycopg finds no libpq, one sentence says what to install.
+The package imports this first: without libpq, one sentence says what to install.
 
-libpq fills in from PG* variables and service files what a connection string leaves out: PGHOSTADDR leads a
-connection elsewhere although its host is named, PGREQUIREAUTH or PGTARGETSESSIONATTRS makes it fail.
+libpq takes what a connection string leaves out from PG* variables and service files. PGHOSTADDR leads to
+another server even if the host is given; PGREQUIREAUTH and PGTARGETSESSIONATTRS make a connection fail.
 """
 
 import json
@@ -17,7 +17,7 @@ try:
     from psycopg import pq
 except ImportError as exc:
     _what = 'psycopg finds no libpq: install "selene-os-core[binary]", or libpq from the system'
-    # The command line cannot tell it: all of it stands behind this import.
+    # Written here: the command line cannot be imported without libpq.
     _named = Path(sys.argv[0]).name if sys.argv else ""
     if _named == "selene-core" or (_named == "-m" and any(a.endswith("selene_core") for a in sys.orig_argv)):
         if "--json" in sys.argv or "--json" in sys.orig_argv:
@@ -26,9 +26,9 @@ except ImportError as exc:
     raise ImportError(f"{_what} ({exc})") from exc
 
 
-# What a socket of our own needs said, by parameter. No value is empty: SQLAlchemy drops such a part of a URL.
-# None has a blank, which it writes as a plus. The options say what holds anyway: others may be added to them.
-# For libpq the two commas are two attempts at the same socket, neither with an address.
+# The parameters of a connection to a socket of ours. No value is empty, because SQLAlchemy drops an empty
+# part of a URL; none has a blank, which it writes as a plus. The options set a default, so others can be
+# added. A comma as hostaddr means two hosts without an address: socket_parameters() names the socket twice.
 _SAID: Final = {
     "hostaddr": ",",
     "options": "-cclient_min_messages=notice",
@@ -54,12 +54,12 @@ _SAID: Final = {
 def socket_parameters(folder: str, port: str, owner: str) -> dict[str, str]:
     """Return the parameters of a connection to a socket of ours, whose server runs as `owner`.
 
-    They are more than host and port only where the environment would fill in others. What the server does not
-    ask for (passwords, certificates) may come from there. So do PGTZ, PGDATESTYLE and PGGEQO, which no
-    parameter replaces: they are settings of the session.
+    Besides host and port, it returns only those that the environment would set. Passwords and certificates
+    may come from the environment: the server does not ask for them. So may PGTZ, PGDATESTYLE and PGGEQO: they
+    are settings of the session, and no parameter replaces them.
     """
     told = environment()
-    all_of_them = "PGSERVICE" in told  # its section of the service file may hold any of them
+    all_of_them = "PGSERVICE" in told  # the service file may set any of them
     said = {**_SAID, "requirepeer": owner}
     known = {option.keyword.decode(): option.envvar for option in pq.Conninfo.get_defaults()}
     filled_in = {
@@ -72,5 +72,5 @@ def socket_parameters(folder: str, port: str, owner: str) -> dict[str, str]:
 
 
 def environment() -> Mapping[str, str]:
-    """Return libpq's variables in the environment, whatever they are for."""
+    """Return all PG* variables of the environment."""
     return {name: value for name, value in os.environ.items() if name.startswith("PG")}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-# What text() takes for a bind parameter, and only that: it would leave the backslash in [\:space:].
+# Exactly what text() takes for a bind parameter: in [\:space:] it would leave the backslash.
 _BIND: Final = re.compile(r"(?<![:\w\\])(:\w+)(?![:\w])")
 
 
@@ -20,7 +20,7 @@ def script_directory() -> Path:
 def read_sql(name: str, *, version: int, **parameters: object) -> str:
     """Return the text of alembic/sql/<name>_v<version>.sql, with each {{parameter}} filled in.
 
-    `name` has its room: `append/same_content`.
+    `name` includes the folder: `append/same_content`.
     """
     body = (script_directory() / "sql" / f"{name}_v{version:02}.sql").read_text(encoding="utf-8")
     for key, value in parameters.items():
@@ -29,5 +29,5 @@ def read_sql(name: str, *, version: int, **parameters: object) -> str:
 
 
 def sql(name: str, *, version: int, **parameters: object) -> str:
-    r"""Return the same text for op.execute(), which would take `:name` inside a body for a bind parameter."""
+    r"""Return the same text with `:name` escaped: op.execute() would take it for a bind parameter."""
     return _BIND.sub(r"\\\1", read_sql(name, version=version, **parameters))

@@ -1,1 +1,1 @@
-"""What may be said: the event contract, its errors and the rows that come back. It knows no database."""
+"""The event contract, its errors, and the types of the rows that come back. Nothing here uses a database."""

@@ -1,11 +1,11 @@
-"""The words of the event contract and of the tables beside it (contract §2 and §3)."""
+"""The enumerations: event types, statuses, and the words of the other tables (contract §2 and §3)."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class WorkOrderEventType(StrEnum):
-    """Name what happened (contract §3)."""
+    """What happened (contract §3)."""
 
     WORK_ORDER_CREATED = "WORK_ORDER_CREATED"
     FIELD_SET = "FIELD_SET"
@@ -27,7 +27,7 @@ class WorkOrderEventType(StrEnum):
 
 
 class WorkOrderStatus(StrEnum):
-    """Name where a work order stands (contract §3)."""
+    """The status of a work order (contract §3)."""
 
     DRAFT = "DRAFT"
     CLARIFY = "CLARIFY"
@@ -40,7 +40,7 @@ class WorkOrderStatus(StrEnum):
 
 
 class ApprovalOutcome(StrEnum):
-    """Name how an external approval ended (contract §3)."""
+    """How an external approval ended (contract §3)."""
 
     APPROVED = "APPROVED"
     REJECTED = "REJECTED"
@@ -48,7 +48,7 @@ class ApprovalOutcome(StrEnum):
 
 
 class PromptAction(StrEnum):
-    """Name what to do about the required fields (contract §6)."""
+    """What to do about the required fields (contract §6)."""
 
     ASK = "ASK"
     ASK_DIFFERENT_FIELD = "ASK_DIFFERENT_FIELD"
@@ -58,7 +58,7 @@ class PromptAction(StrEnum):
 
 
 class PromptReason(StrEnum):
-    """Name why (contract §6)."""
+    """Why a PromptDecision was made (contract §6)."""
 
     POLICY_APPROVAL_PENDING = "POLICY_APPROVAL_PENDING"
     POLICY_CONFLICT_REQUIRES_ONE_ASK = "POLICY_CONFLICT_REQUIRES_ONE_ASK"
@@ -68,7 +68,7 @@ class PromptReason(StrEnum):
 
 
 class LeaseState(StrEnum):
-    """Name how a lease stands; an ACTIVE one may be over its time, untaken (contract §2)."""
+    """The state of a lease. An ACTIVE one may be past its expiry until somebody takes over (contract §2)."""
 
     ACTIVE = "ACTIVE"
     EXPIRED = "EXPIRED"
@@ -76,7 +76,7 @@ class LeaseState(StrEnum):
 
 
 class AttemptStatus(StrEnum):
-    """Name how an attempt of a step stands (contract §2)."""
+    """The status of an attempt at a step (contract §2)."""
 
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
@@ -85,14 +85,14 @@ class AttemptStatus(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """Name how a worker says that its attempt ended (contract §8)."""
+    """How an attempt ended, as its worker reports it (contract §8)."""
 
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
 
 
 class RetryAction(StrEnum):
-    """Name what follows a finished attempt (contract §8)."""
+    """What follows a finished attempt (contract §8)."""
 
     DONE = "DONE"
     RETRY_AT = "RETRY_AT"
@@ -101,14 +101,14 @@ class RetryAction(StrEnum):
 
 
 class IdentityStatus(StrEnum):
-    """Name whether a user is active (contract §2)."""
+    """Whether a user is active (contract §2)."""
 
     ACTIVE = "ACTIVE"
     DISABLED = "DISABLED"
 
 
 class SessionState(StrEnum):
-    """Name where a session stands (contract §2)."""
+    """The state of a session (contract §2)."""
 
     OPEN = "OPEN"
     ACTIVE = "ACTIVE"
@@ -118,14 +118,14 @@ class SessionState(StrEnum):
 
 
 class ConversationRole(StrEnum):
-    """Name who speaks (contract §2)."""
+    """Who speaks (contract §2)."""
 
     USER = "USER"
     SELENE = "SELENE"
 
 
 class ConversationSource(StrEnum):
-    """Name where a turn's text comes from (contract §2)."""
+    """Where a turn's text comes from (contract §2)."""
 
     VOICE_TRANSCRIPT = "VOICE_TRANSCRIPT"
     TYPED_TEXT = "TYPED_TEXT"
@@ -134,7 +134,7 @@ class ConversationSource(StrEnum):
 
 
 class PrivacyScope(StrEnum):
-    """Name for whom a turn is meant (contract §2)."""
+    """For whom a turn is meant (contract §2)."""
 
     PUBLIC_CHAT = "PUBLIC_CHAT"
     PRIVATE_DELIVERY = "PRIVATE_DELIVERY"

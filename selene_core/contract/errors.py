@@ -1,4 +1,4 @@
-"""Errors: one tree, and in it one class for each refusal, with an SQLSTATE of its own (contract §12).
+"""Errors: one class for each refusal, with an SQLSTATE of its own (contract §12).
 
     SeleneError
     ├── ContractViolation        SL001  OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED
@@ -28,9 +28,8 @@
 
 The database raises them with a sentence as MESSAGE and their attributes as one JSON object in DETAIL.
 
-SeleneError, and whatever else the package raises of its own, is a SeleneCoreError: SchemaError and its kinds
-(check_schema), MigrationLocked and MigrationRefused (selene_core.migrations), LocalServerUnavailable
-(selene_core.local).
+Every error of the package is a SeleneCoreError: SeleneError, SchemaError and its subclasses (check_schema),
+MigrationLocked and MigrationRefused (selene_core.migrations), LocalServerUnavailable (selene_core.local).
 """
 
 import json
@@ -46,7 +45,7 @@ IDEMPOTENCY_REPLAY_CODE: Final = "OS_WORK_ORDER_IDEMPOTENCY_REPLAY"
 
 
 class SeleneCoreError(Exception):
-    """An error that selene_core raises of its own."""
+    """The base class of all errors of selene_core."""
 
 
 @dataclass(eq=False)
@@ -362,8 +361,8 @@ class TombstoneConflict(SeleneError):
 class SchemaError(SeleneCoreError):
     """The database does not have the schema that this version of the library needs.
 
-    Not a SeleneError: the database refused nothing. `revision` is where it stands, `expected` what this
-    version is for, `problems` what differs, a sentence each.
+    Not a SeleneError: the database refused nothing. `revision` is the database's revision, `expected` the one
+    that this version needs, `problems` has a sentence for each difference.
     """
 
     code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
@@ -412,13 +411,13 @@ BY_SQLSTATE: Final[Mapping[str, type[SeleneError]]] = {
 
 
 def from_sqlstate(sqlstate: str | None, message: str | None, detail_json: str | None) -> SeleneError | None:
-    """Build the error that the database raised; None for an SQLSTATE that is not ours."""
+    """Make the error of an SQLSTATE; None for one that is not ours."""
     error = BY_SQLSTATE.get(sqlstate or "")
     return error(message or "", **_facts(error, detail_json)) if error else None
 
 
 def _facts(error: type[SeleneError], detail_json: str | None) -> dict[str, Any]:
-    """Read the attributes that the error declares; what is unknown or of another type is left out."""
+    """Read the attributes that the error declares; unknown ones and those of another type are left out."""
     try:
         detail = json.loads(detail_json or "")
     except (ValueError, RecursionError):
@@ -448,4 +447,4 @@ def _converted(value: object, declared: Any) -> object:
         return None
 
 
-# --- of check_schema, which refuses before the database has to
+# --- of check_schema

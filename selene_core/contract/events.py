@@ -1,4 +1,4 @@
-"""The event contract: what may be appended, and the rows that come back (contract §2, §3 and §14)."""
+"""The event to append: a validated, immutable input (contract §3 and §14). Its rules are in rules.py."""
 
 import secrets
 import sys
@@ -36,7 +36,7 @@ if sys.version_info >= (3, 14):
 else:
 
     def uuid7() -> UUID:
-        """Mint a UUID version 7; rand_a is the millisecond's fraction (RFC 9562 section 6.2, method 3)."""
+        """Make a UUID version 7; rand_a is the millisecond's fraction (RFC 9562 section 6.2, method 3)."""
         milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
         fraction = (nanoseconds << 12) // 1_000_000
         return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
@@ -54,16 +54,16 @@ def check_work_order_id(value: object) -> str:
 
 
 def new_work_order_id() -> str:
-    """Mint a work order id that sorts by the time it was made."""
+    """Make a work order id. Ids sort by the time when they were made."""
     return f"wo_{uuid7()}"
 
 
 class WorkOrderLedgerEventInput(BaseModel):
-    """Hold one event to append: validated, and unchangeable throughout (contract §3 and §14).
+    """An event to append: validated and immutable, its payload too (contract §3 and §14).
 
-    What breaks the contract raises ContractViolation: the key is in `field`, what it must be in `rule`. In an
-    event that is a part of another pydantic model or type, it is a line of that one's ValidationError, with
-    its place in `loc`. Neither shows a value.
+    An event that breaks the contract raises ContractViolation: `field` names the key, `rule` says what it
+    must be. If the event is part of another pydantic model, it is a line of that model's ValidationError,
+    with its place in `loc`. No error shows a value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -74,7 +74,7 @@ class WorkOrderLedgerEventInput(BaseModel):
     event_type: WorkOrderEventType
     work_order_status: WorkOrderStatus
     reason_code: int
-    # Defaults by name: type checkers miss them otherwise.
+    # default= by name: otherwise type checkers do not see it.
     payload: SkipValidation[Mapping[str, Any]] = Field(default={}, validate_default=True)
     step_id: str | None = None
     step_input_hash: str | None = None
@@ -90,30 +90,31 @@ class WorkOrderLedgerEventInput(BaseModel):
             with _contract_violations():
                 super().__init__(**data)
 
-        # As pydantic marks its own: then an event inside a host's model is not built through this one.
+        # pydantic marks its own __init__ like this. Without the mark, an event inside a host's model would be
+        # built by this one, and raise ContractViolation instead of a line of ValidationError.
         __init__.__pydantic_base_init__ = True
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """Build the event as pydantic's own does; raises ContractViolation."""
+        """Build the event as pydantic's method does, but raise ContractViolation."""
         with _contract_violations():
             return super().model_validate(obj, **options)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
-        """Build the event as pydantic's own does; raises ContractViolation."""
+        """Build the event as pydantic's method does, but raise ContractViolation."""
         with _contract_violations():
             return super().model_validate_json(json_data, **options)
 
     @classmethod
     def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
-        """Build the event as pydantic's own does; raises ContractViolation."""
+        """Build the event as pydantic's method does, but raise ContractViolation."""
         with _contract_violations():
             return super().model_validate_strings(obj, **options)
 
     @classmethod
     def from_mapping(cls, mapping: object) -> Self:
-        """Build the event from its wire form, such as one line of an import; raises ContractViolation."""
+        """Build the event from its JSON object, such as a line of an import; raises ContractViolation."""
         return cls.model_validate(dict(mapping) if isinstance(mapping, Mapping) else mapping)
 
     def to_wire(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class WorkOrderLedgerEventInput(BaseModel):
         return {name: _to_json(value) for name, value in self if value is not None}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; what is updated is validated, unlike in pydantic's own."""
+        """Return a copy. Unlike pydantic's method, this one validates the updated values."""
         return self.from_mapping({**dict(self), **update}) if update else self
 
     @field_validator("*", mode="before")
@@ -157,12 +158,12 @@ class WorkOrderLedgerEventInput(BaseModel):
             found = [_line(_custom_error(exc.field, exc.rule), _place(exc.field))]
         else:
             return event
-        # Where the event is a part of another model, pydantic puts these lines among that one's.
+        # If the event is part of another model, pydantic adds these lines to that model's error.
         raise ValidationError.from_exception_data(cls.__name__, found)
 
     @classmethod
     def _first_violation(cls, data: object) -> InitErrorDetails | None:
-        """Find what os_core.event_violation says: of the keys in their order, then of unknown ones."""
+        """Find the violation that os_core.event_violation finds: known keys in order, then unknown ones."""
         if not isinstance(data, dict):
             return _line(_custom_error("event", "must be an object"), ())
         for name, info in cls.model_fields.items():
@@ -183,13 +184,13 @@ class WorkOrderLedgerEventInput(BaseModel):
 _CONTRACT: Final = "event_contract"
 """The type of our own lines in pydantic's ValidationError."""
 
-_HIDDEN: Final = "…"  # of a payload or a lease token nothing may be shown
+_HIDDEN: Final = "…"  # stands for every value: a payload or lease token must not be shown
 
 _PYDANTIC_RULES: Final = {"json_invalid": "must be JSON"}
 
 
 def _custom_error(field: str | None, rule: str | None) -> PydanticCustomError:
-    # The sentence is a value of the template, which would take braces in it for places.
+    # The sentence is passed as a value: in the template, its braces would be taken for placeholders.
     return PydanticCustomError(_CONTRACT, "{rule}", {"field": field, "rule": rule})
 
 
@@ -198,12 +199,12 @@ def _line(kind: str | PydanticCustomError, loc: tuple[int | str, ...], **context
 
 
 def _place(field: str | None) -> tuple[str, ...]:
-    """Split payload.x[0] into the key of the event and what is inside it."""
+    """Split payload.x[0] into the event's key and the rest."""
     return tuple((field or "").split(".", 1))
 
 
 def _without_input(error: ErrorDetails) -> InitErrorDetails:
-    """Copy a line of pydantic's for whoever may see it."""
+    """Copy a line of pydantic's error without the input, so that it can be shown."""
     context = error.get("ctx", {})
     if error["type"] == _CONTRACT:
         return _line(_custom_error(context["field"], context["rule"]), _place(context["field"]))
@@ -213,7 +214,7 @@ def _without_input(error: ErrorDetails) -> InitErrorDetails:
 
 @contextmanager
 def _contract_violations() -> Iterator[None]:
-    """Raise the first line of pydantic's error as ours."""
+    """Raise the first line of pydantic's error as ContractViolation."""
     try:
         yield
     except ValidationError as exc:

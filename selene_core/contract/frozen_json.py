@@ -1,4 +1,4 @@
-"""Keep a payload unchangeable, and JSON that PostgreSQL and Python both hold (contract §2)."""
+"""Immutable payloads, limited to JSON that PostgreSQL and Python can both hold (contract §2)."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _SIZE_RULE = (
 )
 _NUMBER_RULE = "must be a finite number, within 64 bits where it is an integer"
 _TEXT_RULE = "must not contain NUL or lone surrogates"
-# As in os_core.key_shown: control characters, and what steers how a line is written; and what is no text.
+# The characters of os_core.key_shown (control, zero width, writing direction), and surrogates.
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _KIND_RULE = "must be JSON: null, a boolean, a number, text, a list or an object with text keys"
 
@@ -31,7 +31,7 @@ def _read_only(self: object, *_: Any, **__: Any) -> NoReturn:
 
 
 class FrozenDict(dict[str, Any]):
-    """Hold a JSON object that cannot be changed; equal to the same plain dict."""
+    """An immutable JSON object; equal to the same plain dict."""
 
     __setitem__ = __delitem__ = __ior__ = _read_only
     clear = pop = popitem = setdefault = update = _read_only
@@ -50,7 +50,7 @@ class FrozenDict(dict[str, Any]):
 
 
 class FrozenList(list[Any]):
-    """Hold a JSON array that cannot be changed; equal to the same plain list."""
+    """An immutable JSON array; equal to the same plain list."""
 
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _read_only
     append = clear = extend = insert = pop = remove = reverse = sort = _read_only
@@ -69,13 +69,13 @@ class FrozenList(list[Any]):
 
 
 def freeze_object(value: object, *, field: str) -> FrozenDict:
-    """Copy a JSON object into an unchangeable one; raises ContractViolation (contract §2)."""
+    """Copy a JSON object into an immutable one; raises ContractViolation (contract §2)."""
     if not isinstance(value, dict):
         raise ContractViolation(field=field, rule="must be an object")
     try:
         frozen: FrozenDict = _Walk(field).copy(value, depth=1)
     except _BadNumber:
-        # The database measures the whole before it looks for numbers, in the order in which jsonb keeps keys.
+        # As the database does: first the size, then the numbers, in jsonb's order of keys.
         walk = _PatientWalk(field)
         walk.copy(value, depth=1)
         raise walk.first_bad_number from None
@@ -94,13 +94,13 @@ def thaw(value: Any) -> Any:
 
 
 def label(key: object) -> str:
-    """Name a caller's key in an error: in one line and short, as os_core.key_shown does."""
+    """Shorten a caller's key for an error message, as os_core.key_shown does."""
     shown = _UNSHOWN.sub("?", str(key))
     return shown if len(shown) <= MAX_ECHO else shown[: MAX_ECHO - 1] + "…"
 
 
 def jsonb_order(key: str) -> tuple[int, bytes]:
-    """Return what jsonb sorts an object's keys by: the length in UTF-8, then the bytes."""
+    """Return the sort key of jsonb for an object's key: the length in UTF-8, then the bytes."""
     encoded = key.encode("utf-8", "surrogatepass")
     return len(encoded), encoded
 
@@ -110,7 +110,7 @@ class _BadNumber(ContractViolation):
 
 
 class _Walk:
-    """Copy and measure at once, so that depth, width, cycles and shared branches all end at a limit."""
+    """Copy and measure in one walk, so that depth, width, cycles and shared branches all meet a limit."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -118,7 +118,7 @@ class _Walk:
         self.left = MAX_PAYLOAD_BYTES
 
     def copy(self, value: object, depth: int) -> Any:
-        """Return the value in plain, unchangeable types; it stands inside depth - 1 containers."""
+        """Return the value in immutable types; depth - 1 containers are around it."""
         match value:
             case None | True | False:
                 self.spend(5 if value is False else 4)
@@ -155,7 +155,7 @@ class _Walk:
         return self.text(key) if isinstance(key, str) else self.refuse(_KIND_RULE)
 
     def text(self, value: str) -> str:
-        if len(value) >= self.left:  # with its quotes it is too long, however it is escaped
+        if len(value) >= self.left:  # too long with its quotes, even without escapes
             self.spend(len(value) + 2)
         try:
             self.spend(len(json.dumps(value, ensure_ascii=False).encode()))
@@ -167,18 +167,18 @@ class _Walk:
         plain = int.__int__(value)
         if not MIN_INT64 <= plain <= MAX_INT64:
             self.bad_number()
-        # str() takes no integer of more than 4300 digits.
+        # str() refuses integers of more than 4300 digits.
         huge = plain.bit_length() > 4 * MAX_PAYLOAD_BYTES
         self.spend(MAX_PAYLOAD_BYTES + 1 if huge else Decimal(plain).adjusted() + 1 + (plain < 0))
         return plain
 
     def floating(self, value: float) -> float:
         if not math.isfinite(value):
-            self.refuse(_NUMBER_RULE)  # it is no JSON: the database cannot be asked
+            self.refuse(_NUMBER_RULE)  # not JSON, so it could not be sent to the database
         if value.is_integer() and not MIN_INT64 <= value <= MAX_INT64:
             self.bad_number()
         plain = float.__float__(value)
-        # jsonb keeps the digits that JSON text had, without an exponent and without the sign of zero.
+        # jsonb keeps the digits of the JSON text, without exponent and without the sign of zero.
         self.spend(len(f"{Decimal(repr(plain or 0.0)):f}"))
         return plain
 
@@ -199,7 +199,7 @@ class _Walk:
 
 
 class _PatientWalk(_Walk):
-    """Walk on past bad numbers, in the order of jsonb; remember the first."""
+    """Walk on after a bad number, in jsonb's order, and remember the first one."""
 
     def __init__(self, field: str) -> None:
         super().__init__(field)

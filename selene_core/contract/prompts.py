@@ -1,6 +1,7 @@
-"""Never ask twice, wait quietly: whether to ask for a field, and for which (contract §6).
+"""Never ask twice: decide whether to ask the user for a field, and for which one (contract §6).
 
-What may be recorded is decided by the database (os_core.continuity_refusal); what to try is decided here.
+This only proposes a prompt. The database decides whether it is recorded: see
+alembic/sql/append/continuity_refusal_v01.sql.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_PREFILLED_FIELDS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class PromptDecision:
-    """Hold what to do now; field and key only where something is asked, `prompt` only once it is recorded."""
+    """What to do now. Field and key are set if something is asked, `prompt` if it was recorded."""
 
     decision: PromptAction
     field_key: str | None
@@ -52,10 +53,10 @@ def _field_keys(field: str, values: object, least: int, most: int) -> tuple[str,
 def decide_prompt(
     current: WorkOrder, required_fields: Iterable[str], prefilled_fields: Iterable[str] = ()
 ) -> PromptDecision:
-    """Decide on one prompt at most by walking the 1..64 required fields in order (contract §6).
+    """Decide on at most one prompt: the first of the 1..64 required fields that may be asked (contract §6).
 
-    `prefilled_fields` are known to the caller. Pure: no clock, no database. Raises ContractViolation for what
-    are no field keys.
+    `prefilled_fields` are those that the caller knows. Pure: no clock, no database. Raises ContractViolation
+    for invalid field keys.
     """
     required = check_required_fields(required_fields)
     prefilled = set(check_prefilled_fields(prefilled_fields))
@@ -80,7 +81,7 @@ def decide_prompt(
 
 
 def may_be_asked(current: WorkOrder, key: str) -> bool:
-    """Tell whether the database would record a prompt for a field now; agreement with it is tested."""
+    """Tell whether the database would record a prompt for a field now. Tests compare the two."""
     last_change = current.last_state_change_seq
     if current.prompt_dedupe_keys_json.get(_dedupe_key(current, key), 0) > last_change:
         return False

@@ -1,4 +1,4 @@
-"""The rows and reports that come back: one frozen type for each (contract §2 and §14)."""
+"""The rows and reports that come back, each a frozen type (contract §2 and §14)."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from selene_core.contract.rules import EVENT_RULES
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """Hold what append did with one event (contract §4)."""
+    """What append did with one event (contract §4)."""
 
     work_order_event_id: int
     work_order_seq: int
@@ -32,13 +32,13 @@ class AppendResult:
 
     @property
     def code(self) -> str | None:
-        """Tell a replay by its code; None for a new event."""
+        """The code of a replay; None for a new event."""
         return IDEMPOTENCY_REPLAY_CODE if self.replayed else None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkOrder:
-    """Hold one row of os_core.work_orders_current (contract §2)."""
+    """The state of a work order: a row of os_core.work_orders_current (contract §2)."""
 
     work_order_id: str
     tenant_id: str
@@ -70,14 +70,14 @@ class WorkOrder:
 
 
 class PendingCursor(NamedTuple):
-    """Hold the place after which a page of pending work orders begins: that of the last one before it."""
+    """The last order of the previous page of pending work orders, by (last_updated_at, last_event_id)."""
 
     last_updated_at: datetime
     last_event_id: int
 
 
 def check_pending_cursor(value: object) -> PendingCursor:
-    """Return the place of a work order or cursor; raises ContractViolation (contract §9)."""
+    """Return the cursor of a work order, or the cursor itself; raises ContractViolation (contract §9)."""
     if isinstance(value, WorkOrder):
         return PendingCursor(value.last_updated_at, value.last_event_id)
     if not (isinstance(value, tuple) and len(value) == 2):
@@ -90,7 +90,7 @@ def check_pending_cursor(value: object) -> PendingCursor:
 
 @dataclass(frozen=True, slots=True)
 class WorkOrderEvent:
-    """Hold one row of os_core.work_order_ledger (contract §2)."""
+    """An event: a row of os_core.work_order_ledger (contract §2)."""
 
     work_order_event_id: int
     tenant_id: str
@@ -114,7 +114,7 @@ class WorkOrderEvent:
 
 @dataclass(frozen=True, slots=True)
 class RebuildReport:
-    """Count what a rebuild did (contract §5)."""
+    """How many work orders and events a rebuild folded, and how many rows it changed (contract §5)."""
 
     work_orders: int
     events: int
@@ -123,7 +123,7 @@ class RebuildReport:
 
 @dataclass(frozen=True, slots=True)
 class DriftedOrder:
-    """Name a work order whose projection is not the fold of its ledger (contract §5)."""
+    """A work order whose projection is not the fold of its ledger (contract §5)."""
 
     work_order_id: str
     problem: str
@@ -131,11 +131,10 @@ class DriftedOrder:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Hold a lease as it stood when it was asked for (contract §2).
+    """A lease, as it was when it was read (contract §2).
 
-    `token` is known to who holds the lease, and to nobody else: it is None in what current() returns. The
-    fence only grows from lease to lease of a work order: what a resource outside the database is told along
-    with each request, so that it can refuse a former holder.
+    Only its holder knows `token`: current() returns None for it. `fence` grows with every lease of the work
+    order. Send it along to other systems, so that they can refuse a former holder.
     """
 
     lease_id: UUID
@@ -153,14 +152,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class HeldLease(Lease):
-    """Hold a lease with its token, as only who has taken or renewed it knows it."""
+    """A lease with its token: what acquire() and renew() return to the holder."""
 
     token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class StepAttempt:
-    """Hold one row of os_core.work_order_step_attempts (contract §2)."""
+    """An attempt: a row of os_core.work_order_step_attempts (contract §2)."""
 
     step_attempt_id: int
     tenant_id: str
@@ -183,10 +182,10 @@ class StepAttempt:
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """Say what follows a finished attempt (contract §8).
+    """What follows a finished attempt (contract §8).
 
-    `next_due_at` is set with RETRY_AT only. `next_attempt_index` is the next one's with RETRY_AT, this one's
-    with WAIT, where it does not advance, and None where no attempt follows.
+    `next_due_at` is set with RETRY_AT only. `next_attempt_index` is the index of the next attempt with
+    RETRY_AT, of this attempt with WAIT, and None with DONE and FAIL.
     """
 
     action: RetryAction
@@ -196,7 +195,7 @@ class RetryDecision:
 
 @dataclass(frozen=True, slots=True)
 class UserIdentity:
-    """Hold one row of os_core.identities (contract §2)."""
+    """A user: a row of os_core.identities (contract §2)."""
 
     tenant_id: str
     user_id: str
@@ -208,7 +207,7 @@ class UserIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Hold one row of os_core.devices (contract §2)."""
+    """A user's device: a row of os_core.devices (contract §2)."""
 
     tenant_id: str
     device_id: str
@@ -220,7 +219,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class UserSession:
-    """Hold one row of os_core.sessions (contract §2)."""
+    """A user's session: a row of os_core.sessions (contract §2)."""
 
     tenant_id: str
     session_id: str
@@ -234,7 +233,7 @@ class UserSession:
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """Hold what became of a turn: written, or found (`replayed`) as it had been written."""
+    """What append did with a turn: it was written, or `replayed` if it was there already."""
 
     conversation_turn_id: int
     turn_id: int
@@ -245,10 +244,10 @@ class TurnResult:
 
 @dataclass(frozen=True, slots=True)
 class ConversationTurn:
-    """Hold one turn as the roles may read it (contract §2).
+    """A turn, as the roles may read it (contract §2).
 
-    `text` is None where a tombstone hides it; then `tombstoned_by_conversation_turn_id` names that tombstone
-    and `tombstone_reason_code` is its reason. A tombstone itself has the text "".
+    If a tombstone hides the turn, `text` is None, `tombstoned_by_conversation_turn_id` names the tombstone,
+    and `tombstone_reason_code` is its reason. The text of a tombstone itself is "".
     """
 
     conversation_turn_id: int

@@ -1,4 +1,7 @@
-"""Each rule of the event contract, once: in words, as a check and as JSON Schema (contract §2, §3)."""
+"""The rules of the event contract: each as a sentence, a check and JSON Schema (contract §2 and §3).
+
+EVENT_RULES has a rule for each key of an event, PAYLOAD_RULES the keys of each event type's payload.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -46,7 +49,7 @@ MIN_TIMESTAMP: Final = datetime.min.replace(tzinfo=UTC)
 MAX_TIMESTAMP: Final = datetime.max.replace(tzinfo=UTC)
 
 # Each pattern holds for the whole text, and means the same to Python, PostgreSQL and JSON Schema (ECMA-262).
-# First Unicode's control characters (and the surrogates, which are no text); then its other white space.
+# First Unicode's control characters and the surrogates, then its other white space.
 _CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"
 _BLANK = r" \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"
@@ -64,7 +67,7 @@ TIMESTAMP_PATTERN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Rule(Generic[T_co]):
-    """Hold what a value must be; `parse` raises ValueError for any other."""
+    """What a value must be; `parse` raises ValueError for any other value."""
 
     sentence: str
     schema: dict[str, Any]
@@ -78,12 +81,12 @@ class Rule(Generic[T_co]):
             raise ContractViolation(field=field, rule=self.sentence) from None
 
     def check_optional(self, field: str, value: object) -> T_co | None:
-        """Return the value in its own type, None where there is none; raises ContractViolation."""
+        """Return the value in its own type, or None for None; raises ContractViolation."""
         return None if value is None else self.check(field, value)
 
 
 def text(sentence: str, pattern: str, *, longest: int, shortest: int = 1) -> Rule[str]:
-    """Ask for text of so many characters that the pattern matches in full."""
+    """Require text of this length that the whole pattern matches."""
     compiled = re.compile(pattern, re.ASCII)
     schema = {"type": "string", "minLength": shortest, "maxLength": longest, "pattern": f"^{pattern}$"}
     if pattern != TEXT_PATTERN:
@@ -98,13 +101,13 @@ def text(sentence: str, pattern: str, *, longest: int, shortest: int = 1) -> Rul
 
 
 def identifier(longest: int) -> Rule[str]:
-    """Ask for an id (contract §2, Ids)."""
+    """Require an id (contract §2, Ids)."""
     sentence = f"must be 1..{longest} ASCII letters, digits or ._:/@+-, starting with a letter or digit"
     return text(sentence, ID_PATTERN, longest=longest)
 
 
 def trimmed(longest: int) -> Rule[str]:
-    """Ask for text in one line that neither starts nor ends blank."""
+    """Require text in one line, without white space at either end."""
     sentence = (
         f"must be 1..{longest} characters, without control characters, and without white space at either end"
     )
@@ -112,7 +115,7 @@ def trimmed(longest: int) -> Rule[str]:
 
 
 def integer(least: int, most: int) -> Rule[int]:
-    """Ask for an integer in a range; booleans and floats are none."""
+    """Require an integer in a range; booleans and floats are refused."""
 
     def parse(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -124,7 +127,7 @@ def integer(least: int, most: int) -> Rule[int]:
 
 
 def flag() -> Rule[bool]:
-    """Ask for a boolean."""
+    """Require a boolean."""
 
     def parse(value: object) -> bool:
         if not isinstance(value, bool):
@@ -135,7 +138,7 @@ def flag() -> Rule[bool]:
 
 
 def time_span(most: timedelta) -> Rule[timedelta]:
-    """Ask for a positive time span; it has no JSON form."""
+    """Require a positive time span; it has no JSON form."""
 
     def parse(value: object) -> timedelta:
         if not isinstance(value, timedelta) or not timedelta(0) < value <= most:
@@ -146,7 +149,7 @@ def time_span(most: timedelta) -> Rule[timedelta]:
 
 
 def choice(kind: type[E], *, without: frozenset[E] = frozenset(), because: str = "") -> Rule[E]:
-    """Ask for a member of an enum, or its exact text."""
+    """Require a member of an enum, or its exact text."""
     members = [member for member in kind if member not in without]
 
     def parse(value: object) -> E:
@@ -245,7 +248,7 @@ _NOTE = text(f"must be text of at most {MAX_NOTE} characters", TEXT_PATTERN, sho
 
 
 class PayloadRules(NamedTuple):
-    """Hold the keys that a payload must have and may have; all others are refused."""
+    """The keys that a payload must have and may have; all others are refused."""
 
     required: Mapping[str, Rule[Any]] = {}
     optional: Mapping[str, Rule[Any]] = {}
@@ -295,11 +298,11 @@ STATUS_RULES: Final[Mapping[WorkOrderEventType, Rule[WorkOrderStatus]]] = {
 }
 """The event types that narrow the status (contract §3)."""
 
-# --- what stands beside the work orders (contract §2)
+# --- users, devices, sessions and turns (contract §2)
 
 
 def _parse_turn_text(value: object) -> str:
-    # encode() refuses lone surrogates, by a ValueError.
+    # encode() raises ValueError for lone surrogates.
     if not isinstance(value, str) or "\0" in value or len(value.encode()) > MAX_TURN_TEXT_BYTES:
         raise ValueError
     return str.__str__(value)
@@ -323,7 +326,7 @@ IDENTITY_RULES: Final[Mapping[str, Rule[Any]]] = {
 
 TURN_RULES: Final[Mapping[str, Rule[Any]]] = {
     "correlation_id": EVENT_RULES["correlation_id"],
-    "turn_id": integer(1, MAX_INT64 - 1),  # one place is left after it, for the tombstone that hides it
+    "turn_id": integer(1, MAX_INT64 - 1),  # the last place is left for a tombstone
     "user_id": _ID,
     "role": choice(ConversationRole),
     "source": choice(

@@ -1,1 +1,1 @@
-"""What a service calls: engines, tenant scopes, and repositories that send one statement a method."""
+"""What a service calls: engines, tenant scopes and repositories. Each method sends one statement."""

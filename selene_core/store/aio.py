@@ -1,8 +1,7 @@
-"""The async faces of the scope and the repositories: no logic of their own (contract §14).
+"""The asynchronous scope and repositories, without any logic of their own (contract §14).
 
-Each call runs its synchronous twin on the same connection in a greenlet, where psycopg's async driver waits
-for the server without holding up the event loop: both faces send the same statements and raise the same
-errors.
+Each call runs its synchronous twin in a greenlet, on the same connection. There psycopg's async driver waits
+for the server without blocking the event loop. So both send the same statements and raise the same errors.
 """
 
 from __future__ import annotations
@@ -38,9 +37,10 @@ R = TypeVar("R", bound=Repository)
 
 @asynccontextmanager
 async def async_tenant_scope(bind: AsyncBind, tenant_id: str) -> AsyncIterator[AsyncConnection]:
-    """Run one transaction for one tenant and yield its connection: tenant_scope() for async engines.
+    """Run one transaction for one tenant and yield its connection, as tenant_scope() does (contract §10).
 
-    Canceled inside, it rolls back what it began. Raises what tenant_scope() raises (contract §10).
+    If the task is canceled inside, a transaction that it began is rolled back. Raises what tenant_scope()
+    raises.
     """
     bind = async_bound("async_tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
@@ -62,7 +62,7 @@ async def async_tenant_scope(bind: AsyncBind, tenant_id: str) -> AsyncIterator[A
 
 
 class AsyncRepository:
-    """Hand each call to the synchronous repository of the same connection."""
+    """Pass each call to the synchronous repository on the same connection."""
 
     _twin: ClassVar[type[Repository]]
 
@@ -73,7 +73,7 @@ class AsyncRepository:
 
 
 def _face(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Make the async face of a repository's method."""
+    """Make the asynchronous twin of a repository's method."""
 
     @wraps(method)
     async def face(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -86,7 +86,7 @@ def _face(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[Any, P
 def _stream(
     method: Callable[Concatenate[R, P], Iterator[T]],
 ) -> Callable[Concatenate[Any, P], AsyncIterator[T]]:
-    """Make the async face of a repository's method that reads page by page."""
+    """Make the asynchronous twin of a repository's method that reads page by page."""
 
     @wraps(method)
     async def face(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
@@ -96,7 +96,7 @@ def _stream(
             for row in page:
                 yield row
 
-    # For who reads annotations: wraps() has copied those of the twin, which iterates synchronously.
+    # wraps() has copied the twin's annotations, which name a synchronous iterator.
     hints = get_type_hints(method)
     face.__annotations__ = {**hints, "return": GenericAlias(AsyncIterator, get_args(hints["return"]))}
     return face
@@ -178,7 +178,7 @@ class AsyncConversationRepository(AsyncRepository):
 async def async_append_events(
     bind: AsyncBind, tenant_id: str, events: Iterable[WorkOrderLedgerEventInput]
 ) -> list[AppendResult]:
-    """Append as append_events() does, on an engine in a transaction of its own (contract §4)."""
+    """Append 1..1000 events, all or none, as append_events() does (contract §4)."""
     bind = async_bound("async_append_events", bind)
     tenant_id, wire = check_tenant_id(tenant_id), batch_to_wire(events)
     if isinstance(bind, AsyncEngine):
@@ -191,7 +191,7 @@ async def async_append_events(
 async def async_rebuild_tenant(
     engine: AsyncEngine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
 ) -> RebuildReport:
-    """Rebuild as rebuild_tenant() does, one short transaction per group of orders (contract §5)."""
+    """Rebuild every work order of a tenant, as rebuild_tenant() does (contract §5)."""
     owned: AsyncEngine = checked("async_rebuild_tenant", "an AsyncEngine", engine, AsyncEngine)
     tenant_id = check_tenant_id(tenant_id)
     async with owned.connect() as conn:

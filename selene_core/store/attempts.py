@@ -1,4 +1,4 @@
-"""Attempts of a step: numbered, timed, and retried by the database's clock (contract §8 and §14)."""
+"""Attempts at a step: numbered, with a timeout, and retried by the database's clock (contract §8 and §14)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LIMIT: Final = integer(1, MAX_DUE_RETRIES)
 
 
 class StepAttemptRepository(Repository):
-    """Start and finish attempts of steps, of the tenant_scope that yielded the connection.
+    """Start and finish attempts at steps, for the tenant of the connection's tenant_scope.
 
-    All times are the database's. The STEP_* events carry the work order's correlation_id, turn_id and status
-    forward. Every method raises TenantScopeViolation outside the scope.
+    All times are the database's. The STEP_* events repeat the work order's correlation_id, turn_id and
+    status. Every method raises TenantScopeViolation outside the scope.
     """
 
     def start(
@@ -48,16 +48,16 @@ class StepAttemptRepository(Repository):
         idempotency_key: str,
         lease_token: str | None = None,
     ) -> StepAttempt:
-        """Start the next attempt of a step; the same key and limits again return the attempt as it now is.
+        """Start the next attempt at a step. The same key and limits again return the attempt as it is now.
 
         `timeout_ms` and `retry_backoff_ms` are 1..31,536,000,000 (365 days), `max_retries` is 0..1024. A
-        running attempt past its timeout is closed first, as failed at its deadline. STEP_STARTED carries the
-        work order's last reason_code forward.
+        running attempt past its timeout is closed first: it failed at its deadline. After a failure that is
+        not retryable, a start means "once more" (contract §8). STEP_STARTED repeats the work order's last
+        reason_code.
 
         Raises AttemptConflict, whose `reason` is RUNNING, NOT_DUE (see `next_retry_at`), BUDGET_SPENT or
-        SUCCEEDED; LeaseHeld, LeaseLost, ExternalApprovalPending, InvalidTransition for a work order at its
-        end, IdempotencyConflict, WorkOrderNotFound and ContractViolation. A failure that was not retryable
-        can be followed by another start: whoever sends it has decided so (contract §8).
+        SUCCEEDED; LeaseHeld, LeaseLost, ExternalApprovalPending, IdempotencyConflict, WorkOrderNotFound and
+        ContractViolation; InvalidTransition if the work order has ended.
         """
         rows = self._run(
             _START,
@@ -81,12 +81,12 @@ class StepAttemptRepository(Repository):
         lease_token: str | None = None,
         idempotency_key: str | None = None,
     ) -> RetryDecision:
-        """Finish an attempt and return what follows; the same call with the same key returns the same again.
+        """Finish an attempt and return what follows. The same call with the same key gets the same answer.
 
-        DONE; RETRY_AT the finish time plus retry_backoff_ms, to the microsecond; FAIL once the retries are
-        spent; WAIT for a person or another engine after a failure that is not retryable. Past its timeout an
-        attempt counts as failed and retryable, whatever the outcome. On a work order at its end the attempt
-        becomes CANCELED and the action is FAIL.
+        DONE: it succeeded. RETRY_AT: the next attempt may start at the finish time plus retry_backoff_ms.
+        WAIT: the failure is not retryable, so a person or another engine decides. FAIL: no retries are left.
+        Past its timeout an attempt counts as failed and retryable, whatever the outcome. If the work order
+        has ended, the attempt becomes CANCELED and the action is FAIL.
 
         Raises AttemptConflict, whose `reason` is OVER or UNKNOWN; LeaseHeld, LeaseLost, IdempotencyConflict
         and ContractViolation (contract §8).
@@ -112,10 +112,11 @@ class StepAttemptRepository(Repository):
         return _attempts(rows)
 
     def due_retries(self, limit: int = 100) -> list[StepAttempt]:
-        """Return up to `limit` (1..1000) attempts after which the next may start now, oldest first.
+        """Return up to `limit` (1..1000) attempts whose retry may start now, oldest first (contract §8).
 
-        They have failed and their retry is due, or they still run past their timeout and have a retry left. A
-        list and no claim: of those who start the same retry, one gets through (contract §8).
+        Each has failed and its retry is due, or it is running past its timeout with a retry left. This
+        reserves nothing: if several workers start the same retry, one wins and the others get
+        AttemptConflict.
         """
         return _attempts(self._run(_DUE, limit=_LIMIT.check("limit", limit)))
 

@@ -1,4 +1,4 @@
-"""For the Alembic environment of an application that shares the database: what it leaves to this package.
+"""Keep the Alembic of an application that shares the database away from our tables. In its env.py:
 
 from selene_core.store.autogenerate import include_name, include_object
 
@@ -15,9 +15,9 @@ SCHEMAS: Final = frozenset(table.schema for table in METADATA.tables.values())
 
 
 def include_name(name: str | None, type_: str, parent_names: MutableMapping[Any, Any]) -> bool:
-    """Tell `alembic revision --autogenerate` and `alembic check` not to look into our schemas.
+    """Keep `alembic revision --autogenerate` and `alembic check` from reading our schemas.
 
-    Without it, and with include_schemas=True, they would drop every table that is not in the host's metadata.
+    Otherwise, with include_schemas=True, they would drop every table that the host's metadata lacks.
     """
     schema = name if type_ == "schema" else parent_names.get("schema_name")
     return schema not in SCHEMAS
@@ -26,5 +26,5 @@ def include_name(name: str | None, type_: str, parent_names: MutableMapping[Any,
 def include_object(
     object_: Any, _name: str | None, _type: str, _reflected: bool, _compare_to: Any | None
 ) -> bool:
-    """Tell the same of what stands in the host's metadata, such as a table of ours that a key refers to."""
+    """Leave out our tables in the host's metadata, such as one that a foreign key of the host refers to."""
     return getattr(object_, "table", object_).schema not in SCHEMAS

@@ -1,4 +1,4 @@
-"""What callers hand in to work on: engines, connections and ORM sessions; all else is refused by name."""
+"""What callers may pass as `bind`: an engine, a connection or an ORM session. All else is a TypeError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 Bind: TypeAlias = Engine | Connection | Session | scoped_session[Any]
-"""An engine, for a transaction of its own, or what has a transaction to join."""
+"""An engine, for a transaction of its own; or a connection or session, whose transaction is joined."""
 
 AsyncBind: TypeAlias = AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]
 """The asynchronous twins of Bind."""
@@ -26,9 +26,9 @@ _DRIVERS: Final = frozenset({"psycopg", "psycopg_pool", "psycopg2", "asyncpg", "
 
 
 def bound(name: str, given: object) -> Engine | Connection | Session:
-    """Return what to work on, untouched yet: see joined().
+    """Return the bind, without connecting yet: see joined().
 
-    Raises TypeError, which says what to pass to the public `name`, for anything else and for another driver.
+    Raises TypeError for anything else and for another driver; it says what to pass to the function `name`.
     """
     given = given() if isinstance(given, scoped_session) else given
     wanted = "an Engine, a Connection or an ORM Session"
@@ -37,7 +37,7 @@ def bound(name: str, given: object) -> Engine | Connection | Session:
 
 
 def joined(bind: Connection | Session) -> Connection:
-    """Return the connection to work on: a Session's is in its transaction, which it begins if it has none."""
+    """Return the bind's connection. A Session begins a transaction if it has none."""
     return bind.connection() if isinstance(bind, Session) else bind
 
 
@@ -57,9 +57,9 @@ async def async_joined(bind: AsyncConnection | AsyncSession) -> AsyncConnection:
 
 
 def checked(name: str, wanted: str, given: object, *kinds: type) -> Any:
-    """Return what is of one of the kinds, all SQLAlchemy's, and goes through psycopg 3; raises TypeError."""
+    """Return `given` if it is one of these classes of SQLAlchemy and uses psycopg 3; raises TypeError."""
     if not isinstance(given, kinds):
-        # The kind and never the value: it may be a URL with a password.
+        # Show the class and never the value, which may be a URL with a password.
         raise TypeError(f"{name} takes {wanted}, not {_kind(given)}{_way_out(name, given)}")
     dialect = _dialect(name, given)
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg"):
@@ -67,7 +67,7 @@ def checked(name: str, wanted: str, given: object, *kinds: type) -> Any:
             f"{name} works with PostgreSQL through psycopg 3 alone, not with {dialect.name}+{dialect.driver}:"
             " make the engine from a URL that begins with postgresql+psycopg://"
         )
-    # What an AsyncEngine or AsyncSession has inside works where its run_sync() calls us, and nowhere else.
+    # The synchronous engine or session inside an asynchronous one works only in its run_sync().
     if dialect.is_async and isinstance(given, _SYNC) and not in_greenlet():
         raise TypeError(
             f"{name} cannot wait for an asynchronous engine:"
@@ -110,7 +110,7 @@ def _way_out(name: str, given: object) -> str:
 
 
 def _twin(name: str) -> str:
-    """Name the asynchronous face of a public name, or whose face it is."""
+    """Return the name of the asynchronous twin, or of the synchronous one."""
     plain = name.removeprefix("async_").removeprefix("Async")
     if plain != name:
         return plain

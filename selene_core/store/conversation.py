@@ -1,6 +1,6 @@
-"""The conversation ledger: what was said, in order, and what is hidden of it (contract §2).
+"""The conversation ledger: turns in order, and tombstones that hide a turn's text (contract §2).
 
-All rules are functions and keys of the database: this sends one statement a call and gives rows types.
+The rules are in the database. Each method sends one statement and turns rows into types.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _LIMIT: Final = integer(1, MAX_TURNS)
 
 
 class ConversationRepository(Repository):
-    """Append to and read the conversations of the tenant_scope's tenant; a correlation_id names one.
+    """Append and read the turns of conversations, for the tenant of the connection's tenant_scope.
 
-    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended;
-    and ContractViolation, which never shows the value, for a value that is none.
+    A correlation_id names a conversation. Every method raises ContractViolation for invalid arguments, which
+    never shows the value; and TenantScopeViolation outside the scope and after its transaction has ended.
     """
 
     def append(
@@ -54,7 +54,7 @@ class ConversationRepository(Repository):
 
         The turn_id is its place in the conversation. The same content again, by turn_id or by key, returns
         the original as replayed; other content raises IdempotencyConflict. Raises IdentityNotFound, and
-        DeviceNotFound and SessionNotFound for what is not that user's, whoever else's.
+        DeviceNotFound and SessionNotFound for a device or session that the user does not have.
         """
         turn = {
             "correlation_id": correlation_id,
@@ -77,25 +77,24 @@ class ConversationRepository(Repository):
         turn_id: int | None = None,
         idempotency_key: str | None = None,
     ) -> TurnResult:
-        """Hide the text of a turn for good, by a turn that says why; returns that one.
+        """Hide the text of a turn for good: append a tombstone with the reason, and return it.
 
-        It takes the place `turn_id`, which must come after the turn that it hides, or else the place after
-        the last. The same again returns the original as replayed. Raises ConversationTurnNotFound where the
-        conversation has no such turn; TombstoneConflict where the turn is hidden for another reason or at
-        another place, or is a tombstone; IdempotencyConflict where the key or the place stands for another
-        turn.
+        The tombstone gets the place `turn_id`, which must be after the hidden turn, or the place after the
+        last turn. The same call again returns the original as replayed. Raises ConversationTurnNotFound if
+        the conversation has no such turn; TombstoneConflict if the turn is a tombstone, or is hidden already
+        for another reason or at another place; IdempotencyConflict if another turn has the key or the place.
         """
         turn = {
             "correlation_id": correlation_id,
             "conversation_turn_id": conversation_turn_id,
             "reason_code": reason_code,
         }
-        # A tombstone may have the very last place, which no other turn takes.
+        # Not TURN_RULES: only a tombstone may take the very last place.
         place = EVENT_RULES["turn_id"].check_optional("turn_id", turn_id)
         return self._write(_TOMBSTONE, turn, {"idempotency_key": idempotency_key}, turn_id=place)
 
     def get(self, correlation_id: UUID, turn_id: int) -> ConversationTurn | None:
-        """Return one turn."""
+        """Return a turn; None if there is none."""
         checked = EVENT_RULES["turn_id"].check("turn_id", turn_id)
         turns = self.page(correlation_id, after=checked - 1, limit=1)
         return turns[0] if turns and turns[0].turn_id == checked else None
@@ -103,8 +102,8 @@ class ConversationRepository(Repository):
     def page(self, correlation_id: UUID, after: int = 0, limit: int = TURNS_PAGE) -> list[ConversationTurn]:
         """Return the next 1..1000 turns with a turn_id > `after`, in order.
 
-        To go on, give the last one's turn_id as `after`. A turn that comes later at a place before it is not
-        seen by going on.
+        For the next page, pass the turn_id of the last turn as `after`. It does not contain a turn that was
+        written meanwhile at an earlier place.
         """
         rows = self._run(
             _READ,
@@ -116,7 +115,7 @@ class ConversationRepository(Repository):
 
     def turns(self, correlation_id: UUID, after: int = 0) -> Iterator[ConversationTurn]:
         """Iterate over the turns with a turn_id > `after` in order, a page in memory at a time."""
-        scope_tenant(self._conn)  # now, and not only where the iteration begins
+        scope_tenant(self._conn)  # raise now, and not when the iteration begins
         checked = TURN_RULES["correlation_id"].check("correlation_id", correlation_id)
         return self._turns(checked, _POSITION.check("after", after))
 

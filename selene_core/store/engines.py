@@ -1,4 +1,4 @@
-"""Engines for production: URLs, what each connection is opened with, and how long anything may wait."""
+"""Engines for production: URLs, connection options and timeouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _URL_RULE: Final = (
 )
 
 
-# User and password as SQLAlchemy finds them; then hosts as libpq takes them, which SQLAlchemy does not.
+# User and password as in SQLAlchemy; then hosts as in libpq, some of which SQLAlchemy cannot read.
 _URL: Final = re.compile(r"([\w+]+://(?:[^:/]*(?::[^@]*)?@)?)([^/?]*)(.*)", re.DOTALL)
 
 
@@ -29,27 +29,27 @@ _HOST: Final = re.compile(r"(\[[^\]@]+\]|[^:@\[\]]*)(?::([0-9]{0,5}))?")
 
 
 def psycopg_url(url: str | URL) -> URL:
-    """Return the URL with psycopg 3 as its driver, which a bare postgresql:// need not mean.
+    """Return the URL with psycopg 3 as its driver: in SQLAlchemy postgresql:// may mean another.
 
-    Takes hosts as libpq does: several, `h1:5432,h2:5433`, or a socket's folder with %2F for /. Connections go
-    to the host that it names: PGHOSTADDR in the environment, or a service file's, counts for nothing. What it
-    leaves out comes from libpq's environment as ever.
+    Hosts are as in libpq: several as `h1:5432,h2:5433`, or a socket's folder with %2F for /. If the URL names
+    a host, PGHOSTADDR and the hostaddr of a service file are ignored. What the URL leaves out comes from
+    libpq's environment variables, as usual.
 
-    Raises ValueError for what is no URL of a PostgreSQL database, TypeError for what is neither text nor URL.
+    Raises ValueError for a text that is not the URL of a PostgreSQL database, TypeError for other types.
     """
     if not isinstance(url, str | URL):
         raise TypeError(f"the database URL must be text or a sqlalchemy.URL, not {type(url).__name__}")
     try:
         parsed = _with_hosts(url) if isinstance(url, str) else url
     except (ValueError, ArgumentError):
-        # Its own message repeats a part of it, which may be one of the password.
+        # SQLAlchemy's message repeats a part of the URL, which may be a part of the password.
         raise ValueError(f"the database URL cannot be read: {_URL_RULE}") from None
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"the database URL must begin with postgresql://, not {parsed.drivername}://")
-    # A part of the query without a = is dropped by the parser.
+    # The parser drops a part of the query that has no =.
     cut_off = [part for part in str(url).partition("?")[2].split("&") if "=" not in part]
     if any("@" in part for part in (parsed.host or "", parsed.database or "", *cut_off)):
-        # What was cut off from the password would be looked up as a host or database, and printed.
+        # The rest of the password would be taken for a host or database, and printed.
         raise ValueError(f"the password in the database URL has an @ in it: {_URL_RULE}")
     parsed = parsed.set(drivername="postgresql+psycopg")
     names_its_server = (parsed.host or "host" in parsed.query) and not {"hostaddr", "service"} & set(
@@ -59,7 +59,7 @@ def psycopg_url(url: str | URL) -> URL:
 
 
 def _with_hosts(url: str) -> URL:
-    """Parse a URL; hosts for which SQLAlchemy's URL has no place go into its query, under libpq's names."""
+    """Parse a URL. Hosts that SQLAlchemy's URL cannot hold go into its query, as libpq's host and port."""
     url = re.sub(r"^postgres(?=://)", "postgresql", url.strip())
     parts = _URL.fullmatch(url)
     if parts is None or not (re.search("[,%]", parts[2]) or parts[2].endswith(":")):
@@ -81,16 +81,16 @@ def create_selene_engine(
     idle_in_transaction_timeout: timedelta | None = None,
     **options: Any,
 ) -> Engine:
-    """Make an engine with what a service wants in production; `options` are create_engine's and win.
+    """Make an engine for production. `options` are those of create_engine, and override ours.
 
-    psycopg 3, whatever the URL says; no parameter values in error messages; connections are tried before use,
-    renewed after half an hour, refused after 10 seconds without an answer, and given up within a minute when
-    the server has vanished; whoever waits 10 seconds for one of the pool's gets an error.
+    It uses psycopg 3 and shows no parameter values in error messages. It tests a connection before use and
+    renews it after half an hour. Connecting fails after 10 seconds without an answer; so does waiting for a
+    connection of the pool. A server that has vanished is noticed within a minute.
 
-    `pooler=True` is for a transaction-mode pooler such as PgBouncer: no prepared statements, which it cannot
-    carry over before 1.21. The timeouts are set in each new session and not by startup parameters, which
-    PgBouncer refuses. Behind a pooler a session is not ours to set: ValueError; say
-    ALTER ROLE ... SET statement_timeout there.
+    `pooler=True` is for a transaction-mode pooler such as PgBouncer: it switches off prepared statements,
+    which PgBouncer supports from 1.21 on only. The timeouts are set by SET in each new session, because
+    PgBouncer refuses them as startup parameters. With `pooler=True` they raise ValueError, because sessions
+    are shared: use ALTER ROLE ... SET statement_timeout.
     """
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_engine(psycopg_url(url), **_engine_options(pooler, options))
@@ -106,7 +106,7 @@ def create_async_selene_engine(
     idle_in_transaction_timeout: timedelta | None = None,
     **options: Any,
 ) -> AsyncEngine:
-    """Make the asynchronous twin of create_selene_engine's engine; `options` are create_async_engine's."""
+    """Make an asynchronous engine, as create_selene_engine does; `options` are create_async_engine's."""
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine.sync_engine, timeouts)
@@ -123,8 +123,8 @@ def _engine_options(pooler: bool, options: dict[str, Any]) -> dict[str, Any]:
     return {"hide_parameters": True, **pooled, **options, "connect_args": connect_args}
 
 
-# The driver's and libpq's own; of the server's settings only two, which poolers know. The encoding is for a
-# database that has none (SQL_ASCII): its text would come as bytes.
+# Parameters of the driver and libpq, and only two settings of the server, which poolers know. client_encoding
+# is for a database in SQL_ASCII, whose text would come as bytes.
 CONNECT_ARGS: Final[dict[str, Any]] = {
     "application_name": "selene-core",
     "client_encoding": "utf8",
@@ -135,7 +135,7 @@ CONNECT_ARGS: Final[dict[str, Any]] = {
 }
 
 
-# pool_recycle: proxies and firewalls forget connections that are idle for an hour.
+# pool_recycle: proxies and firewalls drop connections that are idle for an hour.
 _POOL_OPTIONS: Final = {"pool_pre_ping": True, "pool_recycle": 1800, "pool_timeout": 10}
 
 

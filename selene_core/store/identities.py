@@ -1,6 +1,6 @@
 """Users, their devices and their sessions (contract §2).
 
-All rules are functions and keys of the database: this sends one statement a call and gives rows types.
+The rules are in the database. Each method sends one statement and turns rows into types.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ OWNED_PAGE: Final = 256
 
 
 class IdentityRepository(Repository):
-    """Register, open, move and read what belongs to the users of the tenant_scope's tenant.
+    """Register and read users, devices and sessions, for the tenant of the connection's tenant_scope.
 
-    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended;
-    and ContractViolation for a value that is none. All times are the database's clock.
+    All times are the database's. Every method raises ContractViolation for invalid arguments, and
+    TenantScopeViolation outside the scope and after its transaction has ended.
     """
 
     def register_identity(
@@ -38,9 +38,9 @@ class IdentityRepository(Repository):
         primary_language: str | None = None,
         status: IdentityStatus | str | None = None,
     ) -> UserIdentity:
-        """Make a user known, or update what is known: None leaves a value as it is, "" takes it away.
+        """Make a user known, or update what is given: None leaves a value as it is, "" removes it.
 
-        A new user is ACTIVE unless told otherwise.
+        A new user is ACTIVE by default.
         """
         rows = self._run(
             _REGISTER_IDENTITY,
@@ -61,8 +61,8 @@ class IdentityRepository(Repository):
     ) -> Device:
         """Make a user's device known, or update it, and record that it was seen now.
 
-        None leaves a value as it is, "" takes the audio profile away; a new device needs its type. Raises
-        IdentityNotFound, and DeviceIdUnavailable where the device is another user's: it stays that user's.
+        None leaves a value as it is, "" removes the audio profile. A new device needs its type. Raises
+        IdentityNotFound; and DeviceIdUnavailable if another user has this device.
         """
         rows = self._run(
             _REGISTER_DEVICE,
@@ -76,9 +76,9 @@ class IdentityRepository(Repository):
     def open_session(self, session_id: str, *, user_id: str, device_id: str) -> UserSession:
         """Open a session of a user on one of the user's devices.
 
-        Opened again for the same user and device, it is returned as it is now. Raises IdempotencyConflict
-        where the session_id stands for another user or device, IdentityNotFound, and DeviceNotFound for a
-        device that is not that user's, whoever else's.
+        A session that the same user has opened on the same device is returned as it is now. Raises
+        IdempotencyConflict if the session_id is used for another user or device; IdentityNotFound; and
+        DeviceNotFound for a device that the user does not have.
         """
         rows = self._run(
             _OPEN_SESSION,
@@ -91,47 +91,47 @@ class IdentityRepository(Repository):
     def touch_session(self, session_id: str) -> UserSession:
         """Record activity; an OPEN session becomes ACTIVE.
 
-        Raises SessionNotFound, and SessionStateInvalid where it is neither OPEN nor ACTIVE.
+        Raises SessionNotFound, and SessionStateInvalid if it is neither OPEN nor ACTIVE.
         """
         return _session(self._run(_TOUCH_SESSION, session_id=_checked("session_id", session_id))[0])
 
     def soft_close_session(self, session_id: str) -> UserSession:
-        """Close an OPEN or ACTIVE session so that it can be resumed; raises what resume_session raises."""
+        """Make an OPEN or ACTIVE session SOFT_CLOSED; it can be resumed. Raises as resume_session does."""
         return self._move(session_id, SessionState.SOFT_CLOSED)
 
     def suspend_session(self, session_id: str) -> UserSession:
-        """Set an OPEN, ACTIVE or SOFT_CLOSED session aside; raises what resume_session raises."""
+        """Make an OPEN, ACTIVE or SOFT_CLOSED session SUSPENDED. Raises as resume_session does."""
         return self._move(session_id, SessionState.SUSPENDED)
 
     def resume_session(self, session_id: str) -> UserSession:
-        """Make a session ACTIVE that is not CLOSED; one that is ACTIVE already stays as it is.
+        """Make a session ACTIVE, unless it is CLOSED. An ACTIVE one stays as it is.
 
-        Raises SessionNotFound, and SessionStateInvalid where contract §2 does not allow the move.
+        Raises SessionNotFound, and SessionStateInvalid if contract §2 does not allow the move.
         """
         return self._move(session_id, SessionState.ACTIVE)
 
     def close_session(self, session_id: str) -> UserSession:
-        """Close a session for good; one that is CLOSED already stays as it is. Raises SessionNotFound."""
+        """Close a session for good. A CLOSED one stays as it is. Raises SessionNotFound."""
         return self._move(session_id, SessionState.CLOSED)
 
     def get_identity(self, user_id: str) -> UserIdentity | None:
-        """Return a user."""
+        """Return a user; None if there is none."""
         rows = self._read(_GET_IDENTITY, user_id=_checked("user_id", user_id))
         return _identity(_of(identities, rows[0])) if rows else None
 
     def get_device(self, device_id: str) -> Device | None:
-        """Return a device."""
+        """Return a device; None if there is none."""
         rows = self._read(_GET_DEVICE, device_id=_checked("device_id", device_id))
         return Device(**_of(devices, rows[0])) if rows else None
 
     def get_session(self, session_id: str) -> UserSession | None:
-        """Return a session."""
+        """Return a session; None if there is none."""
         rows = self._read(_GET_SESSION, session_id=_checked("session_id", session_id))
         return _session(_of(sessions, rows[0])) if rows else None
 
     def devices(self, user_id: str) -> Iterator[Device]:
         """Iterate over a user's devices in the order of their ids, a page in memory at a time."""
-        scope_tenant(self._conn)  # now, and not only where the iteration begins
+        scope_tenant(self._conn)  # raise now, and not when the iteration begins
         rows = self._owned(_DEVICES, "device_id", _checked("user_id", user_id))
         return (Device(**_of(devices, row)) for row in rows)
 
@@ -170,7 +170,7 @@ def _changed(name: str, value: object) -> str | None:
 
 
 def _of(table: Table, row: RowMapping) -> dict[str, Any]:
-    """Leave out what in_scope() puts beside a row."""
+    """Leave out the column that in_scope() adds to a row."""
     return {name: row[name] for name in table.columns.keys()}  # noqa: SIM118 - iterating it yields columns
 
 

@@ -1,4 +1,4 @@
-"""The type of every column of time, read so that no setting of the session has a say in it."""
+"""The type of every timestamptz column: read in UTC, whatever the session's settings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MICROSECONDS: Final[ColumnElement[int]] = literal_column("1000000", BigInteger)
 class Instant(TypeDecorator[datetime]):
     """A timestamptz, read as a datetime in UTC.
 
-    It comes as microseconds since 1970: as text it would be in the session's TimeZone and DateStyle, which
-    the driver need not know, and where the last hours of the year 9999 may lie in the year 10000.
+    The server sends microseconds since 1970. A text would depend on the session's TimeZone and DateStyle: the
+    driver may not know them, and the last hours of 9999 may be in the year 10000 there.
     """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Ask the server for microseconds, which no setting changes."""
+        """Select microseconds, which no setting changes."""
         return type_coerce(cast(extract("epoch", column) * _MICROSECONDS, BigInteger), self)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Return the datetime of so many microseconds."""
+        """Convert microseconds to a datetime."""
         return None if value is None else _EPOCH + timedelta(microseconds=value)

@@ -1,4 +1,4 @@
-"""Leases: who may work on a work order, for how long, and behind which fence (contract §8 and §14)."""
+"""Leases: who may work on a work order, until when, and with which fence (contract §8 and §14)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _KEY: Final = EVENT_RULES["idempotency_key"]
 
 
 class LeaseRepository(Repository):
-    """Take, keep and give back the leases of the tenant_scope that yielded the connection.
+    """Take, renew and give back leases, for the tenant of the connection's tenant_scope.
 
-    Whether a lease is held is judged by the database's clock at that moment, never by the caller's. Each
-    change writes its LEASE_* event, which carries the work order's correlation_id, turn_id, status, last
-    reason_code and step forward. Every method raises TenantScopeViolation outside the scope.
+    The database's clock decides whether a lease is held, never the caller's. Each change writes a LEASE_*
+    event, which repeats the work order's correlation_id, turn_id, status, last reason_code and step. Every
+    method raises TenantScopeViolation outside the scope.
     """
 
     def acquire(
@@ -40,14 +40,15 @@ class LeaseRepository(Repository):
         token: str | None = None,
         idempotency_key: str | None = None,
     ) -> HeldLease:
-        """Take the lease for `ttl_ms` milliseconds (1..3,600,000); one that has expired is taken over.
+        """Take the lease for `ttl_ms` milliseconds (1..3,600,000). An expired one is taken over.
 
-        A caller who wants to repeat the call after a lost reply mints the token itself, from a CSPRNG, and
-        sends the same again: it gets the same lease, unextended. A token is good for one lease: once that has
-        expired or was given back, it raises LeaseLost, and the next lease takes a new token.
+        To be able to repeat the call after a lost reply, make the token yourself with
+        secrets.token_urlsafe(32) and send the same again: you get the same lease, not extended. A token
+        stands for one lease. Once that has expired or was given back, the token raises LeaseLost: make a new
+        one.
 
-        Raises LeaseHeld (who, until when), LeaseLost, IdempotencyConflict, InvalidTransition for a work order
-        at its end, WorkOrderNotFound and ContractViolation (contract §8).
+        Raises LeaseHeld (by whom, until when), LeaseLost, IdempotencyConflict, WorkOrderNotFound and
+        ContractViolation; InvalidTransition if the work order has ended (contract §8).
         """
         token = secrets.token_urlsafe(32) if token is None else _TOKEN.check("token", token)
         rows = self._run(
@@ -61,10 +62,10 @@ class LeaseRepository(Repository):
         return HeldLease(**_facts(rows[0]), token=token)
 
     def renew(self, work_order_id: str, token: str, *, ttl_ms: int) -> HeldLease:
-        """Hold an unexpired lease for `ttl_ms` milliseconds (1..3,600,000) from now on.
+        """Extend an unexpired lease to `ttl_ms` milliseconds (1..3,600,000) from now.
 
-        Raises LeaseLost where the token is not that of an unexpired lease, InvalidTransition for a work order
-        at its end, WorkOrderNotFound and ContractViolation (contract §8).
+        Raises LeaseLost if the token is not that of an unexpired lease, InvalidTransition if the work order
+        has ended, WorkOrderNotFound and ContractViolation (contract §8).
         """
         token = _TOKEN.check("token", token)
         rows = self._run(
@@ -76,10 +77,10 @@ class LeaseRepository(Repository):
         return HeldLease(**_facts(rows[0]), token=token)
 
     def release(self, work_order_id: str, token: str) -> None:
-        """Give the lease back, an expired one too; does nothing where that was done before.
+        """Give the lease back, even an expired one. Does nothing if it was given back before.
 
-        Raises LeaseLost where it was taken over or the token is no lease's, WorkOrderNotFound and
-        ContractViolation (contract §8).
+        Raises LeaseLost if it was taken over or the token is unknown, WorkOrderNotFound and ContractViolation
+        (contract §8).
         """
         self._run(
             _RELEASE,
@@ -88,7 +89,7 @@ class LeaseRepository(Repository):
         )
 
     def current(self, work_order_id: str) -> Lease | None:
-        """Return the lease that is held now; None where none is, or no longer (contract §14)."""
+        """Return the lease that is held now; None if there is none, or it has expired (contract §14)."""
         rows = self._read(_CURRENT, work_order_id=check_work_order_id(work_order_id))
         return Lease(**_facts(rows[0]), token=None) if rows else None
 

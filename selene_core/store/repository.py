@@ -1,4 +1,4 @@
-"""What every repository is made of: one statement a call, inside the tenant_scope of its connection."""
+"""The base of every repository: one statement a call, inside the tenant_scope of its connection."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 TENANT: Final = bindparam("tenant_id", type_=Text)
 SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
-"""The tenant as an argument of a function: raises TenantScopeViolation unless it is the transaction's."""
+"""The tenant as an argument of a function; raises TenantScopeViolation if the transaction has another."""
 
 
 class Secret(str):
-    """Hold a secret parameter: neither a log of statements nor an error that lists parameters shows it."""
+    """A secret parameter: logs of statements and errors that list parameters show '…' instead."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Return what stands for the value."""
+        """Hide the value."""
         return "'…'"
 
 
 class Repository:
-    """Work for the tenant of the tenant_scope that yielded the connection.
+    """Work for the tenant of the connection's tenant_scope.
 
-    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended.
+    Every method raises TenantScopeViolation outside the scope, and after its transaction has ended.
     """
 
     def __init__(self, conn: Connection) -> None:
@@ -52,13 +52,13 @@ class Repository:
 
 
 def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
-    """Return all rows of a statement; what the database refuses is raised as our errors."""
+    """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
     with translate_errors():
         return conn.execute(statement, parameters).mappings().all()
 
 
 def call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any) -> Select[Any]:
-    """Select from a function that returns a table of the named columns; it is os_core's unless it says."""
+    """Select from a function that returns these columns; it is in os_core unless its name has a schema."""
     schema, _, name = function.rpartition(".")
     columns = [column(name, type_) for name, type_ in returned.items()]
     called = getattr(getattr(func, schema or "os_core"), name)(*arguments)
@@ -66,7 +66,7 @@ def call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any
 
 
 def in_scope(rows: FromClause, on: ColumnElement[bool]) -> Select[Any]:
-    """Select rows beside the transaction's tenant; where there are none, NULLs stand beside it."""
+    """Select rows together with the transaction's tenant; without rows, one row of NULLs with the tenant."""
     one = values(column("n", Integer), name="one", literal_binds=True).data([(1,)])
     tenant = literal_column("current_setting('selene.tenant_id', TRUE)", Text).label("scope_tenant_id")
     return select(tenant, *rows.c).select_from(one.outerjoin(rows, on))

@@ -1,4 +1,4 @@
-"""Connections: URLs, one transaction for one tenant, and the one place that turns SQLSTATEs into errors."""
+"""tenant_scope (one transaction for one tenant), and translate_errors (an SQLSTATE becomes an error class)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise what the database refuses as our errors; anything else passes untouched (contract §12)."""
+    """Raise a refusal of the database as its SeleneError; other errors pass unchanged (contract §12)."""
     try:
         yield
     except (DBAPIError, psycopg.Error) as exc:
@@ -35,7 +35,7 @@ def translate_errors() -> Iterator[None]:
 
 
 def _translated(exc: DBAPIError | psycopg.Error) -> SeleneError | None:
-    # By SQLSTATE alone: a private one reaches SQLAlchemy as plain DatabaseError, others by several classes.
+    # By SQLSTATE alone: SQLAlchemy raises private ones as DatabaseError, and others as several classes.
     cause = exc.orig if isinstance(exc, DBAPIError) else exc
     if not isinstance(cause, psycopg.Error):
         return None
@@ -52,18 +52,18 @@ class _Scope:
 def tenant_scope(bind: Bind, tenant_id: str) -> Iterator[Connection]:
     """Run one transaction for one tenant and yield its connection, for the repositories (contract §10).
 
-    On an engine: committed at the end, rolled back on an exception. On a connection: joins the transaction
-    that is open there and leaves its end to whoever began it; where none is open, begins and ends its own.
-    On an ORM session: joins its transaction, which the session begins where it has none, and always leaves
-    the end to session.commit() or rollback().
+    On an engine: begins a transaction, commits it at the end, rolls it back on an exception. On a connection:
+    joins its open transaction and leaves commit and rollback to whoever began it; without one, it begins and
+    ends its own. On an ORM session: joins its transaction, and leaves the end to session.commit() or
+    rollback().
 
-    The tenant is the transaction's, to its end: a joined transaction takes no second one, not even after the
-    block. A value that somebody left in the session (SET selene.tenant_id) counts for nothing where the scope
-    begins the transaction; to a joined one it is the tenant, because nobody can tell the two apart.
+    The transaction keeps its tenant until it ends: a joined one cannot get a second tenant, not even after
+    the block. A value that somebody left in the session (SET selene.tenant_id) is ignored if the scope begins
+    the transaction. In a joined transaction it is the tenant, because nobody can tell the two apart.
 
-    Raises ContractViolation for what is no tenant id; TenantScopeViolation when the joined transaction is
-    another tenant's, and in AUTOCOMMIT, where a tenant would be gone before the next statement; TypeError for
-    anything else to work on and for another driver than psycopg 3.
+    Raises ContractViolation for an invalid tenant id; TenantScopeViolation if the joined transaction has
+    another tenant, and in AUTOCOMMIT, where the tenant would be lost before the next statement; TypeError for
+    another bind and another driver than psycopg 3.
     """
     bind = bound("tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
@@ -84,10 +84,10 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
     with nullcontext() if joins else conn.begin():
         if joins and conn.exec_driver_sql(_TENANT_OF_TRANSACTION).scalar() not in (None, "", tenant_id):
             raise TenantScopeViolation("the transaction belongs to another tenant")
-        # The statement and not set_config(): a distributed engine forwards SET LOCAL to its nodes.
+        # SET LOCAL and not set_config(): a distributed engine forwards the statement to its nodes.
         conn.exec_driver_sql(SQL("SET LOCAL selene.tenant_id = {}").format(Literal(tenant_id)).as_string())
         outer = conn.get_execution_options().get(_SCOPE)
-        # On the Connection and not in conn.info, which the pool keeps for the next who gets the same session.
+        # On the Connection and not in conn.info, which the pool keeps for the next user of the session.
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})
         try:
             yield
@@ -96,7 +96,7 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
 
 
 def in_autocommit(conn: Connection) -> bool:
-    """Tell whether every statement of the connection is a transaction of its own."""
+    """Tell whether the connection is in autocommit: every statement is a transaction."""
     driver_connection = conn.connection.driver_connection
     return driver_connection is not None and bool(driver_connection.autocommit)
 
@@ -104,8 +104,8 @@ def in_autocommit(conn: Connection) -> bool:
 def scope_tenant(conn: Connection) -> str:
     """Return the tenant of the tenant_scope that the connection is in; raises TenantScopeViolation.
 
-    It knows the commits that SQLAlchemy knows. Whether the transaction really has the tenant, only the
-    database can tell, in the statement that does the work: see confirm_scope() and os_core.require_tenant().
+    It sees only commits made through SQLAlchemy. Whether the transaction really has the tenant, the database
+    checks in each statement: see confirm_scope() and os_core.require_tenant().
     """
     scope: _Scope | None = conn.get_execution_options().get(_SCOPE)
     if scope is None:
@@ -116,6 +116,6 @@ def scope_tenant(conn: Connection) -> str:
 
 
 def confirm_scope(conn: Connection, found: str | None) -> None:
-    """Refuse what was read in a transaction without the scope's tenant; raises TenantScopeViolation."""
+    """Raise TenantScopeViolation if rows were read in a transaction without the scope's tenant."""
     if found != scope_tenant(conn):
         raise TenantScopeViolation("the transaction no longer has the tenant of its tenant_scope")

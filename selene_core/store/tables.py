@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them: a mirror of alembic/, which owns them; a test holds them together."""
+"""The tables for SQLAlchemy: a copy of what alembic/versions makes. A test compares the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are transactions of their own on an engine: append in one round trip, rebuild in many."""
+"""append_events and rebuild_tenant: calls that can make their own transactions on an engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def append_events(
 ) -> list[AppendResult]:
     """Append 1..1000 events, all or none (contract §4).
 
-    On an engine: in one round trip and a transaction of its own. On a connection or an ORM session: inside
-    the tenant_scope of that, so that they are committed or rolled back with whatever else is done there.
+    On an engine: in a transaction of its own and one round trip. On a connection or an ORM session: in its
+    transaction, as tenant_scope does, so that the events are committed or rolled back with the rest of it.
 
     Raises what WorkOrderRepository.append_many and tenant_scope raise. After a lost connection, send the same
     events again: those with an idempotency_key are not written twice.
@@ -39,14 +39,14 @@ def append_events(
 
 
 def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
-    """Append what batch_to_wire() made, on a connection that has no transaction yet."""
-    # In autocommit the statement is the transaction, and the function makes it the tenant's.
+    """Append the text of batch_to_wire() on a connection that has no transaction yet."""
+    # In autocommit the statement is the transaction; the function sets its tenant.
     conn.execution_options(isolation_level="AUTOCOMMIT")
     return append_joined(conn, tenant_id, wire)
 
 
 def append_joined(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
-    """Append what batch_to_wire() made, in the connection's transaction if it has one."""
+    """Append the text of batch_to_wire(), in the connection's transaction if it has one."""
     if in_autocommit(conn):
         rows = fetch(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
     else:
@@ -58,11 +58,11 @@ def append_joined(conn: Connection, tenant_id: str, wire: str) -> list[AppendRes
 def rebuild_tenant(
     engine: Engine, tenant_id: str, progress: Callable[[RebuildReport], object] | None = None
 ) -> RebuildReport:
-    """Rebuild every work order of a tenant, one short transaction per group of orders (contract §5).
+    """Rebuild every work order of a tenant, in one short transaction for each group of orders (contract §5).
 
-    `progress` gets the sums so far after each group. Interrupted, it keeps what it has done: run it again.
-    In a transaction of the caller's, WorkOrderRepository.rebuild() does it. Raises TypeError for anything but
-    an Engine.
+    `progress` is called with the sums so far after each group. If it is interrupted, the finished groups are
+    kept: run it again. Inside a transaction use WorkOrderRepository.rebuild(). Raises TypeError for anything
+    but an Engine.
     """
     owned: Engine = checked("rebuild_tenant", "an Engine", engine, Engine)
     tenant_id = check_tenant_id(tenant_id)

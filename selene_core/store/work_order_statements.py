@@ -1,4 +1,4 @@
-"""The statements of the work-order repository, built once, and what their rows become."""
+"""The statements of the work-order repository, built once, and how their rows are read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _EVENT_NAMES: Final = tuple(work_order_ledger.columns.keys())
 
 
 def only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
-    """Return the work order of a row, None where there is no row."""
+    """Return the work order of the only row; None without a row."""
     return work_order(rows[0]) if rows else None
 
 
@@ -158,14 +158,14 @@ CANCEL: Final = call(
 
 @cache
 def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool) -> Select[Any]:
-    """Select a page of pending work orders by the index for it, which a bound status would rule out."""
+    """Select a page of pending work orders; the statuses are literals, so that its partial index is used."""
     place = (_CURRENT.last_updated_at, _CURRENT.last_event_id)
     start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_event_id", type_=BigInteger))
     page = select(work_orders_current).where(_CURRENT.tenant_id == TENANT, text(IS_PENDING))
     if of_requester:
         page = page.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
     if within:
-        # By the database's clock, and of the statement: clock_timestamp() is no index condition.
+        # statement_timestamp(), because clock_timestamp() cannot be an index condition.
         since = func.statement_timestamp() - cast(bindparam("within", type_=Interval), Interval)
         page = page.where(_CURRENT.last_updated_at >= since)
     if after:

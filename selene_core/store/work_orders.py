@@ -1,6 +1,6 @@
 """The work-order repository: append, read, replay (contract §4, §5, §9 and §14).
 
-All rules are functions and policies of the database: this sends one statement a call and gives rows types.
+The rules are in the database. Each method sends one statement and turns rows into types.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _USER: Final = identifier(128)
 
 
 class WorkOrderRepository(Repository):
-    """Append to, read and replay the work orders of the tenant_scope that yielded the connection.
+    """Append to, read and rebuild work orders, for the tenant of the connection's tenant_scope.
 
-    Every method raises TenantScopeViolation outside the scope, and inside it once its transaction was ended.
+    Every method raises TenantScopeViolation outside the scope, and after its transaction has ended.
     """
 
     def append(self, event: WorkOrderLedgerEventInput) -> AppendResult:
@@ -68,14 +68,14 @@ class WorkOrderRepository(Repository):
         Raises ContractViolation, IdempotencyConflict, ConcurrencyConflict, WorkOrderNotFound,
         InvalidTransition, CancelInvalidState, LeaseHeld, LeaseLost, PromptSuppressed,
         ExternalApprovalPending, BoundExceeded, CorrelationConflict, WorkOrderIdUnavailable and
-        ProjectionDamaged. As after every error of the database, the transaction is good for a rollback only,
-        if need be to a savepoint (conn.begin_nested()).
+        ProjectionDamaged. After any of these the transaction can only be rolled back, at least to a savepoint
+        (conn.begin_nested()).
         """
         wire = batch_to_wire(events)
         return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
 
     def get(self, work_order_id: str) -> WorkOrder | None:
-        """Return the work order as it is now; raises ContractViolation for a bad id (contract §9)."""
+        """Return the work order as it is now, or None; raises ContractViolation (contract §9)."""
         rows = self._read(statements.GET, work_order_id=check_work_order_id(work_order_id))
         return statements.only_work_order(rows)
 
@@ -87,10 +87,9 @@ class WorkOrderRepository(Repository):
     def events(self, work_order_id: str, after: int = 0) -> Iterator[WorkOrderEvent]:
         """Iterate over the events with work_order_seq > `after` in order, a page in memory at a time.
 
-        Raises ContractViolation for arguments that are none, and TenantScopeViolation also on the way
-        (contract §9).
+        Raises ContractViolation for invalid arguments; each page can raise TenantScopeViolation (contract §9).
         """
-        scope_tenant(self._conn)  # now, and not only where the iteration begins
+        scope_tenant(self._conn)  # raise now, and not when the iteration begins
         return self._events(check_work_order_id(work_order_id), _POSITION.check("after", after))
 
     def list_pending(
@@ -103,10 +102,10 @@ class WorkOrderRepository(Repository):
     ) -> list[WorkOrder]:
         """Return a page of the work orders in DRAFT, CLARIFY or CONFIRM, most recently updated first.
 
-        `within`: only those updated in that time before now, by the database's clock. `limit`: 1..1000.
-        `after`: the last order of the page before, or its PendingCursor; an order that does not change
-        meanwhile is neither skipped nor repeated. Ties are broken by last_event_id. Raises ContractViolation
-        (contract §9).
+        `within`: only those updated in this time before now, by the database's clock. `limit`: 1..1000.
+        `after`: the last order of the previous page, or its PendingCursor. An order that does not change
+        between two pages is neither skipped nor repeated. Orders updated at the same time are sorted by
+        last_event_id. Raises ContractViolation (contract §9).
         """
         cursor = None if after is None else check_pending_cursor(after)
         statement = statements.pending(
@@ -128,10 +127,10 @@ class WorkOrderRepository(Repository):
     def cancel(
         self, work_order_id: str, reason_code: int, idempotency_key: str, note: str | None = None
     ) -> AppendResult:
-        """Append WORK_ORDER_CANCELED with the thread and turn that the order has (contract §9).
+        """Append WORK_ORDER_CANCELED with the order's thread and turn (contract §9).
 
-        Once more with the same key: the original, replayed. Raises ContractViolation, WorkOrderNotFound,
-        CancelInvalidState where the order has ended, IdempotencyConflict and ProjectionDamaged.
+        The same key again returns the original, replayed. Raises ContractViolation, WorkOrderNotFound,
+        CancelInvalidState if the order has ended, IdempotencyConflict and ProjectionDamaged.
         """
         rows = self._run(
             statements.CANCEL,
@@ -153,11 +152,12 @@ class WorkOrderRepository(Repository):
     ) -> PromptDecision:
         """Lock the order, decide by decide_prompt() and record the prompt, if any (contract §6).
 
-        Of many callers at once one gets to ask. The prompt has the order's thread and status, and its turn_id
-        and last_reason_code where they are not given. With the key of a recorded prompt it returns that one,
-        with prompt.replayed. Raises ContractViolation, WorkOrderNotFound, BoundExceeded, IdempotencyConflict
-        where the key is another event's, InvalidTransition where it would ask about an order that has ended,
-        and ProjectionDamaged.
+        If several processes ask at once, one may; the others get the next field or nothing. The prompt has
+        the order's thread and status, and its turn_id and last_reason_code if none are given. The key of a
+        recorded prompt returns that prompt, with prompt.replayed.
+
+        Raises ContractViolation, WorkOrderNotFound, BoundExceeded and ProjectionDamaged; IdempotencyConflict
+        if another event has the key; InvalidTransition if it would ask about an order that has ended.
         """
         work_order_id = check_work_order_id(work_order_id)
         given = {
@@ -173,7 +173,7 @@ class WorkOrderRepository(Repository):
         if decided.field_key is None:
             return decided
         if current.work_order_status in TERMINAL_STATUSES:
-            # With the status that it carries on, a prompt on a canceled order would be taken for a cancel.
+            # The prompt repeats the status: on a canceled order it would be taken for a cancel.
             raise InvalidTransition(
                 f"work order {work_order_id} is {current.work_order_status}: nothing is asked",
                 work_order_id=work_order_id,
@@ -197,10 +197,10 @@ class WorkOrderRepository(Repository):
     def notify_wait(
         self, work_order_id: str, turn_id: int | None = None, reason_code: int | None = None
     ) -> bool:
-        """Record that the user is told of the wait for an approval; tell whether this caller is to tell them.
+        """Tell whether this caller must tell the user of the wait for an approval, and record that it does.
 
-        True once a request, and once more past its expiry; False where it was said or nothing is pending. The
-        notice has the order's turn_id and last_reason_code where they are not given. Raises
+        True once for each request, and once more after its expiry. False if the user was told or nothing is
+        pending. The event has the order's turn_id and last_reason_code if none are given. Raises
         ContractViolation, WorkOrderNotFound and ProjectionDamaged (contract §7).
         """
         rows = self._run(
@@ -215,9 +215,9 @@ class WorkOrderRepository(Repository):
     def rebuild(
         self, work_order_id: str | None = None, progress: Callable[[RebuildReport], object] | None = None
     ) -> RebuildReport:
-        """Make the projection the fold of the ledger again, of one work order or all (contract §5).
+        """Write the projection of one work order, or all, again from the ledger (contract §5).
 
-        It locks what it rebuilds to the end of the caller's transaction: rebuild_tenant is for whole tenants.
+        It keeps its locks until the caller's transaction ends: for a whole tenant use rebuild_tenant.
         """
         if work_order_id is None:
             return rebuild_by_groups(
@@ -242,10 +242,10 @@ class WorkOrderRepository(Repository):
         seq: int | None = None,
         at: datetime | None = None,
     ) -> WorkOrder | None:
-        """Return the state after an event, or after the last event created at or before an instant.
+        """Return the state after an event, or after the last event created until a time (contract §5).
 
-        None before the creation. Raises ContractViolation unless exactly one of the three is given, and for a
-        naive datetime (contract §5).
+        None before the first event. Raises ContractViolation for a naive datetime, and unless exactly one of
+        the three is given.
         """
         if [event_id, seq, at].count(None) != 2:
             raise ContractViolation(field="as_of", rule="takes exactly one of event_id, seq and at")
@@ -267,7 +267,7 @@ class WorkOrderRepository(Repository):
     def _recorded_prompt(
         self, event: WorkOrderEvent, required: tuple[str, ...], prefilled: tuple[str, ...]
     ) -> PromptDecision:
-        """Return the decision that recorded the event: it follows from the state before it."""
+        """Return the decision that recorded the event, computed from the state before it."""
         if event.event_type is not WorkOrderEventType.FIELD_PROMPTED:
             raise IdempotencyConflict(
                 work_order_id=event.work_order_id,
@@ -282,13 +282,13 @@ class WorkOrderRepository(Repository):
             decided = decide_prompt(before, required, prefilled)
             if (decided.field_key, decided.prompt_dedupe_key) == asked:
                 return replace(decided, prompt=prompt)
-            # Asked for other required fields, or by a caller with a policy of its own.
+            # The prompt was for other required fields, or from a caller with a policy of its own.
             if before.conflicts_json.get(asked[0], {}).get("asked") is False:
                 reason = PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK
         return PromptDecision(PromptAction.ASK, *asked, reason, prompt)
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
-        # Pages, not a cursor: nothing stays open where the caller stops, and each page asks for the tenant.
+        # Pages, not a cursor: nothing stays open if the caller stops, and each page checks the tenant.
         while page := self._read(statements.EVENTS, work_order_id=work_order_id, after=after):
             yield from map(statements.event, page)
             if len(page) < statements.EVENTS_PAGE:
@@ -299,7 +299,7 @@ class WorkOrderRepository(Repository):
 def rebuild_by_groups(
     rebuild_group: Callable[[str], RowMapping], progress: Callable[[RebuildReport], object] | None
 ) -> RebuildReport:
-    """Rebuild group after group, each from the id where the one before ended, and sum up."""
+    """Rebuild group after group, each after the last id of the previous one, and add up the reports."""
     report = RebuildReport(0, 0, 0)
     group = rebuild_group("")
     while (last_work_order_id := group["last_work_order_id"]) is not None:
@@ -325,5 +325,5 @@ def batch_to_wire(events: object) -> str:
                 field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
             )
     wire = [event.to_wire() for event in batch]
-    # Secret: an event may carry a lease token.
+    # Secret: an event may contain a lease token.
     return Secret(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
