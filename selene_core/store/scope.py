@@ -1,4 +1,4 @@
-"""tenant_scope (one transaction for one tenant), and translate_errors (an SQLSTATE becomes an error class)."""
+"""tenant_scope: one transaction for one tenant; translate_errors: an SQLSTATE becomes an error class."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ class WorkOrderRepository(Repository):
     def events(self, work_order_id: str, after: int = 0) -> Iterator[WorkOrderEvent]:
         """Iterate over the events with work_order_seq > `after` in order, a page in memory at a time.
 
-        Raises ContractViolation for invalid arguments; each page can raise TenantScopeViolation (contract §9).
+        Raises ContractViolation for invalid arguments. Each page can raise TenantScopeViolation
+        (contract §9).
         """
         scope_tenant(self._conn)  # raise now, and not when the iteration begins
         return self._events(check_work_order_id(work_order_id), _POSITION.check("after", after))
