@@ -1,1 +1,1 @@
-"""What an operator asks: is the database what the migrations make, and if not, what differs?"""
+"""Compare a database with what the migrations make: check_schema for services, doctor for operators."""

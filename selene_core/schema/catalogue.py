@@ -1,8 +1,8 @@
-"""What our schemas are, as facts that no server version changes.
+"""Read our schemas from the system catalogues, as facts that are the same on every server version.
 
-A fact is a thing, an aspect of it, and a value. Names are quoted as SQL wants them, so that a statement that
-mends a fact can be composed from it. Everybody may read what is asked here: it takes no privilege. No setting
-of the session changes a fact, nor do the line ends of a script that made something.
+A fact is a thing, an aspect of it, and a value. Names are quoted for SQL, so that a statement that repairs a
+fact can be built from it. Every role may read these facts. They do not depend on settings of the session, nor
+on the line ends of the script that made something.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 Facts: TypeAlias = "dict[str, dict[str, str]]"
 """Thing, aspect, value: facts["relation os_core.work_order_ledger"]["row security"] == "enabled"."""
 
-# Whatever the session, its role or the database has set: how the server prints definitions depends on these.
+# These settings change how the server prints definitions. They override those of session, role and database.
 _SETTINGS: Final = {
-    # A table is locked, if but for reading, where its constraints are printed.
+    # To print a constraint, the server locks its table for reading.
     "lock_timeout": "5s",
-    # What stands in the search path would be printed without its schema.
+    # Names in the search path would be printed without their schema.
     "search_path": "pg_catalog",
     "quote_all_identifiers": "off",
     "standard_conforming_strings": "on",
@@ -57,7 +57,7 @@ def read(conn: Connection) -> Facts:
     with plain_settings(conn):
         for query in _QUERIES:
             rows = [(thing, aspect, value) for thing, aspect, value in conn.exec_driver_sql(query)]
-            # By Python: how a database sorts is its own affair. Columns come in their order.
+            # Sorted by Python, because collations differ between databases. Columns keep their order.
             for thing, aspect, value in rows if query is _COLUMNS else sorted(rows):
                 facts.setdefault(thing, {})[aspect] = value
     return dict(sorted(facts.items()))
@@ -65,7 +65,7 @@ def read(conn: Connection) -> Facts:
 
 @contextmanager
 def plain_settings(conn: Connection) -> Iterator[None]:
-    """Read as in a session that has set nothing; needs a transaction, and what the block does is undone."""
+    """Read as in a session without settings; needs a transaction, and rolls back what the block does."""
     with conn.begin_nested() as savepoint:
         for name, value in _SETTINGS.items():
             conn.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
@@ -74,7 +74,7 @@ def plain_settings(conn: Connection) -> Iterator[None]:
 
 
 def read_revisions(conn: Connection) -> tuple[str, ...] | None:
-    """Return what stands in the version table, which is one revision where all is well; None without it."""
+    """Return the rows of the version table: one revision if all is well; None without the table."""
     if not conn.exec_driver_sql(_HAS_VERSION_TABLE).scalar():
         return None
     found = conn.exec_driver_sql("SELECT version_num FROM os_core.alembic_version ORDER BY 1")
@@ -92,7 +92,7 @@ def render(facts: Mapping[str, Mapping[str, str]]) -> str:
 def _grants(kind: str, things: str, what: str = "''") -> str:
     """Compose SQL for access lists; what an owner has by default depends on the version, and is called ALL.
 
-    `things` selects thing, acl and owner. The owner stands as OWNER: who that is is a fact of its own.
+    `things` selects thing, acl and owner. The owner is written as OWNER: who it is is a separate fact.
     """
     return f"""
     SELECT entry.thing, 'grant' || {what} || ' to ' || entry.line, entry.privileges
@@ -303,7 +303,7 @@ _QUERIES: Final = (
     FROM pg_inherits AS i JOIN ({_RELATIONS}) AS c ON c.oid = i.inhparent
     JOIN pg_class AS child ON child.oid = i.inhrelid
     """,
-    # Who queries a parent needs no privilege on its children, and their policies do not hold.
+    # A query of a parent needs no privilege on its children, and does not apply their policies.
     f"""
     SELECT c.thing, 'parent ' || i.inhparent::regclass::text,
       CASE WHEN c.relispartition THEN 'it is a partition' ELSE 'it inherits' END

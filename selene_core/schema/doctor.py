@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-# What is wrong with releases of the server: why, and by major version the first minor one without it.
+# Known bugs of server releases: the sentence and, for each major version, the first minor release without it.
 _FLAWS: Final = (
     ("MERGE passes over row-level security (CVE-2023-39418)", {15: 4}),
     ("a plan may use another role's row-level security (CVE-2024-10976)", {15: 9, 16: 5, 17: 1}),
@@ -46,7 +46,7 @@ _NEWEST: Final = 18
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The faults in the order to fix them, notes on what may stay as it is, and what was not seen."""
+    """The faults in the order to fix them, notes on what need not be fixed, and what could not be seen."""
 
     server_version: str
     login: str
@@ -111,7 +111,7 @@ def _examine(conn: Connection) -> Diagnosis:
 
 
 def server_faults(number: int, encoding: str = "UTF8") -> Iterator[Fault]:
-    """Name what is known to be wrong with a release, by its server_version_num, or with an encoding."""
+    """Return the known bugs of a release, by its server_version_num, and the faults of an encoding."""
     if encoding != "UTF8":
         remedy = "dump it and restore it into a database made with ENCODING 'UTF8'"
         yield Fault(f"the database is encoded in {encoding}, not in UTF8", command=remedy)
@@ -198,7 +198,7 @@ def _schema_faults(
 
 
 def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
-    """Name sequences that would give out again what is taken; only a superuser sees all rows."""
+    """Return the sequences that would give ids that are taken; only a superuser sees all rows."""
     if conn.exec_driver_sql("SHOW is_superuser").scalar_one() != "on":
         return
     for thing, aspects in expected_schema().facts.items():
@@ -206,7 +206,7 @@ def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
         if not table or thing not in facts or f"column {column}" not in facts.get(f"relation {table}", {}):
             continue
         name = thing.removeprefix("sequence ")
-        # In this order: what is given out meanwhile makes the sequence come later, not the rows.
+        # Rows before the sequence: ids given meanwhile then raise the sequence's value, not the rows'.
         newest = conn.exec_driver_sql(f"SELECT max({column}) FROM {table}").scalar_one()
         gives = conn.exec_driver_sql(f"SELECT last_value + is_called::integer FROM {name}").scalar_one()
         if newest is not None and gives <= newest:

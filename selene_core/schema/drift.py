@@ -1,4 +1,4 @@
-"""What the schema must be (catalogue.txt), and how a database differs from it."""
+"""Compare the facts of a database with the expected ones (catalogue.txt)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSION_TABLE: Final = "relation os_core.alembic_version"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A fact that is not as it must be; None where there is none. Without an aspect it is the whole thing."""
+    """A fact that is not as expected; None: no such value. Without an aspect it is the whole thing."""
 
     thing: str
     aspect: str
@@ -30,12 +30,12 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What the thing is: relation, function, role, ..."""
+        """The kind of the thing: relation, function, role, ..."""
         return "default privileges" if self.thing.startswith("default ") else self.thing.partition(" ")[0]
 
     @property
     def name(self) -> str:
-        """What the thing is called, quoted for SQL."""
+        """The name of the thing, quoted for SQL."""
         return self.thing.removeprefix(self.kind).strip()
 
     @property
@@ -140,7 +140,7 @@ _ROLES: Final = {"selene_owner", "selene_app", "selene_readonly"}
 
 
 def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference]:
-    """Name what is wrong at whatever revision the schema is: of the roles, and of what is there.
+    """Return the differences that are wrong at every revision: of the roles, and of the things that exist.
 
     With is_guarded the tables have their policies and triggers already.
     """
@@ -175,7 +175,7 @@ def is_related_outside(aspect: str) -> bool:
 
 
 def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
-    """Name what no revision grants: anything to PUBLIC, and writing to the application's roles."""
+    """Return grants that no revision makes: any to PUBLIC, and writing to the application's roles."""
     match Grant.parse(aspect).grantee:
         case "PUBLIC":
             forbidden = privileges(value)
@@ -192,7 +192,7 @@ _WRITING: Final = {"INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIG
 
 
 def describe(difference: Difference) -> str:
-    """Say in a sentence what is wrong."""
+    """Describe a difference in a sentence."""
     thing, aspect, expected, found = astuple(difference)
     where = f"{aspect} of {thing}" if aspect else thing
     definition, _, state = (expected or "").rpartition(", enabled ")
@@ -231,7 +231,7 @@ def describe(difference: Difference) -> str:
 
 
 class Grant(NamedTuple):
-    """Who has a privilege by which list; what it is on stands in the thing."""
+    """The grantee and the kind of access list of a grant; the thing says what it is on."""
 
     column: str | None
     objects: str | None

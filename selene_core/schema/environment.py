@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def login_faults(conn: Connection) -> Iterator[Fault]:
-    """Name members of the reading roles who see every tenant or own the schema, or can come to that."""
+    """Report service logins that see every tenant or own the schema, or could come to that."""
     who = "a member of selene_app or selene_readonly,"
     for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_POWERFUL_MEMBERS):
         if granted is None:
@@ -28,7 +28,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
         else:
             what = f"{'can' if is_usable else f'has ADMIN OPTION on {granted}, so can'} become {powers}"
             sql = f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''}"
-        # Who migrates may be in selene_app too, or have granted the role to who migrates: no statement then.
+        # No statement: it may be a migration login that is in selene_app, too, or that granted the role to one.
         if any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
             command = f"if it serves: {sql}; If it migrates: take it out of selene_app and selene_readonly"
             yield Fault(f"role {name}, {who} {what}", command=command)
@@ -43,7 +43,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
 
 
 def parameter_faults(conn: Connection) -> Iterator[Fault]:
-    """Name who of ours may set what switches triggers off, or brings other code into a session."""
+    """Report our logins that may change settings that switch off triggers or load code into a session."""
     for name, privilege, grantee, grantor in conn.exec_driver_sql(_PARAMETERS):
         revoke = f"REVOKE {privilege} ON PARAMETER {name} FROM {grantee} CASCADE;"
         yield Fault(
@@ -53,7 +53,7 @@ def parameter_faults(conn: Connection) -> Iterator[Fault]:
 
 
 def owned_elsewhere(conn: Connection) -> Iterator[Fault]:
-    """Name what selene_owner owns outside our schemas: it may lend its owner's rights, or hold our rows."""
+    """Report what selene_owner owns outside our schemas: it may run with its rights, or hold our rows."""
     for kind, name in conn.exec_driver_sql(_OWNED_ELSEWHERE):
         yield Fault(
             f"selene_owner owns {kind} {name}, outside our schemas: it may show or change our rows",
@@ -62,7 +62,7 @@ def owned_elsewhere(conn: Connection) -> Iterator[Fault]:
 
 
 def setting_faults(conn: Connection, unseen: list[str]) -> Iterator[Fault]:
-    """Name what roles, the database and the server set for every session, or add what was not seen."""
+    """Report harmful settings of roles, database and server for every session, and what could not be seen."""
     options = conn.connection.driver_connection.info.options.lower()  # type: ignore[union-attr]
     nearer = {name for name in _HARMFUL if name in options}
     for database, role, setting, is_ours in conn.exec_driver_sql(_SETTINGS):
@@ -88,7 +88,7 @@ def setting_faults(conn: Connection, unseen: list[str]) -> Iterator[Fault]:
             )
 
 
-# Which values are harmful, in lower case, and why. A boolean may be cut short.
+# The harmful values, in lower case, and why. A boolean may be abbreviated.
 _HARMFUL: Final = {
     "row_security": ("0|off?|no?|f|fa|fal|fals|false", "reading fails where it is off"),
     "selene.tenant_id": ("(?s:.+)", "whoever sets no tenant is in that one"),

@@ -1,4 +1,4 @@
-"""Ask, as a service, whether this version of the library can work with the database (contract §13)."""
+"""check_schema: can this version of the library work with the database? (contract §13)"""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ _NAMED: Final = 5  # problems in a message; the attribute has all
 def check_schema(bind: Bind) -> str:
     """Return the database's revision if this version of the library can work with it; changes nothing.
 
-    It takes what members of selene_app may, and a few catalogue queries: call it when a service starts, and
-    again after an error that looks like another schema. A newer database passes as long as every function
-    and column that the application has at this version's revision is still there, with its types and
-    privileges, row-level security is enabled and forced on its tables with both policies of each, none
-    has a parent or child outside our schemas, and the ledgers are append-only. What a host may add passes
-    (docs/howto/extensions.md); what shows or changes rows past row-level security, wherever it is, does not.
+    Call it when a service starts, and again after an error that looks like another schema. It makes a few
+    catalogue queries and needs no more rights than a member of selene_app.
 
-    Raises SchemaOutdated for an older or unmigrated database, SchemaTooNew for a newer one that has lost
-    something, SchemaDrifted for one that was changed by hand or is not ours and for a login that must not be
-    used, ValueError for a connection in AUTOCOMMIT, SchemaLocked where a migration keeps a table locked for
-    seconds, and TypeError for what tenant_scope does not take either. async_check_schema is its async face.
+    A newer database passes if it still has every function and column that the application uses at this
+    version's revision, with their types and privileges. Row-level security must be enabled and forced on the
+    tables, with both policies; no table may have a parent or child outside our schemas; the ledgers must be
+    append-only. What a host may add passes (docs/howto/extensions.md). Anything that shows or changes rows
+    past row-level security does not, wherever it is.
+
+    Raises SchemaOutdated for an older or unmigrated database; SchemaTooNew for a newer one that lacks
+    something; SchemaDrifted for one that was changed by hand or is not ours, and for a login that must not be
+    used; SchemaLocked if a migration locks a table for seconds; ValueError for a connection in AUTOCOMMIT;
+    TypeError for anything that tenant_scope does not take. async_check_schema is the asynchronous twin.
     """
     bind = bound("check_schema", bind)
     if isinstance(bind, Engine):
@@ -102,7 +104,7 @@ def _check(conn: Connection) -> str:
 
 
 def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
-    """Read the revision and its facts; again, if a migration has gone on meanwhile."""
+    """Read the revision and its facts; read again if a migration went on meanwhile."""
     head = expected_schema().head
     try:
         with conn.begin_nested():
@@ -154,7 +156,7 @@ def _login_problems(conn: Connection) -> Iterator[str]:
 
 
 def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
-    """Name what the application has at this version's revision and not in the database."""
+    """Report what the application needs at this version's revision and the database lacks."""
     for thing, facts in wanted.items():
         there = found.get(thing, {})
         match thing.partition(" ")[0]:
@@ -240,7 +242,7 @@ def _split(items: str) -> list[str]:
 
 
 def _takes(arguments: list[str], there: list[str]) -> bool:
-    """Tell whether a call that is written for some parameters, in their order, fits others."""
+    """Tell whether a call written for one list of parameters, in their order, fits another list."""
     wanted, offered = (
         [argument.strip().partition(" DEFAULT ") for argument in each] for each in (arguments, there)
     )
@@ -260,7 +262,7 @@ def _returns(result: str, there: str) -> bool:
 
 
 async def async_check_schema(bind: AsyncBind) -> str:
-    """Return the database's revision as check_schema() does, for a service that is asynchronous."""
+    """Return the database's revision as check_schema() does, for an asynchronous service."""
     bind = async_bound("async_check_schema", bind)
     if isinstance(bind, AsyncEngine):
         async with bind.connect() as conn:

@@ -1,16 +1,16 @@
-"""What a role may do by its attributes and by what it may become (contract §10)."""
+"""Find powerful roles: those a login is, can become by SET ROLE, or can grant itself (contract §10)."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# They read or write all tables, or the server's files, or can give themselves what does. Before 16 CREATEROLE
-# may grant any role but a superuser's.
+# These attributes and roles read or write all tables or the server's files, or can grant themselves a role
+# that does. Before 16, CREATEROLE may grant every role except superusers.
 _ALL_DATA: Final = "'pg_read_all_data', 'pg_write_all_data'"
 _SERVER: Final = "'pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'"
 
-# From 16 on, who made a role is a member of it who may neither inherit from it nor become it, but may grant
-# it, to itself too.
+# From 16 on, the creator of a role is a member that may neither inherit from it nor become it. But it may
+# grant the role, also to itself.
 EDGES: Final = f"""
     memberships AS (
       SELECT m.member, m.roleid, m.grantor,

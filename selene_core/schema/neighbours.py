@@ -1,8 +1,8 @@
-"""What others made around our tables that row-level security does not hold for (contract §10).
+"""Find views, rules and functions of others that show our tables past row-level security (contract §10).
 
-What a view, a rule or a BEGIN ATOMIC body uses stands in the catalogue. Any other function is known by its
-text: it names a table of ours with its schema, or has our schema in a search_path of its own. What is put
-together while it runs, and copies that were made once, nobody can see.
+The catalogue says which tables a view, a rule or a BEGIN ATOMIC body uses. For other functions the text is
+searched: it names a table of ours with its schema, or sets a search_path that has our schema. SQL that a
+function builds while it runs cannot be seen, nor can copies of rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from selene_core.schema.logins import EDGES
 _OPEN: Final = "({item}.grantee <> {owner} AND {item}.grantee NOT IN (SELECT passing.role FROM passing))"
 UNSHARED: Final = "; nobody else may use it"
 
-# An invoker's view reads as whoever queries, whatever view stands above it; a materialized view is filled as
-# its owner. Functions of triggers and indexes on our tables run as selene_owner, who writes them.
+# A security_invoker view reads as the querying role, even below another view. A materialized view is filled
+# as its owner. Functions of triggers and indexes on our tables run as selene_owner, who writes them.
 NEIGHBOURS: Final = f"""
     WITH RECURSIVE {EDGES},
     passing AS (SELECT r.oid AS role FROM pg_roles AS r WHERE r.rolsuper OR r.rolbypassrls),

@@ -1,8 +1,8 @@
 """Print the SQL that fixes a difference from the expected schema, where a statement is safe.
 
-No fault has a statement of its own here: a new table or function needs nothing but its facts in catalogue.txt
-and its file in alembic/sql. The statements are a superuser's. None of them takes data away: tables,
-columns and what was added to our schemas are named, and left to the operator.
+The statements are built from facts: a new table or function needs no code here, only its facts in
+catalogue.txt and its file in alembic/sql. A superuser runs them. None of them removes data: for tables,
+columns and things added to our schemas there is a sentence only, and the operator decides.
 """
 
 from __future__ import annotations
