@@ -1,8 +1,8 @@
-"""Run an embedded PostgreSQL that is thrown away on exit: for demos and tests, not for data that matters.
+"""Run an embedded PostgreSQL that is deleted on exit: for demos and tests, not for real data.
 
-It listens on a Unix socket only, in a folder of its own (mode 0700), and trusts everyone who can enter it:
-the user who started it, and root. PostgreSQL refuses to run as root. Started by root it runs as the OS user
-`postgres`, where there is none as `nobody`, and then that user can enter too.
+It listens only on a Unix socket in a private folder (mode 0700), and trusts everyone who can enter it: the
+user who started it, and root. PostgreSQL refuses to run as root. Started by root, it runs as the OS user
+`postgres`, or `nobody` if there is none; then that user can enter, too.
 """
 
 import os
@@ -102,7 +102,7 @@ class LocalServer:
     def url_for(self, user: str, database: str) -> str:
         """Compose an SQLAlchemy URL; no password is needed.
 
-        It says what libpq would else take from the environment of now: PGHOSTADDR, PGOPTIONS and others.
+        It also sets what libpq would otherwise take from the environment: PGHOSTADDR, PGOPTIONS and others.
         """
         return URL.create(
             "postgresql+psycopg", user, database=database, query=self._place()
@@ -158,7 +158,7 @@ class LocalServer:
         self.start()
 
     def _is_ready(self, pid: int) -> bool:
-        # The file tells, and not an attempt to connect: whatever one of these says is then an error.
+        # Look at the file instead of connecting: then every error of a connection is a real one.
         with suppress(FileNotFoundError):
             lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
             return lines[:1] == [str(pid)] and [line.strip() for line in lines[7:8]] == ["ready"]

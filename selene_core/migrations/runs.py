@@ -1,7 +1,7 @@
-"""One run of Alembic, kept out of Alembic's globals: there, two runs in a process mix their databases.
+"""One run of Alembic, without Alembic's globals: with them, two runs in a process mix their databases.
 
-Alembic gives env.py and the revisions their context and operations as globals of its modules alembic.context
-and alembic.op. Whoever runs Alembic too, in another thread or around us, replaces them.
+Alembic keeps context and operations in the globals alembic.context and alembic.op, for env.py and the
+revisions. Another run of Alembic, in another thread or around ours, replaces them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MIXED: Final = (
 
 
 class Run(EnvironmentContext):
-    """What env.py works with; the revisions' operations are this run's own.
+    """The context of one run, for env.py. Its revisions get an `op` of their own.
 
-    With `only_looks` env.py rolls everything back. `seen_waiting` has what stood in the version table when
-    another migration was found at work; None where there was none, and where it could not be read.
+    With `only_looks` env.py rolls everything back. `seen_waiting` is the content of the version table when
+    another migration was found running; None if there was none, or if it could not be read.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ _STARTED: ContextVar[Run | None] = ContextVar("selene_core_alembic_run", default
 
 
 def current_run() -> Run:
-    """Return the run that env.py, which is being executed, is for.
+    """Return the run for which env.py is being executed.
 
     Raises CommandError where Alembic's own command started it and another run has replaced its context.
     """

@@ -1,8 +1,9 @@
-"""The session that a migration runs in: one of the server's own, from the first transaction to the last.
+"""The session in which a migration runs: the same one from the first transaction to the last.
 
-The lock belongs to the session and must be held while each revision is committed. A pooler hands a session
-on between two transactions: one would keep the lock, and another would migrate without it. So a connection
-through a pooler is refused before anything is locked. Role and timeouts are set for a transaction at a time.
+The migration lock belongs to the session, and is held while each revision is committed. A pooler may change
+the session between two transactions: one would keep the lock, and another would migrate without it. So a
+connection through a pooler is refused before anything is locked. Role and timeouts are set for one
+transaction at a time.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _WAY_OUT: Final = (
 def opened(url: URL) -> Iterator[Connection]:
     """Connect for a migration; each transaction on the connection begins with a look at its session.
 
-    Raises MigrationRefused before anything is changed or locked where a pooler is in between, or whatever
-    else does not give each connection a session of its own.
+    Raises MigrationRefused, before anything is changed or locked, if a pooler or something like it does not
+    give each connection a session of its own.
     """
     mark = secrets.token_hex(16)
     # In addition to what the URL and the environment say, which it would replace.
