@@ -1,4 +1,4 @@
-"""The command line (contract §15). An error is one line, and an exit status of selene_core.cli.errors."""
+"""The command line (contract §15). An error is one line and an exit status (see errors.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Commands(click.Group):
             )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an interruption is told as any other error."""
+        """Run the command; report an interruption like any other error."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:

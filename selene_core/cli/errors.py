@@ -1,4 +1,4 @@
-"""What goes wrong, as the command line tells it: one line, an exit status and, with --json, an object."""
+"""Report errors on the command line: one line, an exit status and, with --json, an object."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Interrupted(click.ClickException):
 
 @contextmanager
 def going_on(then: str) -> Iterator[None]:
-    """Tell who interrupts the block what to do then."""
+    """Tell a user who interrupts the block what to do next."""
     try:
         yield
     except KeyboardInterrupt as exc:
@@ -83,7 +83,7 @@ class Failure:
 
 
 def failure_of(exc: Exception) -> Failure | None:
-    """Return what an exception means to who runs a command; None for one that should not come."""
+    """Return what an exception means to the user of a command; None for an unexpected one."""
     match exc:
         case Interrupted():
             return Failure(Status.INTERRUPTED, "INTERRUPTED", exc.format_message())
@@ -112,7 +112,7 @@ def failure_of(exc: Exception) -> Failure | None:
 
 
 def fail(failure: Failure, *, as_json: bool) -> NoReturn:
-    """Tell a failure, on standard error and for machines also on standard output, and exit."""
+    """Report a failure on standard error, with --json also on standard output, and exit."""
     if as_json:
         told = {"code": failure.code, "message": " ".join(failure.message.split()), **failure.facts}
         with suppress(OSError):  # it may be the output that failed
@@ -122,7 +122,7 @@ def fail(failure: Failure, *, as_json: bool) -> NoReturn:
 
 
 def warn(reason: str) -> None:
-    """Tell on standard error what is no failure, but hardly what was meant."""
+    """Warn on standard error of something that is allowed, but hardly meant."""
     say(f"selene-core: warning: {reason}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""What every command that works on a database takes."""
+"""The options of every command that uses a database."""
 
 from __future__ import annotations
 

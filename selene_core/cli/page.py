@@ -1,4 +1,4 @@
-"""The page that a reader sees: its columns and its characters. Lines are broken between words to fit it."""
+"""The page that a reader sees: its columns and its characters. Lines are broken between words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work orders as a person reads them, a line or a few for each fact, and as JSON."""
+"""Show work orders as text, one or a few lines for each fact, and as JSON."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _approval_lines(order: WorkOrder) -> Iterator[str]:
 
 
 def _prompt_lines(order: WorkOrder) -> Iterator[str]:
-    """Say what was asked and is not answered, and what is in conflict."""
+    """Say what was asked and not answered, and what is in conflict."""
     for key, conflict in sorted(order.conflicts_json.items()):
         yield f"  {key}: in conflict, {'asked once' if conflict['asked'] else 'not asked yet'}"
     for key, asked in sorted(order.asked_fields_json.items()):

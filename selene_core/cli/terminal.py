@@ -1,4 +1,4 @@
-"""What a terminal or a pipe can show: its characters, its columns, and a progress bar that fits."""
+"""What the output can show: its characters and columns, and a progress bar that fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BY_DEFAULT: Final = frozenset({"strict", "surrogateescape", "backslashreplace"}
 
 
 def prepare_streams() -> None:
-    """Let standard output and error write what their encoding lacks as an escape, not die of it."""
+    """Let standard output and error write an escape for a character that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in _BY_DEFAULT:
             stream.reconfigure(errors=ESCAPE)
@@ -39,7 +39,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def discard_output() -> None:
-    """Send what is still to come on standard output nowhere: its reader went away."""
+    """Discard further standard output: its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
