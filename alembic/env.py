@@ -1,4 +1,4 @@
-"""How a migration runs: one at a time, with bounded waits, as the owner; online or as a script."""
+"""Run a migration: one at a time, with bounded waits, as the owner; on a database or as a script."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from selene_core.migrations import session as migration_session
 from selene_core.migrations.runs import current_run
 from selene_core.sql_files import sql
 
-# Not alembic.context: that is the whole process's, and may be another run's.
+# Not alembic.context: it belongs to the whole process, and may be that of another run.
 context = current_run()
 
 OPTIONS: dict[str, Any] = {
@@ -25,9 +25,9 @@ def run_online() -> None:
     with migration_session.opened(url) as connection, migrations.refusals():
         context.seen_waiting = migrations.wait_for_lock(connection)
         if context.only_looks:
-            connection.begin()  # never committed: closing the connection undoes all that follows
+            connection.begin()  # never committed: closing the connection rolls everything back
         configure(connection=connection)
-        # One transaction: what refuses undoes what was made.
+        # One transaction: a refusal undoes everything.
         with connection.begin_nested() if context.only_looks else connection.begin():
             for statement in preamble():
                 connection.execute(text(statement))
@@ -41,7 +41,7 @@ def run_offline() -> None:
     configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"})
     start = context.script.get_revision(context.get_starting_revision_argument() or "base")
     with context.begin_transaction():
-        # psql would show a NOTICE for whatever is dropped only where it is there.
+        # psql would show a NOTICE for every DROP ... IF EXISTS.
         context.execute("SET LOCAL client_min_messages = warning")
         context.execute(sql("run/offline_lock", version=1, lock_key=migrations.LOCK_KEY))
         for statement in preamble(starts_at=start.revision if start else ""):
@@ -50,9 +50,9 @@ def run_offline() -> None:
 
 
 def configure(**where: Any) -> None:
-    """A transaction for each revision upwards, one for all downwards: one that refuses undoes those above it.
+    """Use one transaction for each revision of an upgrade, and one for a whole downgrade or script.
 
-    A script is one transaction: it leaves nothing in its session, and what stopped it left all as it was.
+    So a downgrade or script that fails leaves everything as it was. A script leaves nothing in its session.
     """
     context.configure(**where, **OPTIONS, transaction_per_migration="connection" in where)
     if command() == "downgrade":
@@ -65,9 +65,9 @@ def command() -> str | None:
 
 
 def preamble(starts_at: str | None = None) -> list[str]:
-    """Make what every run presupposes, and look whether the schema is where the version table says."""
+    """Make what every run needs, and check that the schema agrees with the version table."""
     script_only = [sql("run/offline_guard", version=1, starts_at=starts_at)]
-    # Stamping is how a version table is mended.
+    # Not for stamp, which repairs a version table.
     looks = [migrations.version_guard()] if command() != "do_stamp" else []
     return [
         *settings("LOCAL")[:-1],
@@ -79,7 +79,7 @@ def preamble(starts_at: str | None = None) -> list[str]:
 
 
 def settings(scope: str) -> list[str]:
-    """The owner comes last: there is none until the preamble has made it."""
+    """The owner comes last: it does not exist until the preamble has made it."""
     return [
         f"SET {scope} lock_timeout = '{migrations.lock_timeout()}'",
         sql("run/no_timeouts", version=1, is_local=scope == "LOCAL"),

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Functions are executable by PUBLIC unless their maker's defaults say otherwise.
+    # By default PUBLIC may execute every new function.
     op.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
     op.execute("REVOKE ALL ON SCHEMA os_core, conversation FROM PUBLIC")
     op.execute("GRANT USAGE ON SCHEMA os_core, conversation TO selene_app, selene_readonly")

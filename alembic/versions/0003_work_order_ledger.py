@@ -25,7 +25,7 @@ CONTRACT = """os_core.is_event_row(
 def upgrade() -> None:
     text = sa.Text(collation="C")
     instant = sa.DateTime(timezone=True)
-    # CACHE 1, the default, is contract: cached ids would be used out of order.
+    # The sequence needs CACHE 1, the default: cached ids would be used out of order.
     op.execute("CREATE SEQUENCE os_core.work_order_ledger_work_order_event_id_seq AS bigint CACHE 1")
     op.create_table(
         TABLE,

@@ -73,7 +73,7 @@ def upgrade() -> None:
         sa.CheckConstraint(BOUNDS, name=op.f("ck_work_orders_current_bounds")),
         schema="os_core",
     )
-    # The pending selector of contract §9: most recent first, ties by event.
+    # The index of list_pending (contract §9): most recent first, then by event.
     op.create_index(
         op.f("ix_work_orders_current_pending"),
         TABLE,

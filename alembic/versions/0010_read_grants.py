@@ -11,7 +11,7 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-# alembic_version too, which holds revision ids only: a service asks whether it can work with the database.
+# alembic_version, too: check_schema reads it for a service. It holds revision ids only.
 TABLES = ("os_core.work_order_ledger", "os_core.work_orders_current", "os_core.alembic_version")
 
 

@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Without it, one requester's few orders would be looked for among everybody's many.
+    # Without it, one user's few orders would be searched among those of all users.
     op.create_index(
         op.f("ix_work_orders_current_pending_requester"),
         "work_orders_current",

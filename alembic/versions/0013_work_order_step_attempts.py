@@ -76,7 +76,7 @@ def upgrade() -> None:
         TABLE,
         ["tenant_id", "next_retry_at", "step_attempt_id"],
         schema="os_core",
-        # What the walk over retried attempts probes by: it need not visit their rows.
+        # With these due_step_retries looks for a following attempt without visiting the row.
         postgresql_include=["work_order_id", "step_id", "attempt_index"],
         postgresql_where=sa.text("next_retry_at IS NOT NULL"),
     )

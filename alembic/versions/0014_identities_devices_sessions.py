@@ -70,7 +70,7 @@ def create_devices() -> None:
         sa.Column("last_seen_at", instant, server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("audio_profile_ref", text),
         sa.PrimaryKeyConstraint("tenant_id", "device_id", name=op.f("pk_devices")),
-        # What sessions and turns reference: a device of that user. It lists a user's devices, too.
+        # Foreign keys of sessions and turns lead here: a device of that user. It also lists a user's devices.
         sa.UniqueConstraint("tenant_id", "user_id", "device_id", name=op.f("ux_devices_tenant_user_device")),
         sa.ForeignKeyConstraint(
             ["tenant_id", "user_id"],
@@ -116,7 +116,7 @@ def create_sessions() -> None:
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
-        # Devices and sessions are of users: without an identity there are none.
+        # Devices and sessions belong to users: if there are no identities, there are none of these.
         op.execute(sql("run/refuse_data_loss", version=1, table="os_core.identities"))
     op.execute("DROP FUNCTION os_core.move_session(text, text, text)")
     op.execute("DROP FUNCTION os_core.touch_session(text, text)")

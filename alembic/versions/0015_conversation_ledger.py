@@ -31,9 +31,9 @@ def upgrade() -> None:
     create_table()
     op.execute(sql("table/tenant_isolation", version=1, table=f"conversation.{TABLE}"))
     op.execute(sql("table/append_only", version=1, table=f"conversation.{TABLE}"))
-    # Every column but the text, which is read through a function that leaves out what a tombstone hides.
+    # Every column but the text: read_turns returns texts, without those that a tombstone hides.
     op.execute(f"GRANT SELECT ({READABLE}) ON conversation.{TABLE} TO selene_app, selene_readonly")
-    # ANALYZE would copy some of what was said into the statistics, and keep it when it is hidden.
+    # ANALYZE would copy texts into the statistics, and keep them after a tombstone.
     op.execute(f"ALTER TABLE conversation.{TABLE} ALTER COLUMN text SET STATISTICS 0")
     op.execute(sql("conversation/turn_violation", version=1))
     op.execute(sql("conversation/refuse_turn_replay", version=1))
@@ -41,13 +41,13 @@ def upgrade() -> None:
     op.execute(sql("conversation/append_turn", version=1))
     op.execute(sql("conversation/tombstone_turn", version=1))
     op.execute(sql("conversation/read_turns", version=1))
-    # Readers call it beside read_turns: it returns its argument or raises.
+    # Readers call it together with read_turns; it returns its argument or raises.
     op.execute("GRANT EXECUTE ON FUNCTION os_core.require_tenant(text) TO selene_readonly")
 
 
 def create_table() -> None:
     text = sa.Text(collation="C")
-    # CACHE 1, the default, is contract.
+    # The sequence needs CACHE 1, the default.
     op.execute("CREATE SEQUENCE conversation.conversation_ledger_conversation_turn_id_seq AS bigint CACHE 1")
     op.create_table(
         TABLE,
@@ -68,7 +68,7 @@ def create_table() -> None:
         sa.Column("role", text, nullable=False),
         sa.Column("source", text, nullable=False),
         sa.Column("text", text, nullable=False),
-        # Generated: no writer can give another one, the owner included.
+        # Generated: no writer can set another hash, not even the owner.
         sa.Column(
             "text_hash", text, sa.Computed("conversation.text_hash(text)", persisted=True), nullable=False
         ),
@@ -86,7 +86,7 @@ def create_table() -> None:
         sa.UniqueConstraint(
             "tenant_id", "correlation_id", "turn_id", name=op.f("ux_conversation_ledger_tenant_turn")
         ),
-        # What tombstones reference: a turn of the same tenant and conversation.
+        # The foreign key of tombstones leads here: a turn of the same tenant and conversation.
         sa.UniqueConstraint(
             "tenant_id",
             "correlation_id",
