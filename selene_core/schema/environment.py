@@ -28,7 +28,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
         else:
             what = f"{'can' if is_usable else f'has ADMIN OPTION on {granted}, so can'} become {powers}"
             sql = f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''}"
-        # No statement: it may be a migration login that is in selene_app, too, or that granted the role to one.
+        # No statement: it may be a migration login that is in selene_app, too, or the grantor of one.
         if any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
             command = f"if it serves: {sql}; If it migrates: take it out of selene_app and selene_readonly"
             yield Fault(f"role {name}, {who} {what}", command=command)
