@@ -18,7 +18,7 @@ class _Commands(click.Group):
     """The commands, each with its whole summary in the list of them."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands; click's own would end a summary with ... where it is longer than a line."""
+        """List the commands; click would cut a summary that is longer than a line."""
         with formatter.section("Commands"):
             formatter.write_dl(
                 [

@@ -77,7 +77,7 @@ class Failure:
 
     @property
     def line(self) -> str:
-        """The failure in one line: with its code, where that is part of the contract."""
+        """The failure in one line, with its code if that is part of the contract."""
         told = f"{self.code}: {self.message}" if self.code.startswith("OS_") else self.message
         return " ".join("".join(each if each.isprintable() else " " for each in told).split())
 

@@ -27,8 +27,8 @@ _COMPRESSED: Final = {
 def read_lines(raw: io.BufferedReader) -> Iterator[bytes]:
     """Yield the lines of a file; of one that is longer than LONGEST_LINE only the beginning, and a byte more.
 
-    What gzip wrote is known by its content, not by the file's name. Raises ContractViolation where the file
-    cannot be read, or not any further.
+    A gzip file is known by its content, not by its name. Raises ContractViolation if the file cannot be read,
+    or not to its end.
     """
     start = raw.peek(8)
     for magic, what in _COMPRESSED.items():

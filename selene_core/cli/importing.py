@@ -85,7 +85,7 @@ def import_lines(
 
 
 def _readable(lines: Iterable[bytes], report: ImportReport) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank and their numbers, as far as they can be read; report where not."""
+    """Yield the lines that are not blank, with their numbers, until one cannot be read; report that one."""
     number, begun = 1, False
     try:
         for line in lines:
@@ -157,7 +157,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _append(engine: Engine, tenant_id: str, batch: _Batch, report: ImportReport) -> None:
-    """Append a batch; where the database refuses it, find the line at fault and go on without it."""
+    """Append a batch; if the database refuses it, find the faulty line and go on without it."""
     todo = [batch]
     while todo:
         part = todo.pop()

@@ -44,12 +44,12 @@ class Page:
 
     @property
     def fact_indent(self) -> int:
-        """Where a fact stands beside its name, and goes on."""
+        """The column in which facts begin, and in which their next lines begin."""
         return 14 if self.width >= _WIDE else 4
 
     @property
     def event_indent(self) -> int:
-        """Where the details of an event stand."""
+        """The column in which the details of an event begin."""
         return 17 if self.width >= _WIDE else 7
 
     def narrowed(self, by: int) -> Page:
@@ -67,11 +67,11 @@ class Page:
         return self._fits(self.shown(text))
 
     def fold(self, text: str, indent: int = 0) -> Iterator[str]:
-        """Break a text between words, where it is too long for a line; a word, such as an id, stays whole."""
+        """Break a text between words if it is too long for a line; a word, such as an id, stays whole."""
         yield from (line for line, _ in self._broken(self.shown(text), indent, whole=True))
 
     def cut(self, text: str, indent: int, most: int = 1) -> Iterator[str]:
-        """Break a text into at most so many lines, more on a narrow page; … stands where it is cut."""
+        """Break a text into at most so many lines, more on a narrow page; … marks a cut."""
         most = max(most, round(most * WIDTH / self.width))
         lines: list[tuple[str, bool]] = []
         for line in self._broken(self.shown(text), indent, whole=False):
@@ -88,7 +88,7 @@ class Page:
         for word in _WORD.findall(text):
             moved = margin + word.lstrip()
             if whole and not self._fits(moved):
-                # An id rather stands to the left of the margin than on two lines.
+                # An id may begin left of the margin, rather than be on two lines.
                 moved = " " * max(0, self.width - _columns(word.lstrip())) + word.lstrip()
             if line.strip() and not self._fits(line + word) and (whole or self._fits(moved)):
                 yield line, False
@@ -107,7 +107,7 @@ class Page:
         end = self.shown("…") if in_word else f" {self.shown('…')}"
         if in_word or not self._fits(line + end):
             kept = line[: self._length(line, self.width - len(end))]
-            # Between words, where that leaves most of the line.
+            # Between words, if that leaves most of the line.
             before = kept.rpartition(" ")[0].rstrip()
             if in_word or _columns(before) < self.width // 2:
                 return kept + end.strip()

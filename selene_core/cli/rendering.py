@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 
 def state_lines(order: WorkOrder, *, held: bool | None = None, page: Page = _WHOLE_PAGE) -> Iterator[str]:
-    """Return the state of a work order, a fact a line; `held` tells, where known, if its lease still is."""
+    """Return the state of a work order, a line for each fact; `held`: whether its lease is held, if known."""
     for fact in _facts(order, held):
         yield from page.fold(fact, page.fact_indent)
     for key, value in sorted(order.fields_json.items()):
@@ -82,7 +82,7 @@ def _prompt_lines(order: WorkOrder) -> Iterator[str]:
 
 
 def pending_lines(orders: Iterable[WorkOrder], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
-    """Return pending work orders: since when, where it stands, its whole id; for whom; what it waits for."""
+    """Return pending work orders: since when, status, id; for whom; what each waits for."""
     for order in orders:
         head = f"{_time(order.last_updated_at)}  {order.work_order_status:<7}  {order.work_order_id}"
         yield from page.fold(head, 2)
@@ -103,7 +103,7 @@ def attempt_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) 
 
 
 def timeline_lines(events: Iterable[WorkOrderEvent], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
-    """Return the events of a work order, a line each where what it says fits, under the date of their day."""
+    """Return the events of a work order under the date of their day, one line each if it is long enough."""
     status = day = None
     for event in events:
         at = event.created_at.astimezone(UTC)

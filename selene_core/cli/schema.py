@@ -215,7 +215,7 @@ def doctor(url: str, as_json: bool) -> None:
 
 
 def _told(diagnosis: Diagnosis) -> Iterator[str]:
-    """Write a diagnosis as a script of SQL: what is to be said stands in its comments."""
+    """Write a diagnosis as an SQL script; its sentences are comments."""
     for number, fault in enumerate(diagnosis.faults, 1):
         yield _comment(f"{number}. {fault.what}")
         if fault.sql is not None:

@@ -44,7 +44,7 @@ _SECONDS = 60
 _SHARED_MEMORY = 128 << 20
 _SOCKET_BYTES = 107 - len(f"/selene-12345678/.s.PGSQL.{_PORT}")
 
-# Outlives whatever kills this process. It reads the id of the process to guard, the last line counting, until
+# Survives whatever kills this process. It reads the id of the process to guard, the last line counting, until
 # the pipe's other end closes; then it stops that process, which leads a process group, and removes the
 # folder. It watches postmaster.pid too, which a server removes last: an unburied zombie looks alive.
 _WATCHDOG = """
@@ -270,7 +270,7 @@ def _is_short_of_shared_memory() -> bool:
     with suppress(OSError):
         there = os.statvfs("/dev/shm")  # noqa: S108 - only looked at
         return there.f_bavail * there.f_frsize < _SHARED_MEMORY
-    return False  # initdb finds something else by itself
+    return False  # initdb finds another setting by itself
 
 
 @contextmanager

@@ -31,7 +31,7 @@ LOCK_KEY: Final = 7_235_101_420_163_011_001
 """The session advisory lock that a running migration holds; advisory locks are per database."""
 
 TRACES: Final = Path(__file__).with_name("traces.json")
-"""What in the catalogue shows that a revision has run; written by `python -m tests.support.catalogue`."""
+"""The catalogue names that prove that a revision has run; written by `python -m tests.support.catalogue`."""
 
 target_metadata = METADATA
 _POLL_SECONDS: Final = 0.1
@@ -160,7 +160,7 @@ def _reader(url: str | URL) -> Iterator[Connection]:
         except DBAPIError as exc:
             if not isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
                 raise
-            # A migrator who does not inherit may look as the owner, as whom it migrates.
+            # A migrator that does not inherit may read as the owner, as it does when it migrates.
             connection.rollback()
             with refusals():
                 connection.execute(text(sql("run/bootstrap", version=1)))
@@ -251,7 +251,7 @@ def wait_for_lock(connection: Connection) -> tuple[str, ...] | None:
 
     Polls: a session that blocks in pg_advisory_lock() holds a snapshot, for which CREATE INDEX CONCURRENTLY
     in the session ahead would wait for ever. Raises MigrationLocked past SELENE_MIGRATION_WAIT seconds.
-    Returns what stood in the version table when another migration was met, None where none was.
+    Returns the content of the version table when another migration was running; None if none was.
     """
     deadline = time.monotonic() + lock_wait()
     seen: tuple[str, ...] | None = None
@@ -270,7 +270,7 @@ def wait_for_lock(connection: Connection) -> tuple[str, ...] | None:
 
 
 def _seen(connection: Connection) -> tuple[str, ...] | None:
-    """Return what stands in the version table; None where the login may not look, or would have to wait."""
+    """Return the content of the version table; None if the login may not read it, or would have to wait."""
     try:
         with connection.begin():
             connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
@@ -293,7 +293,7 @@ def refusals() -> Iterator[None]:
 
 
 def version_guard() -> str:
-    """Return the statement that raises where the version table says what the schema does not bear out."""
+    """Return the statement that raises if the schema contradicts the version table."""
     return sql("run/version_guard", version=1, traces=TRACES.read_text(encoding="utf-8").strip())
 
 

@@ -91,7 +91,7 @@ def _lost(connection: Connection, before: Facts, after: Facts) -> dict[str, Any]
 def _count(connection: Connection, table: str, column: str | None = None) -> int:
     """Count rows as the owner. FORCE would hide them, so it is lifted; that is rolled back with the rest."""
     connection.exec_driver_sql(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
-    # Fails where a policy would still filter, instead of counting too few.
+    # Raises an error if a policy would still filter, instead of counting too few.
     connection.exec_driver_sql("SET LOCAL row_security = off")
     where = f"WHERE {column} IS NOT NULL" if column else ""
     query = f"SELECT count(*) FROM (SELECT FROM {table} {where} LIMIT {COUNTED + 1}) AS counted"

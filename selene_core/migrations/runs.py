@@ -64,7 +64,7 @@ _STARTED: ContextVar[Run | None] = ContextVar("selene_core_alembic_run", default
 def current_run() -> Run:
     """Return the run for which env.py is being executed.
 
-    Raises CommandError where Alembic's own command started it and another run has replaced its context.
+    Raises CommandError if Alembic's own command started it and another run has replaced its context.
     """
     script = _asking_script()
     started = _STARTED.get()
@@ -80,7 +80,7 @@ def current_run() -> Run:
 
 
 def _asking_script() -> ScriptDirectory | None:
-    """Find who executes env.py: it gets no arguments, and what stands in the globals may be another's."""
+    """Find the ScriptDirectory that executes env.py, in the stack: the globals may be another run's."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is ScriptDirectory.run_env.__code__:

@@ -102,7 +102,7 @@ def begin_with(connection: Connection, settings: Callable[[Literal["LOCAL", "SES
 
 def _given_options(url: URL) -> str:
     if "service" in url.query:
-        # Only a connection tells what stands in a service's file.
+        # Only a connection shows what a service file sets.
         with psycopg.connect(**_arguments(url)) as driver:
             return driver.info.get_parameters().get("options", "")
     given = url.query.get("options")

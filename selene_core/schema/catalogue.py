@@ -188,7 +188,7 @@ _QUERIES: Final = (
         f"SELECT 'schema ' || nspname AS thing, '' AS part, nspacl AS acl, nspowner AS owner"
         f" FROM pg_namespace WHERE oid IN {_OURS}",
     ),
-    # What the owner will make: the database-wide list stands in the place of what the server gives.
+    # Default privileges of the owner: the database-wide list replaces the server's defaults.
     *(
         _grants(
             kind,
@@ -209,7 +209,7 @@ _QUERIES: Final = (
             ("n", "n", "SCHEMAS"),
         )
     ),
-    # A schema's list is added to it, whoever makes something there.
+    # The list of a schema is added to that, for every creator.
     _grants(
         "r",
         f"""
@@ -255,7 +255,7 @@ _QUERIES: Final = (
     JOIN ({_RELATIONS}) AS c ON c.oid = s.stxrelid
     JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     """,
-    # From 18 on, NOT NULL is a constraint ('n') too; here it stands with its column.
+    # From 18 on, NOT NULL is a constraint ('n'), too; here it is a fact of its column.
     f"""
     SELECT 'relation ' || conrelid::regclass::text, 'constraint ' || quote_ident(conname),
       pg_get_constraintdef(oid)
@@ -283,7 +283,7 @@ _QUERIES: Final = (
       'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')
     FROM pg_policy AS p JOIN ({_RELATIONS}) AS c ON c.oid = p.polrelid
     """,
-    # The triggers of a foreign key have numbers for names: told only when one is switched off.
+    # The triggers of a foreign key are named by numbers: a fact only if one is switched off.
     f"""
     SELECT c.thing, 'trigger ' || quote_ident(t.tgname),
       CASE WHEN t.tgisinternal THEN 'of a foreign key' ELSE pg_get_triggerdef(t.oid) END

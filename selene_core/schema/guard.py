@@ -192,7 +192,7 @@ def _unmet_relation(thing: str, facts: dict[str, str], there: dict[str, str]) ->
     for aspect, value in there.items():
         if is_related_outside(aspect):
             yield describe(Difference(thing, aspect, None, value))
-    # Another permissive policy opens nothing: the restrictive one stands above it. So do the guards of the
+    # Another permissive policy opens nothing: the restrictive one still holds. So do the guards of the
     # ledgers, whatever a newer revision adds.
     for aspect, expected in facts.items():
         if aspect.startswith(_GUARDS) and expected != "disabled" and there.get(aspect) != expected:

@@ -1,4 +1,4 @@
-"""Print the SQL that fixes a difference from the expected schema, where a statement is safe.
+"""Print the SQL that fixes a difference from the expected schema, if a statement is safe.
 
 The statements are built from facts: a new table or function needs no code here, only its facts in
 catalogue.txt and its file in alembic/sql. A superuser runs them. None of them removes data: for tables,
@@ -100,7 +100,7 @@ def _follows(difference: Difference, others: dict[tuple[str, str], Difference]) 
 
 
 def _advice(difference: Difference) -> str:
-    """Say what to do where no statement is safe."""
+    """Say what to do if no statement is safe."""
     thing, aspect = difference.thing, difference.aspect
     if difference.kind == "outside":
         return "see what a host may add, in docs/howto/extensions.md"
@@ -119,7 +119,7 @@ def _advice(difference: Difference) -> str:
 
 
 def _statement(difference: Difference) -> tuple[Step, str | None]:
-    """Return when a statement is to run, and the statement; None where none is safe."""
+    """Return the step and the statement; None if no statement is safe."""
     kind, name, expected, found = difference.kind, difference.name, difference.expected, difference.found
     keyword, _, part = difference.aspect.partition(" ")
     table = f"ALTER TABLE {name}"
@@ -195,7 +195,7 @@ def _function(difference: Difference) -> tuple[Step, str | None]:
     step = Step.AGGREGATES if facts["attributes"].startswith("kind a") else Step.FUNCTIONS
     if shipped is None or aspect not in {"", "signature"}:
         return step, shipped
-    # Made anew it belongs to who makes it, and PUBLIC may execute it.
+    # A new function belongs to its creator, and PUBLIC may execute it.
     made = (
         f"{shipped}ALTER ROUTINE {name} OWNER TO {facts['owner']};\nREVOKE ALL ON ROUTINE {name} FROM PUBLIC;"
     )
@@ -235,7 +235,7 @@ def _grant(difference: Difference) -> str | None:
         f"{prefix}{verb} {listed(names)} ON {place} {end};" for verb, names, end in changes if names
     ]
     if grant.grantor:
-        # Only who granted it can take it back; it may have gone with that role's right to grant.
+        # Only the grantor can revoke it; it may be gone already, with the grantor's own right to grant.
         statements = [f"SET ROLE {grant.grantor};", *statements, "RESET ROLE;"]
     return "\n".join(statements) or None
 
