@@ -18,12 +18,13 @@ endif
 INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-servers)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs site dist bench clean
+.PHONY: help demo test test-fast check lint types docs site dist bench clean
 
 help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
 	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest, ARGS='-n 0' for one process)"
 	@echo "               (POOLER=pgbouncer puts PgBouncer between the application and the server)"
+	@echo "make test-fast  the tests that are not marked slow: most of what a change needs, in half the time"
 	@echo "make check   lint, types and tests"
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
@@ -36,8 +37,15 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/selene-core demo
 
+# worksteal: a module's tests stay in one process, with the databases and servers that they share, and no process waits
+# at the end while another still has tests to begin.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: lint types test
 

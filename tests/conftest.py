@@ -14,6 +14,8 @@ from tests.support import programs
 from tests.support.pooler import BYPASS
 from tests.support.servers import Database, NoServer, Server, embedded_server, open_server
 
+# What starts a server or builds a distribution for a test: pyproject.toml has the rule of the marker slow.
+SLOW_FIXTURES = frozenset({"fresh_server", "server_of_its_own", "distributions"})
 _SERVER = pytest.StashKey[Server | NoServer]()
 _STACK = pytest.StashKey[ExitStack]()
 
@@ -32,6 +34,15 @@ def _close(config: pytest.Config) -> None:
     if _SERVER in config.stash:
         del config.stash[_SERVER]
         config.stash[_STACK].close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take --server-only, for runs on one more version."""
+    parser.addoption(
+        "--server-only",
+        action="store_true",
+        help="leave out the tests that do not use the test server: they are the same on every version",
+    )
 
 
 def pytest_configure() -> None:
@@ -56,9 +67,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here; in CI everything can."""
+    """Leave out what cannot run here; in CI everything can. Mark what is slow, before -m is asked."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     programs.leave_out(config, items)
+    if config.getoption("server_only"):
+        rest = {item for item in items if "server" not in getattr(item, "fixturenames", ())}
+        config.hook.pytest_deselected(items=[*rest])
+        items[:] = [item for item in items if item not in rest]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -90,7 +90,8 @@ In Python, every error that this package raises of its own is a `SeleneCoreError
 |---|---|
 | `SeleneError` | the database, or Python before it, refuses a call: the table below |
 | `SchemaError` | [`check_schema`](#errors-of-check_schema) finds another schema |
-| `MigrationLocked`, `MigrationRefused` (`selene_core.migrations`) | another one runs; this one must not |
+| `MigrationLocked` (`selene_core.migrations`) | another migration is running |
+| `MigrationRefused` (`selene_core.migrations`) | this one must not run |
 | `LocalServerUnavailable` (`selene_core.local`) | no embedded server can be started |
 
 Connections that break, and PostgreSQL's own errors, are SQLAlchemy's `DBAPIError`.

@@ -27,7 +27,9 @@ FOREIGN_KEY = "23503"
 TABLES = {table.fullname: table for table in METADATA.sorted_tables}
 LEDGERS = [name for name in TABLES if name not in CHANGED_TABLES and name not in GUARDS]
 FOREIGN_KEYS = {
-    str(key.name): (name, key) for name, table in TABLES.items() for key in table.foreign_key_constraints
+    str(key.name): (name, key)
+    for name, table in TABLES.items()
+    for key in sorted(table.foreign_key_constraints, key=lambda key: str(key.name))  # of a set
 }
 REPLICA = "SET session_replication_role = replica"
 EVERY_TABLE = pytest.mark.parametrize("table", TABLES)

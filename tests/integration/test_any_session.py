@@ -159,6 +159,7 @@ def test_script__saved_with_other_line_ends(
     assert check_schema(empty_database.engine("app")) == drift.expected_schema().head
 
 
+@pytest.mark.slow
 def test_checkout__with_other_line_ends(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from tests.integration.test_documents import guides_block
 from tests.migrations.runs import alembic_env
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.slow
+
 ENV = """
 from alembic import context
 from sqlalchemy import create_engine

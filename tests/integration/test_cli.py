@@ -34,6 +34,7 @@ from selene_core.migrations import downgrade
 from selene_core.schema.drift import expected_schema
 from tests.migrations.runs import alembic_env, run_all
 from tests.support.calls import Tenant
+from tests.support.commands import selene_core
 from tests.support.data import synthetic_events, write_lines
 from tests.support.factories import correlation_of, created, event
 from tests.support.races import wait_until
@@ -49,16 +50,8 @@ def run(database: Database) -> Run:
     """Run selene-core with the application's URL of the test database."""
 
     def call(*arguments: str, url: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **more}
-        environment["SELENE_DATABASE_URL"] = url or database.app_url.render_as_string(hide_password=False)
-        return subprocess.run(
-            [sys.executable, "-m", "selene_core", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        address = url or database.app_url.render_as_string(hide_password=False)
+        return selene_core(*arguments, SELENE_DATABASE_URL=address, **more)
 
     return call
 
@@ -150,6 +143,7 @@ def on_a_terminal(arguments: list[str], columns: int = 80) -> str:
     return drawn.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [True, False])
 def test_progress__is_drawn_on_a_terminal_only(
     run: Run, database: Database, tmp_path: Path, watched: bool
@@ -370,6 +364,7 @@ def test_current_and_history__say_where_the_database_stands(run: Run, database: 
     assert run("current", url=url).returncode == 1
 
 
+@pytest.mark.slow
 def test_history_and_sql__need_no_database(tmp_path: Path) -> None:
     for arguments, end in (("history", "\n"), ("sql", "COMMIT;\n\n"), ("sql --json", "}\n")):
         done = subprocess.run(
@@ -509,6 +504,7 @@ def test_errors__a_lost_connection_is_an_unreachable_database(run: Run, database
     assert json.loads(lost.stdout)["error"]["code"] == "UNREACHABLE"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["current", "current --json"])
 @pytest.mark.parametrize("started", [["-m", "selene_core"], ["-c", "import selene_core"]])
 def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
@@ -530,6 +526,7 @@ def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
         assert done.stderr.splitlines()[-1].startswith(f"ImportError: {words}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -623,6 +620,7 @@ ENCODINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "environment"), ENCODINGS)
 def test_output__what_an_encoding_lacks_is_escaped(
     database: Database, unusual: str, encoding: str, environment: dict[str, str]
@@ -660,6 +658,7 @@ def test_output__a_name_that_is_not_utf_8(run: Run, tmp_path: Path) -> None:
     assert run("import", str(path)).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", ["show acme wo_unusual", "show acme wo_unusual --json", "sql", "history"]
 )
@@ -683,6 +682,7 @@ def drawn_lines(drawn: str) -> list[str]:
     return [re.sub(r"\x1b\[\?25[lh]", "", line).rstrip() for line in re.split(r"[\r\n]+", drawn)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [20, 44, 80])
 def test_progress__fits_its_terminal(database: Database, tmp_path: Path, columns: int) -> None:
     path = write_lines(tmp_path / "events.jsonl", synthetic_events(300))
@@ -747,6 +747,7 @@ def test_demo__without_a_server_is_one_line(run: Run, tmp_path: Path) -> None:
     assert 'pip install "selene-os-core[local]"' in result.stderr
 
 
+@pytest.mark.slow
 def test_demo__everything_holds() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "selene_core", "demo"],

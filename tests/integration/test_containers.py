@@ -26,6 +26,8 @@ import pytest
 from tests.support.containers import NoContainer, start_container
 from tests.support.races import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -1075,6 +1075,7 @@ def test_enums__are_the_words_of_the_checks(acme: Tenant) -> None:
 # --- a backend that is killed
 
 
+@pytest.mark.slow
 def test_killed_server__keeps_what_it_acknowledged(server: Server) -> None:
     """kill -9 of a backend takes all the others with it, in whatever function they are."""
     with ExitStack() as stack:

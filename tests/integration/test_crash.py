@@ -225,6 +225,7 @@ def told(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_killed_client__in_autocommit_loses_only_the_answer(
     sessions: Sessions, middle: Middle, clients: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -243,6 +244,7 @@ def test_killed_client__in_autocommit_loses_only_the_answer(
     middle.check_all()
 
 
+@pytest.mark.slow
 def test_killed_client__before_its_commit_leaves_nothing(
     sessions: Sessions, acme: Tenant, clients: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -313,6 +315,7 @@ class Writer:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_killed_server__keeps_what_it_acknowledged(durable: LocalDatabase, attempt: int) -> None:
     tenant_id, order = new_id("acme"), new_id()

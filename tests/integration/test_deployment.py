@@ -21,6 +21,8 @@ from tests.support.factories import created, event
 from tests.support.races import wait_until
 from tests.support.servers import Database, Server, embedded_server
 
+pytestmark = pytest.mark.slow
+
 TENANTS = ("acme", "globex")
 
 

@@ -437,16 +437,22 @@ def login(database: Database) -> Iterator[str]:
     run_all(database, [f"DROP ROLE IF EXISTS {name}_team, {name}_super"])
 
 
+@pytest.fixture(scope="module")
+def healthy(shared_database: Database) -> str:
+    """Describe a database to which nothing was done."""
+    return catalogue_of(shared_database)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_doctor__names_the_fault_and_what_mends_it(database: Database, fault: str) -> None:
+def test_doctor__names_the_fault_and_what_mends_it(database: Database, healthy: str, fault: str) -> None:
     plant, words = FAULTS[fault]
-    healthy = catalogue_of(database)
     run_all(database, ["SET allow_system_table_mods = on", plant])
     told = doctor(database.app_url)
     assert [each for each in told["faults"] if words in each["what"]], told
     mend(database, told)
-    assert doctor(database.app_url)["faults"] == []
-    assert doctor(database.app_url)["healthy"]
+    mended = doctor(database.app_url)
+    assert mended["faults"] == []
+    assert mended["healthy"]
     left = [line for line in catalogue_of(database).splitlines() if not line.startswith("type ")]
     assert [line for line in healthy.splitlines() if line not in left] == []
 
@@ -538,8 +544,9 @@ def test_doctor__mends_what_everything_has_lost(database: Database, what: str) -
     assert statements
     run_all(database, statements)
     mend(database, doctor(database.admin_url))
-    assert doctor(database.app_url)["faults"] == []
-    assert doctor(database.app_url)["healthy"]
+    mended = doctor(database.app_url)
+    assert mended["faults"] == []
+    assert mended["healthy"]
 
 
 COMPARE = "compare with selene-core sql"
@@ -818,6 +825,7 @@ def test_doctor__setting_of_a_file(database_apart: Database, name: str) -> None:
     assert doctor(database_apart.admin_url)["healthy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOR_THE_SERVER)
 def test_doctor__setting_of_the_command_line(server: Server, name: str) -> None:
     value, _ = FOR_THE_SERVER[name]
@@ -857,6 +865,7 @@ def test_doctor__setting_of_the_session(database: Database) -> None:
         assert conn.exec_driver_sql(settings).one() == ("acme", "off")
 
 
+@pytest.mark.slow
 def test_doctor__a_member_by_making_the_role_is_no_service(server: Server) -> None:
     """As some services' first user is: everybody who makes a role is made a member of it."""
     with ExitStack() as stack:

@@ -3,8 +3,6 @@
 import gzip
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
+from tests.support.commands import selene_core
 from tests.support.factories import created, event, wire
 from tests.support.raw import connect
 from tests.support.servers import Database
@@ -127,16 +126,8 @@ def test_import__damaged_gzip_is_the_line_where_it_begins(
     whole = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
     path = tmp_path / "events.jsonl.gz"
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut off" else whole[:40] + b"\0" * 5 + whole[45:])
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "selene_core", "import", str(path), "--url"),
-            database.app_url.render_as_string(hide_password=False),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    url = database.app_url.render_as_string(hide_password=False)
+    result = selene_core("import", str(path), "--url", url)
     assert result.returncode == 1
     assert re.fullmatch(
         r"line [0-9]+: OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED: file: is damaged or cut off from here on"
@@ -149,16 +140,8 @@ def test_import__over_long_line_is_refused_without_being_held(database: Database
     good = json.dumps({"tenant_id": "acme", **wire("WORK_ORDER_CREATED", "wo")}).encode()
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"tenant_id": "' + b"a" * 3_000_000 + b'"}\n' + good + b"\n")
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "selene_core", "import", str(path), "--json", "--url"),
-            database.app_url.render_as_string(hide_password=False),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    url = database.app_url.render_as_string(hide_password=False)
+    result = selene_core("import", str(path), "--json", "--url", url)
     report = json.loads(result.stdout)
     assert (report["lines"], report["appended"]) == (2, 1)
     assert [refused["line"] for refused in report["refused"]] == [1]

@@ -26,6 +26,8 @@ from selene_core.local.binaries import copy_binaries, find_binaries
 from selene_core.store.engines import create_selene_engine
 from tests.support.races import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -178,6 +178,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_client__leaves_no_tenant_and_no_rows(
     two_clients: tuple[sa.Engine, sa.Engine], admin_engine: sa.Engine
 ) -> None:

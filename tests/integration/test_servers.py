@@ -91,6 +91,7 @@ def test_open_server__given_to_no_superuser(fresh_server: Server, monkeypatch: p
         open_server(stack)
 
 
+@pytest.mark.slow
 def test_session__environment_of_libpq_counts_for_nothing() -> None:
     environment = {
         "PGHOSTADDR": "127.0.0.1",
@@ -155,6 +156,7 @@ def test_open_server__never_takes_no_pooler_for_one(given: Server, monkeypatch: 
             open_server(stack)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("pgbouncer")
 def test_pooler__ends_with_whoever_started_it(given: Server) -> None:
     """Also when that is killed: no PgBouncer stays, and no folder with its passwords."""

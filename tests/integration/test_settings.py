@@ -267,6 +267,7 @@ def test_settings__that_forbid_are_refused_and_leave_nothing(stage: Stage, name:
         assert stage.plain.execute(query).rowcount == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment", [{"PGTZ": "UTC+5"}, {"PGTZ": "<Z>-5", "PGDATESTYLE": "German"}, {"PGTZ": "Asia/Tokyo"}]
 )

@@ -46,10 +46,12 @@ def check_examples_run(document: Path, folder: Path, environment: Mapping[str, s
         assert printed == (says or ""), code
 
 
+@pytest.mark.slow
 def test_tutorial__runs(tmp_path: Path) -> None:
     check_examples_run(DOCS / "tutorial.md", tmp_path, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["application", "orm", "poolers", "retries", "upgrades", "workers"])
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     # Only the guide for poolers speaks of them: the others prepare statements.
@@ -57,10 +59,12 @@ def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str)
     check_examples_run(DOCS / "howto" / f"{guide}.md", tmp_path, url_of(url))
 
 
+@pytest.mark.slow
 def test_guide__fastapi_runs(database: Database, tmp_path: Path) -> None:
     check_examples_run(DOCS / "howto" / "fastapi.md", tmp_path, url_of(direct_url(database)))
 
 
+@pytest.mark.slow
 def test_guide__upgrades_by_its_commands(empty_database: Database, tmp_path: Path) -> None:
     """On a database without any revision."""
     program = Path(sys.executable).parent

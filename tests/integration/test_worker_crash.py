@@ -178,6 +178,7 @@ def connect_to(url: str) -> Connection:
     return psycopg.connect(dsn, autocommit=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", CALLS)
 def test_kill_9__leaves_nothing(mortal: LocalDatabase, make: Callable[[Tenant], Call]) -> None:
     tenant_id = new_id("acme")

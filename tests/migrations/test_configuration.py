@@ -19,7 +19,7 @@ from selene_core.migrations import (
     upgrade,
 )
 from selene_core.sql_files import read_sql, script_directory, sql
-from tests.migrations.runs import REVISIONS, ROOT, alembic, alembic_env, catalogue_of, stands_at
+from tests.migrations.runs import REVISIONS, ROOT, alembic_apart, alembic_env, catalogue_of, stands_at
 from tests.support.servers import Database
 
 
@@ -41,12 +41,13 @@ def test_upgrade__again_changes_nothing(database: Database, catalogue_at: Callab
     assert catalogue_of(database) == catalogue_at("head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_command__scheme_of_the_url(
     empty_database: Database, catalogue_at: Callable[[str], str], scheme: str
 ) -> None:
     url = empty_database.admin_url.set(drivername=scheme)
-    done = alembic(url, "upgrade", "head")
+    done = alembic_apart(url, "upgrade", "head")
     assert done.returncode == 0, done.stdout
     assert catalogue_of(empty_database) == catalogue_at("head")
 
@@ -69,8 +70,9 @@ def test_upgrade__percent_in_the_password(
         assert stands_at(empty_database) == REVISIONS[-1]
 
 
+@pytest.mark.slow
 def test_command__no_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = alembic(None, "upgrade", "head")
+    refused = alembic_apart(None, "upgrade", "head")
     assert refused.returncode != 0
     assert "FAILED: SELENE_DATABASE_URL is not set" in refused.stdout
     assert "Traceback" not in refused.stdout
@@ -83,6 +85,7 @@ def test_command__no_url(monkeypatch: pytest.MonkeyPatch) -> None:
             upgrade()
 
 
+@pytest.mark.slow
 def test_command__from_another_folder(empty_database: Database, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alembic", "-c", ROOT / "alembic.ini", "upgrade", "head"],
@@ -96,6 +99,7 @@ def test_command__from_another_folder(empty_database: Database, tmp_path: Path) 
     assert stands_at(empty_database) == REVISIONS[-1]
 
 
+@pytest.mark.slow
 def test_upgrade__from_an_installed_package(
     empty_database: Database, catalogue_at: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -155,7 +159,7 @@ def test_revisions__are_one_line_and_lose_none_of_the_sql() -> None:
     scripts = ScriptDirectory.from_config(config())
     assert scripts.get_heads() == [REVISIONS[-1]]
     sources = [*(script_directory() / "versions").glob("*.py"), script_directory() / "env.py"]
-    sources += [ROOT / "selene_core" / "migrations" / "__init__.py"]
+    sources += (ROOT / "selene_core" / "migrations").glob("*.py")
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     for file in (script_directory() / "sql").rglob("*.sql"):
         assert f'sql("{name_and_version(file)[0]}", version=' in text.replace("\n", "").replace(

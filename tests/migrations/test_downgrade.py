@@ -7,7 +7,16 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core.migrations import MigrationRefused, downgrade, upgrade
-from tests.migrations.runs import PAIRS, alembic, catalogue_of, psql, run_all, script, stands_at
+from tests.migrations.runs import (
+    PAIRS,
+    alembic,
+    alembic_apart,
+    catalogue_of,
+    psql,
+    run_all,
+    script,
+    stands_at,
+)
 from tests.support import factories
 from tests.support.servers import Database, Role
 
@@ -199,8 +208,9 @@ def test_script__rows_are_not_dropped(
     assert events_in(database) == 2
 
 
+@pytest.mark.slow
 def test_script__told_to_lose_rows(database: Database, migrator_url: sa.URL) -> None:
-    printed = alembic(None, *TOLD, "downgrade", "head:base", "--sql")
+    printed = alembic_apart(None, *TOLD, "downgrade", "head:base", "--sql")
     assert printed.returncode == 0, printed.stdout
     assert printed.stdout == script("head:base", downgrade=True, allow_data_loss=True)
     run = psql(database, printed.stdout, migrator_url)

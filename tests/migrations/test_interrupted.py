@@ -25,6 +25,8 @@ from tests.migrations.runs import (
 )
 from tests.support.servers import Database, Server
 
+pytestmark = pytest.mark.slow
+
 # In the first revision there is no version table yet that could be locked; this is what it changes first.
 DEFAULTS_HELD = "LOCK TABLE pg_catalog.pg_default_acl IN SHARE MODE"
 

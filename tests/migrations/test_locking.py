@@ -20,6 +20,7 @@ from tests.migrations.runs import (
     VERSION_HELD,
     admin,
     alembic,
+    alembic_apart,
     alembic_started,
     catalogue_of,
     held,
@@ -34,6 +35,8 @@ from tests.migrations.runs import (
 from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until, wait_until_blocked
 from tests.support.servers import Database
 
+pytestmark = pytest.mark.slow
+
 LOCK = f"SELECT pg_advisory_lock({LOCK_KEY})"
 BEFORE_ISOLATION = "0004"
 POLLING = sa.text(
@@ -44,7 +47,7 @@ POLLING = sa.text(
 
 def test_upgrade__two_at_once(empty_database: Database, catalogue_at: Callable[[str], str]) -> None:
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(alembic, empty_database.admin_url, "upgrade", "head") for _ in range(2)]
+        runs = [pool.submit(alembic_apart, empty_database.admin_url, "upgrade", "head") for _ in range(2)]
         for run in runs:
             assert run.result().returncode == 0, run.result().stdout
     assert catalogue_of(empty_database) == catalogue_at("head")

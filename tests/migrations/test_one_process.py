@@ -40,6 +40,8 @@ from tests.migrations.runs import (
 from tests.support.races import DEADLINE_SECONDS
 from tests.support.servers import Database, Server
 
+pytestmark = pytest.mark.slow
+
 HEAD = REVISIONS[-1]
 TABLES = sa.text(
     "SELECT n.nspname || '.' || c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"

@@ -18,6 +18,7 @@ from selene_core.migrations import (
 from tests.migrations.runs import (
     PATIENT,
     alembic,
+    alembic_apart,
     alembic_started,
     catalogue_of,
     everything,
@@ -382,7 +383,7 @@ def test_upgrade__two_databases_at_once(cluster: Server, catalogue_at: Callable[
             run_all(database, [PLAIN[1].format(database=database.name)])
 
         def run(database: Database) -> subprocess.CompletedProcess[str]:
-            return alembic(cluster.url_for("migrator", database.name), "upgrade", "head")
+            return alembic_apart(cluster.url_for("migrator", database.name), "upgrade", "head")
 
         with ThreadPoolExecutor() as pool:
             for done in pool.map(run, databases):

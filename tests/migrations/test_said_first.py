@@ -1,6 +1,7 @@
 """What a migration would do, said before it; and what it did, said truly (contract §13 and §15)."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -35,6 +37,7 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
+from tests.support import commands
 from tests.support.factories import created
 from tests.support.races import backend_pid, wait_until
 from tests.support.servers import Database
@@ -49,14 +52,8 @@ WAITING = sa.text(
 
 def selene_core(url: sa.URL, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command with an answer for what it asks."""
-    return subprocess.run(
-        [sys.executable, "-m", "selene_core", *arguments],
-        env=alembic_env(url),
-        input=answer,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with patch.dict(os.environ, alembic_env(url), clear=True):
+        return commands.selene_core(*arguments, answer=answer)
 
 
 def roles_in(database: Database) -> set[str]:
@@ -176,6 +173,7 @@ def test_upgrade__the_one_ahead_did_nothing(
     )
 
 
+@pytest.mark.slow
 def test_command__two_upgrades_at_once(empty_database: Database) -> None:
     url = empty_database.admin_url
     upgrade(url, "0003")

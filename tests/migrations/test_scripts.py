@@ -9,7 +9,7 @@ from selene_core.migrations import downgrade, upgrade
 from tests.migrations.runs import (
     PAIRS,
     REVISIONS,
-    alembic,
+    alembic_apart,
     catalogue_of,
     psql,
     run_all,
@@ -19,9 +19,10 @@ from tests.migrations.runs import (
 from tests.support.servers import Database
 
 
+@pytest.mark.slow
 def test_script__makes_the_same_schema(empty_database: Database, catalogue_at: Callable[[str], str]) -> None:
     """Without a database to look at: SELENE_DATABASE_URL is not set."""
-    printed = alembic(None, "upgrade", "head", "--sql")
+    printed = alembic_apart(None, "upgrade", "head", "--sql")
     assert printed.returncode == 0, printed.stdout
     run = psql(empty_database, printed.stdout)
     assert run.returncode == 0, run.stderr
@@ -29,9 +30,10 @@ def test_script__makes_the_same_schema(empty_database: Database, catalogue_at: C
     assert stands_at(empty_database) == REVISIONS[-1]
 
 
+@pytest.mark.slow
 def test_script__names_no_database(empty_database: Database) -> None:
     url = empty_database.admin_url.set(host="db.example.com", password="hush-hush")
-    printed = alembic(url, "upgrade", "head", "--sql")
+    printed = alembic_apart(url, "upgrade", "head", "--sql")
     assert printed.returncode == 0
     assert "hush-hush" not in printed.stdout
     assert "db.example.com" not in printed.stdout
