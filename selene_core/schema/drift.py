@@ -103,22 +103,16 @@ def has_tables(found: Facts) -> bool:
 
 def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
     """Compare facts. A thing that is missing, or must not be there, is named once."""
-    for thing, aspects in expected.items():
-        there = found.get(thing, {})
-        if not there and not thing.startswith("default privileges"):
-            yield Difference(thing, "", "there", None)
+    for thing in expected | found:
+        wanted, there = expected.get(thing, {}), found.get(thing, {})
+        if not (wanted and there) and not thing.startswith("default privileges"):
+            expects, has = ("there", None) if wanted else (None, there.get("kind", "there"))
+            yield Difference(thing, "", expects, has)
             continue
-        for aspect, value in aspects.items():
-            if there.get(aspect) != value:
-                yield Difference(thing, aspect, value, there.get(aspect))
-    for thing, aspects in found.items():
-        wanted = expected.get(thing)
-        if wanted is None and not thing.startswith("default privileges"):
-            yield Difference(thing, "", None, aspects.get("kind", "there"))
-            continue
-        for aspect, value in aspects.items():
-            if aspect not in (wanted or {}):
-                yield Difference(thing, aspect, _permitted(thing, aspect, value), value)
+        for aspect in wanted | there:
+            value, has = wanted.get(aspect), there.get(aspect)
+            if value != has:
+                yield Difference(thing, aspect, value or _permitted(thing, aspect, str(has)), has)
 
 
 def _permitted(thing: str, aspect: str, value: str) -> str | None:
