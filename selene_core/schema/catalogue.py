@@ -40,10 +40,8 @@ _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_cor
 
 # Not to_regclass(): without USAGE on the schema it raises.
 _HAS_VERSION_TABLE: Final = """
-    SELECT EXISTS (
-      SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-      WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
-    )
+    SELECT TRUE FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
 """
 
 

@@ -138,22 +138,18 @@ def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference
 
     With is_guarded the tables have their policies and triggers already.
     """
-    wanted = expected_schema().facts
-    for difference in differences(wanted, found):
-        thing, aspect, expected = difference.thing, difference.aspect, difference.expected
+    for difference in differences(expected_schema().facts, found):
         if difference.is_harmless:
             continue
-        if difference.kind in {"role", "outside"} or (difference.kind == "schema" and not aspect):
-            yield difference
-        elif difference.kind != "relation" or not aspect:
-            continue
-        elif aspect.startswith("trigger "):
-            definition = (expected or "").rpartition(", enabled ")[0]
-            is_state = difference.found is not None and definition in difference.found
-            if is_state or (is_guarded and difference.found is None):
+        match difference.kind, difference.aspect.partition(" ")[0]:
+            case ("role" | "outside", _) | ("schema", ""):
                 yield difference
-        elif is_guarded and expected is not None and aspect.startswith(("row sec", "force row", "policy ")):
-            yield difference
+            case "relation", "trigger" if is_guarded or difference.found:
+                definition = (difference.expected or "").rpartition(", enabled ")[0]
+                if definition in (difference.found or definition):
+                    yield difference
+            case "relation", "row" | "force" | "policy" if is_guarded and difference.expected:
+                yield difference
     for thing, aspects in found.items():
         for aspect, value in aspects.items():
             if aspect.startswith("grant") and not thing.startswith("default "):
