@@ -21,6 +21,8 @@ html_title = "selene-core"
 # Links to headings are those that GitHub makes.
 myst_heading_anchors = 4
 
+smartquotes = False  # an option is --json, with two hyphens
+
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

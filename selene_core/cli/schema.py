@@ -76,7 +76,7 @@ def _listed(upgrade: migrations.Upgrade) -> dict[str, object]:
 def downgrade(
     url: str, revision: str, yes: bool, allow_data_loss: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Downgrade the database to REVISION, or to base, once it is said what goes, and agreed to.
+    """Downgrade the database to REVISION, or to base; says first what is lost, and asks.
 
     Tables with their rows, columns with their values and functions are named first. Rows go with
     --allow-data-loss only. To find them the downgrade is run and rolled back: services wait so long.
@@ -148,7 +148,7 @@ def _counted(things: dict[str, int]) -> str:
 @url_option
 @json_option
 def current(url: str, as_json: bool) -> None:
-    """Say at which revision the database stands; exit status 0 only if it is the newest in truth."""
+    """Say at which revision the database is; exit status 0 only at the newest, and if the schema agrees."""
     stands, newest = migrations.current(url), migrations.history()[-1].revision
     contradiction = migrations.contradiction(url)
     if as_json:

@@ -273,7 +273,7 @@ class WorkOrderNotFound(SeleneError):
 
 @dataclass(eq=False, kw_only=True)
 class ProjectionDamaged(SeleneError):
-    """The work order has events but no projection row: rebuild it first."""
+    """The projection row is missing, or behind or ahead of its ledger: rebuild it first."""
 
     code = "OS_WORK_ORDER_PROJECTION_DAMAGED"
     sqlstate = "SL017"

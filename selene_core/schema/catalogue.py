@@ -40,10 +40,8 @@ _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_cor
 
 # Not to_regclass(): without USAGE on the schema it raises.
 _HAS_VERSION_TABLE: Final = """
-    SELECT EXISTS (
-      SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-      WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
-    )
+    SELECT TRUE FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
 """
 
 
@@ -89,35 +87,34 @@ def render(facts: Mapping[str, Mapping[str, str]]) -> str:
     )
 
 
-def _grants(kind: str, things: str, what: str = "''") -> str:
+def _grants(things: str) -> str:
     """Compose SQL for access lists; what an owner has by default depends on the version, and is called ALL.
 
-    `things` selects thing, acl and owner. The owner is written as OWNER: who it is is a separate fact.
+    `things` selects thing, part, kind, acl and owner. The owner is written as OWNER: who it is is a separate
+    fact.
     """
     return f"""
-    SELECT entry.thing, 'grant' || {what} || ' to ' || entry.line, entry.privileges
-    FROM (
-      SELECT thing.thing, thing.part,
-        CASE item.grantee WHEN 0 THEN 'PUBLIC' WHEN thing.owner THEN 'OWNER'
+    SELECT listed.thing,
+      'grant' || listed.part || ' to '
+        || CASE item.grantee WHEN 0 THEN 'PUBLIC' WHEN listed.owner THEN 'OWNER'
           ELSE quote_ident(pg_get_userbyid(item.grantee)) END
-        || CASE WHEN item.grantor <> thing.owner
-          THEN ' by ' || quote_ident(pg_get_userbyid(item.grantor)) ELSE '' END AS line,
-        CASE
-          WHEN item.grantee = thing.owner
-            AND array_agg(item.privilege_type ORDER BY item.privilege_type) = (
-              SELECT array_agg(usual.privilege_type ORDER BY usual.privilege_type)
-              FROM aclexplode(acldefault('{kind}', thing.owner)) AS usual
-              WHERE usual.grantee = thing.owner
-            ) THEN 'ALL'
-          ELSE string_agg(
-            item.privilege_type || CASE WHEN item.is_grantable THEN '*' ELSE '' END, ','
-            ORDER BY item.privilege_type
-          )
-        END AS privileges
-      FROM ({things}) AS thing
-      CROSS JOIN LATERAL aclexplode(coalesce(thing.acl, acldefault('{kind}', thing.owner))) AS item
-      GROUP BY thing.thing, thing.part, thing.owner, item.grantee, item.grantor
-    ) AS entry
+        || CASE WHEN item.grantor <> listed.owner
+          THEN ' by ' || quote_ident(pg_get_userbyid(item.grantor)) ELSE '' END,
+      CASE
+        WHEN item.grantee = listed.owner
+          AND array_agg(item.privilege_type ORDER BY item.privilege_type) = (
+            SELECT array_agg(usual.privilege_type ORDER BY usual.privilege_type)
+            FROM aclexplode(acldefault(listed.kind::"char", listed.owner)) AS usual
+            WHERE usual.grantee = listed.owner
+          ) THEN 'ALL'
+        ELSE string_agg(
+          item.privilege_type || CASE WHEN item.is_grantable THEN '*' ELSE '' END, ','
+          ORDER BY item.privilege_type
+        )
+      END
+    FROM ({things}) AS listed (thing, part, kind, acl, owner)
+    CROSS JOIN LATERAL aclexplode(coalesce(listed.acl, acldefault(listed.kind::"char", listed.owner))) AS item
+    GROUP BY listed.thing, listed.part, listed.kind, listed.owner, item.grantee, item.grantor
     """
 
 
@@ -183,24 +180,20 @@ _QUERIES: Final = (
     SELECT 'schema ' || nspname, 'owner', quote_ident(pg_get_userbyid(nspowner))
     FROM pg_namespace WHERE oid IN {_OURS}
     """,
-    _grants(
-        "n",
-        f"SELECT 'schema ' || nspname AS thing, '' AS part, nspacl AS acl, nspowner AS owner"
-        f" FROM pg_namespace WHERE oid IN {_OURS}",
-    ),
-    # Default privileges of the owner: the database-wide list replaces the server's defaults.
+    # Default privileges of the owner: the database-wide list replaces the server's defaults. The list of a
+    # schema is added to that, for every creator.
     *(
-        _grants(
-            kind,
-            f"""
-            SELECT 'default privileges of selene_owner' AS thing, '' AS part, r.oid AS owner, (
-                SELECT d.defaclacl FROM pg_default_acl AS d
-                WHERE d.defaclrole = r.oid AND d.defaclnamespace = 0 AND d.defaclobjtype = '{objects}'
-              ) AS acl
-            FROM pg_roles AS r WHERE r.rolname = 'selene_owner'
-            """,
-            f"' on {called}'",
-        )
+        _grants(f"""
+        SELECT 'default privileges of selene_owner', ' on {called}', '{kind}', d.defaclacl, r.oid
+        FROM pg_roles AS r
+        LEFT JOIN pg_default_acl AS d ON d.defaclrole = r.oid AND d.defaclnamespace = 0
+          AND d.defaclobjtype = '{objects}'
+        WHERE r.rolname = 'selene_owner'
+        UNION ALL
+        SELECT 'default privileges of ' || quote_ident(pg_get_userbyid(defaclrole))
+          || ' in schema ' || defaclnamespace::regnamespace, ' on {called}', '{kind}', defaclacl, defaclrole
+        FROM pg_default_acl WHERE defaclnamespace IN {_OURS} AND defaclobjtype = '{objects}'
+        """)
         for kind, objects, called in (
             ("r", "r", "TABLES"),
             ("s", "S", "SEQUENCES"),
@@ -208,19 +201,6 @@ _QUERIES: Final = (
             ("T", "T", "TYPES"),
             ("n", "n", "SCHEMAS"),
         )
-    ),
-    # The list of a schema is added to that, for every creator.
-    _grants(
-        "r",
-        f"""
-        SELECT 'default privileges of ' || quote_ident(pg_get_userbyid(defaclrole))
-            || ' in schema ' || defaclnamespace::regnamespace AS thing,
-          CASE defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'FUNCTIONS'
-            WHEN 'T' THEN 'TYPES' ELSE defaclobjtype::text END AS part,
-          defaclacl AS acl, defaclrole AS owner
-        FROM pg_default_acl WHERE defaclnamespace IN {_OURS}
-        """,
-        "' on ' || entry.part",
     ),
     f"""
     SELECT c.thing, fact.*
@@ -266,7 +246,7 @@ _QUERIES: Final = (
       pg_get_indexdef(i.indexrelid),
       CASE WHEN NOT (i.indisvalid AND i.indisready AND i.indislive) THEN 'INVALID' END)
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
-    WHERE c.relnamespace IN {_OURS} AND i.indrelid IN (SELECT t.oid FROM pg_class AS t WHERE t.relkind <> 't')
+    WHERE c.relnamespace IN {_OURS}
     """,
     f"""
     SELECT c.thing, 'policy ' || quote_ident(p.polname), concat_ws(' ',
@@ -297,28 +277,12 @@ _QUERIES: Final = (
     SELECT c.thing, 'rule ' || quote_ident(r.rulename), pg_get_ruledef(r.oid)
     FROM pg_rewrite AS r JOIN ({_RELATIONS}) AS c ON c.oid = r.ev_class
     """,
-    f"""
-    SELECT c.thing, 'child ' || i.inhrelid::regclass::text,
-      CASE WHEN child.relispartition THEN 'a partition' ELSE 'inherits from it' END
-    FROM pg_inherits AS i JOIN ({_RELATIONS}) AS c ON c.oid = i.inhparent
-    JOIN pg_class AS child ON child.oid = i.inhrelid
-    """,
     # A query of a parent needs no privilege on its children, and does not apply their policies.
     f"""
-    SELECT c.thing, 'parent ' || i.inhparent::regclass::text,
-      CASE WHEN c.relispartition THEN 'it is a partition' ELSE 'it inherits' END
-    FROM pg_inherits AS i JOIN ({_RELATIONS}) AS c ON c.oid = i.inhrelid
+    SELECT c.thing, CASE c.oid WHEN i.inhparent THEN 'child ' || i.inhrelid::regclass
+      ELSE 'parent ' || i.inhparent::regclass END, 'there'
+    FROM ({_RELATIONS}) AS c JOIN pg_inherits AS i ON c.oid IN (i.inhparent, i.inhrelid)
     """,
-    _grants("r", f"SELECT thing, '' AS part, relacl AS acl, relowner AS owner FROM ({_RELATIONS}) AS c"),
-    _grants(
-        "c",
-        f"""
-        SELECT c.thing, quote_ident(a.attname) AS part, a.attacl AS acl, c.relowner AS owner
-        FROM ({_RELATIONS}) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
-        WHERE a.attacl IS NOT NULL AND NOT a.attisdropped
-        """,
-        "' (' || entry.part || ')'",
-    ),
     f"""
     SELECT c.thing, fact.*
     FROM ({_SEQUENCES}) AS c
@@ -338,7 +302,6 @@ _QUERIES: Final = (
     ) AS fact (aspect, value)
     WHERE fact.value IS NOT NULL
     """,
-    _grants("s", f"SELECT thing, '' AS part, relacl AS acl, relowner AS owner FROM ({_SEQUENCES}) AS c"),
     f"""
     SELECT p.thing, fact.*
     FROM ({_FUNCTIONS}) AS p
@@ -367,7 +330,17 @@ _QUERIES: Final = (
         a.agginitval))
     ) AS fact (aspect, value)
     """,
-    _grants("f", f"SELECT thing, '' AS part, proacl AS acl, proowner AS owner FROM ({_FUNCTIONS}) AS p"),
+    _grants(f"""
+    SELECT 'schema ' || nspname, '', 'n', nspacl, nspowner FROM pg_namespace WHERE oid IN {_OURS}
+    UNION ALL SELECT thing, '', 'r', relacl, relowner FROM ({_RELATIONS}) AS c
+    UNION ALL SELECT thing, '', 's', relacl, relowner FROM ({_SEQUENCES}) AS c
+    UNION ALL SELECT thing, '', 'f', proacl, proowner FROM ({_FUNCTIONS}) AS p
+    """),
+    _grants(f"""
+    SELECT c.thing, ' (' || quote_ident(a.attname) || ')', 'c', a.attacl, c.relowner
+    FROM ({_RELATIONS}) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+    WHERE a.attacl IS NOT NULL AND NOT a.attisdropped
+    """),
     # A table's row type and its array come with the table.
     f"""
     SELECT 'type ' || t.oid::regtype::text, fact.*

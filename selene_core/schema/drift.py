@@ -103,22 +103,16 @@ def has_tables(found: Facts) -> bool:
 
 def differences(expected: Facts, found: Facts) -> Iterator[Difference]:
     """Compare facts. A thing that is missing, or must not be there, is named once."""
-    for thing, aspects in expected.items():
-        there = found.get(thing, {})
-        if not there and not thing.startswith("default privileges"):
-            yield Difference(thing, "", "there", None)
+    for thing in expected | found:
+        wanted, there = expected.get(thing, {}), found.get(thing, {})
+        if not (wanted and there) and not thing.startswith("default privileges"):
+            expects, has = ("there", None) if wanted else (None, there.get("kind", "there"))
+            yield Difference(thing, "", expects, has)
             continue
-        for aspect, value in aspects.items():
-            if there.get(aspect) != value:
-                yield Difference(thing, aspect, value, there.get(aspect))
-    for thing, aspects in found.items():
-        wanted = expected.get(thing)
-        if wanted is None and not thing.startswith("default privileges"):
-            yield Difference(thing, "", None, aspects.get("kind", "there"))
-            continue
-        for aspect, value in aspects.items():
-            if aspect not in (wanted or {}):
-                yield Difference(thing, aspect, _permitted(thing, aspect, value), value)
+        for aspect in wanted | there:
+            value, has = wanted.get(aspect), there.get(aspect)
+            if value != has:
+                yield Difference(thing, aspect, value or _permitted(thing, aspect, str(has)), has)
 
 
 def _permitted(thing: str, aspect: str, value: str) -> str | None:
@@ -144,22 +138,18 @@ def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference
 
     With is_guarded the tables have their policies and triggers already.
     """
-    wanted = expected_schema().facts
-    for difference in differences(wanted, found):
-        thing, aspect, expected = difference.thing, difference.aspect, difference.expected
+    for difference in differences(expected_schema().facts, found):
         if difference.is_harmless:
             continue
-        if difference.kind in {"role", "outside"} or (difference.kind == "schema" and not aspect):
-            yield difference
-        elif difference.kind != "relation" or not aspect:
-            continue
-        elif aspect.startswith("trigger "):
-            definition = (expected or "").rpartition(", enabled ")[0]
-            is_state = difference.found is not None and definition in difference.found
-            if is_state or (is_guarded and difference.found is None):
+        match difference.kind, difference.aspect.partition(" ")[0]:
+            case ("role" | "outside", _) | ("schema", ""):
                 yield difference
-        elif is_guarded and expected is not None and aspect.startswith(("row sec", "force row", "policy ")):
-            yield difference
+            case "relation", "trigger" if is_guarded or difference.found:
+                definition = (difference.expected or "").rpartition(", enabled ")[0]
+                if definition in (difference.found or definition):
+                    yield difference
+            case "relation", "row" | "force" | "policy" if is_guarded and difference.expected:
+                yield difference
     for thing, aspects in found.items():
         for aspect, value in aspects.items():
             if aspect.startswith("grant") and not thing.startswith("default "):

@@ -24,7 +24,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
     for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_POWERFUL_MEMBERS):
         if granted is None:
             what = f"has {powers}: it sees every tenant, or can come to that"
-            sql = f"ALTER ROLE {name} NO{powers};"
+            sql = f"ALTER ROLE {name} NO{powers}"
         else:
             what = f"{'can' if is_usable else f'has ADMIN OPTION on {granted}, so can'} become {powers}"
             sql = f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''}"

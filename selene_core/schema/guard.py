@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -57,9 +58,7 @@ def check_schema(bind: Bind) -> str:
     bind = joined(bind)
     if in_autocommit(bind):
         raise ValueError("check_schema needs a transaction: the connection is in AUTOCOMMIT")
-    if bind.in_transaction():
-        return _check(bind)
-    with bind.begin():
+    with nullcontext() if bind.in_transaction() else bind.begin():
         return _check(bind)
 
 
@@ -99,7 +98,9 @@ def _check(conn: Connection) -> str:
         kind, why = SchemaTooNew, f"this version of selene-core is for {wanted.head} and cannot work with it"
         remedy = "Install the newer version"
     if problems:
-        raise refused(kind, f"{stands}, {why}: {_some(problems)}. {remedy}", *problems)
+        named = "; ".join(problems[:_NAMED])
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise refused(kind, f"{stands}, {why}: {named}{more}. {remedy}", *problems)
     return revision
 
 
@@ -123,11 +124,6 @@ def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
                 more = "make it a member of selene_app; selene-core doctor says what else is missing"
                 raise SchemaDrifted(f"{problem}: {more}", None, head, (problem,)) from exc
         raise
-
-
-def _some(problems: list[str]) -> str:
-    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    return "; ".join(problems[:_NAMED]) + more
 
 
 _LOGIN: Final = f"""
@@ -175,13 +171,11 @@ def _unmet(wanted: Facts, found: Facts) -> Iterator[str]:
 
 def _readable(facts: dict[str, str]) -> set[str]:
     """Return the columns that the application may read."""
+    columns = {aspect.removeprefix("column ") for aspect in facts if aspect.startswith("column ")}
     if "SELECT" in privileges(facts.get(f"grant to {_APPLICATION}")):
-        return {aspect.removeprefix("column ") for aspect in facts if aspect.startswith("column ")}
-    granted = re.compile(rf"grant \((.+)\) to {_APPLICATION}")
+        return columns
     return {
-        match[1]
-        for aspect, value in facts.items()
-        if (match := granted.fullmatch(aspect)) and "SELECT" in privileges(value)
+        each for each in columns if "SELECT" in privileges(facts.get(f"grant ({each}) to {_APPLICATION}"))
     }
 
 
@@ -238,14 +232,13 @@ def _signature(signature: str) -> tuple[list[str], str]:
 
 def _split(items: str) -> list[str]:
     """Split at commas outside of brackets and quotes."""
-    return [item for item in re.findall(r"""(?:[^,("']|\([^)]*\)|"[^"]*"|'[^']*')+""", items) if item.strip()]
+    found = re.findall(r"""(?:[^,("']|\([^)]*\)|"[^"]*"|'[^']*')+""", items)
+    return [item.strip() for item in found if item.strip()]
 
 
 def _takes(arguments: list[str], there: list[str]) -> bool:
-    """Tell whether a call written for one list of parameters, in their order, fits another list."""
-    wanted, offered = (
-        [argument.strip().partition(" DEFAULT ") for argument in each] for each in (arguments, there)
-    )
+    """Tell whether a call that is written for some parameters, in their order, fits others."""
+    wanted, offered = ([argument.partition(" DEFAULT ") for argument in each] for each in (arguments, there))
     if len(offered) < len(wanted) or not all(default for _, default, _ in offered[len(wanted) :]):
         return False
     return all(
@@ -255,10 +248,10 @@ def _takes(arguments: list[str], there: list[str]) -> bool:
 
 
 def _returns(result: str, there: str) -> bool:
-    if not result.startswith("TABLE("):
+    if not (result.startswith("TABLE(") and there.startswith("TABLE(")):
         return result == there
-    columns = {column.strip() for column in _split(result[len("TABLE(") : -1])}
-    return there.startswith("TABLE(") and columns <= {c.strip() for c in _split(there[len("TABLE(") : -1])}
+    columns, offered = (_split(each[len("TABLE(") : -1]) for each in (result, there))
+    return {*columns} <= {*offered}
 
 
 async def async_check_schema(bind: AsyncBind) -> str:

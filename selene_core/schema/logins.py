@@ -22,15 +22,15 @@ EDGES: Final = f"""
       FROM pg_catalog.pg_auth_members AS m
     ),
     powerful AS (
-      SELECT r.oid AS role, r.rolname AS name, pg_catalog.concat_ws(' ',
-          CASE WHEN r.rolsuper THEN 'SUPERUSER' END,
-          CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END,
-          CASE WHEN r.rolcreaterole AND NOT r.rolsuper
-            AND pg_catalog.current_setting('server_version_num')::integer < 160000 THEN 'CREATEROLE' END
-        ) AS attributes
+      SELECT r.oid AS role, r.rolname AS name, held.attributes
       FROM pg_catalog.pg_roles AS r
-      WHERE r.rolsuper OR r.rolbypassrls OR r.rolname IN ('selene_owner', {_ALL_DATA}, {_SERVER})
-        OR (r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::integer < 160000)
+      CROSS JOIN LATERAL pg_catalog.concat_ws(' ',
+        CASE WHEN r.rolsuper THEN 'SUPERUSER' END,
+        CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END,
+        CASE WHEN r.rolcreaterole AND NOT r.rolsuper
+          AND pg_catalog.current_setting('server_version_num')::integer < 160000 THEN 'CREATEROLE' END
+      ) AS held (attributes)
+      WHERE held.attributes <> '' OR r.rolname IN ('selene_owner', {_ALL_DATA}, {_SERVER})
     )
 """
 

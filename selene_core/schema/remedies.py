@@ -88,15 +88,14 @@ def _follows(difference: Difference, others: dict[tuple[str, str], Difference]) 
     thing, keyword = difference.thing, difference.aspect.partition(" ")[0]
     constraint = others.get((thing, difference.aspect.replace("index ", "constraint ", 1)))
     match keyword:
-        case "attributes" | "body" | "settings" if (thing, "signature") in others:
-            return True
+        case "attributes" | "body" | "settings":
+            return (thing, "signature") in others
         case "columns":
             return any(other == thing and aspect.startswith("column ") for other, aspect in others)
         case "index" if constraint:
             same = bool(difference.found) == bool(constraint.found)
             return same and bool(difference.expected) == bool(constraint.expected)
-        case _:
-            return False
+    return False
 
 
 def _advice(difference: Difference) -> str:

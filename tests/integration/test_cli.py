@@ -130,7 +130,8 @@ def on_a_terminal(arguments: list[str], columns: int = 80) -> str:
         os.fdopen(leader, "rb", buffering=0) as terminal,
         subprocess.Popen(
             [sys.executable, "-m", "selene_core", *arguments],
-            env={**os.environ},  # without the COLUMNS of a readline that pytest has loaded
+            # Without the COLUMNS of a readline that pytest has loaded; a worker of xdist inherits it.
+            env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
             stdout=subprocess.DEVNULL,
             stderr=follower,
         ) as process,
