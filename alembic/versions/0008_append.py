@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.execute(sql("append/transition_refusal", version=1))
     op.execute(sql("lease/token_hash", version=1))
     op.execute(sql("append/lease_refusal", version=1))
-    op.execute(sql("append/continuity_refusal", version=1))
+    op.execute(sql("continuity/continuity_refusal", version=1))
     op.execute(sql("append/same_content", version=1))
     op.execute(sql("refusal/refuse_event", version=1))
     op.execute(sql("refusal/refuse_replay", version=1))

@@ -1,7 +1,7 @@
 """Never ask twice: decide whether to ask the user for a field, and for which one (contract §6).
 
 This only proposes a prompt. The database decides whether it is recorded: see
-alembic/sql/append/continuity_refusal_v01.sql.
+alembic/sql/continuity/continuity_refusal_v01.sql.
 """
 
 from __future__ import annotations
