@@ -1,8 +1,9 @@
 """What others made around our tables that row-level security does not hold for (contract §10).
 
 What a view, a rule or a BEGIN ATOMIC body uses stands in the catalogue. Any other function is known by its
-text: it names a table of ours with its schema, or has our schema in a search_path of its own. What is put
-together while it runs, and copies that were made once, nobody can see.
+text: it names a table of ours with its schema, or has our schema in its search_path: its own, or where it has
+none, one that a role or the database sets. What is put together while it runs, and copies that were made
+once, nobody can see.
 """
 
 from __future__ import annotations
@@ -77,11 +78,22 @@ NEIGHBOURS: Final = f"""
             WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
           )
           OR p.prosrc ~* ('[[:<:]](os_core|conversation)"?[[:space:]]*[.][[:space:]]*"?' || names.any_of)
-          OR (p.prosrc ~* ('[[:<:]]' || names.any_of)
-            AND array_to_string(p.proconfig, ' ') ~ 'search_path=.*[[:<:]](os_core|conversation)[[:>:]]')
+          OR (p.prosrc ~* ('[[:<:]]' || names.any_of) AND EXISTS (
+            SELECT FROM unnest(CASE
+                WHEN array_to_string(p.proconfig, ' ') ~ 'search_path=' THEN p.proconfig ELSE names.settings
+              END) AS setting
+            WHERE setting ~ '^search_path=.*[[:<:]](os_core|conversation)[[:>:]]'
+          ))
         ) IS TRUE AS uses_ours
       FROM pg_proc AS p
-      CROSS JOIN (SELECT '(' || string_agg(tables.relname, '|') || ')[[:>:]]' FROM tables) AS names (any_of)
+      CROSS JOIN (
+        SELECT '(' || string_agg(tables.relname, '|') || ')[[:>:]]', ARRAY(
+          SELECT unnest(s.setconfig) FROM pg_db_role_setting AS s
+          LEFT JOIN pg_database AS db ON db.oid = s.setdatabase
+          WHERE coalesce(db.datname, current_database()) = current_database()
+        )
+        FROM tables
+      ) AS names (any_of, settings)
       WHERE (p.prosecdef OR p.oid IN (SELECT attached.function FROM attached)) AND p.pronamespace NOT IN (
         SELECT n.oid FROM pg_namespace AS n
         WHERE n.nspname IN ('os_core', 'conversation', 'pg_catalog', 'information_schema')
