@@ -9,7 +9,7 @@ import click
 
 from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_of
 from selene_core.cli.schema import SCHEMA_COMMANDS
-from selene_core.cli.terminal import columns, discard_output, prepare_streams
+from selene_core.cli.terminal import discard_output, prepare_streams, text_width
 from selene_core.cli.work_orders import WORK_ORDER_COMMANDS
 from selene_core.store.scope import translate_errors
 
@@ -57,7 +57,7 @@ def main() -> None:
     options = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
         with translate_errors():
-            cli.main(standalone_mode=False, terminal_width=min(80, columns(sys.stdout)) - 2)
+            cli.main(standalone_mode=False, terminal_width=text_width(sys.stdout) - 2)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         sys.exit(exc.exit_code)

@@ -53,10 +53,14 @@ def columns(stream: IO[str]) -> int:
     return WIDTH
 
 
+def text_width(stream: IO[str]) -> int:
+    """Return how wide text for a stream's reader may be: from 20 to 80 columns."""
+    return max(_NARROWEST, min(WIDTH, columns(stream)))
+
+
 def page_on(stream: IO[str]) -> Page:
     """Return the page that a stream's reader sees, never wider than 80 columns."""
-    width = max(_NARROWEST, min(WIDTH, columns(stream)))
-    return Page(width, getattr(stream, "encoding", None) or "utf-8")
+    return Page(text_width(stream), getattr(stream, "encoding", None) or "utf-8")
 
 
 @contextmanager

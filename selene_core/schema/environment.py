@@ -1,7 +1,6 @@
 """Checks outside our schemas: logins, settings, and what selene_owner owns elsewhere.
 
-They belong to the server and the database, not to a revision, so the catalogue does not cover them. The
-queries want pg_catalog as search_path, and no setting of the session's own.
+They belong to the server and the database, not to a revision. The queries want plain_settings().
 """
 
 from __future__ import annotations

@@ -37,14 +37,13 @@ _NAMED: Final = 5  # problems in a message; the attribute has all
 def check_schema(bind: Bind) -> str:
     """Return the database's revision if this version of the library can work with it; changes nothing.
 
-    Call it when a service starts, and again after an error that looks like another schema. It makes a few
-    catalogue queries and needs no more rights than a member of selene_app.
+    Call it when a service starts, and again after an error that looks like another schema. It needs no more
+    rights than a member of selene_app.
 
     A newer database passes if it still has every function and column that the application uses at this
     version's revision, with their types and privileges. Row-level security must be enabled and forced on the
     tables, with both policies; no table may have a parent or child outside our schemas; the ledgers must be
-    append-only. What a host may add passes (docs/howto/extensions.md). Anything that shows or changes rows
-    past row-level security does not, wherever it is.
+    append-only. What a host may add passes (docs/howto/extensions.md).
 
     Raises SchemaOutdated for an older or unmigrated database; SchemaTooNew for a newer one that lacks
     something; SchemaDrifted for one that was changed by hand or is not ours, and for a login that must not be

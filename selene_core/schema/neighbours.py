@@ -1,8 +1,8 @@
 """Find views, rules and functions of others that show our tables past row-level security (contract §10).
 
 The catalogue says which tables a view, a rule or a BEGIN ATOMIC body uses. For other functions the text is
-searched: it names a table of ours with its schema, or sets a search_path that has our schema. SQL that a
-function builds while it runs cannot be seen, nor can copies of rows.
+searched: it names a table of ours with its schema, or has our schema in its search_path (its own, or else one
+that a role or the database sets). SQL that a function builds while it runs cannot be seen, nor can copies.
 """
 
 from __future__ import annotations
@@ -77,11 +77,22 @@ NEIGHBOURS: Final = f"""
             WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
           )
           OR p.prosrc ~* ('[[:<:]](os_core|conversation)"?[[:space:]]*[.][[:space:]]*"?' || names.any_of)
-          OR (p.prosrc ~* ('[[:<:]]' || names.any_of)
-            AND array_to_string(p.proconfig, ' ') ~ 'search_path=.*[[:<:]](os_core|conversation)[[:>:]]')
+          OR (p.prosrc ~* ('[[:<:]]' || names.any_of) AND EXISTS (
+            SELECT FROM unnest(CASE
+                WHEN array_to_string(p.proconfig, ' ') ~ 'search_path=' THEN p.proconfig ELSE names.settings
+              END) AS setting
+            WHERE setting ~ '^search_path=.*[[:<:]](os_core|conversation)[[:>:]]'
+          ))
         ) IS TRUE AS uses_ours
       FROM pg_proc AS p
-      CROSS JOIN (SELECT '(' || string_agg(tables.relname, '|') || ')[[:>:]]' FROM tables) AS names (any_of)
+      CROSS JOIN (
+        SELECT '(' || string_agg(tables.relname, '|') || ')[[:>:]]', ARRAY(
+          SELECT unnest(s.setconfig) FROM pg_db_role_setting AS s
+          LEFT JOIN pg_database AS db ON db.oid = s.setdatabase
+          WHERE coalesce(db.datname, current_database()) = current_database()
+        )
+        FROM tables
+      ) AS names (any_of, settings)
       WHERE (p.prosecdef OR p.oid IN (SELECT attached.function FROM attached)) AND p.pronamespace NOT IN (
         SELECT n.oid FROM pg_namespace AS n
         WHERE n.nspname IN ('os_core', 'conversation', 'pg_catalog', 'information_schema')

@@ -106,6 +106,9 @@ def _way_out(name: str, given: object) -> str:
         return f": make an engine with create_{'async_' if is_async else ''}selene_engine(url)"
     if isawaitable(given):
         return ": await it first"
+    for enter, how in ("__enter__", "with"), ("__aenter__", "async with"):
+        if hasattr(given, enter):  # as of Engine.begin()
+            return f": enter it by `{how}` first, and pass what that yields"
     return ": call it first" if callable(given) else ""
 
 

@@ -718,6 +718,13 @@ def test_help__is_whole_at_any_width(run: Run, columns: int) -> None:
     assert max(map(len, told.splitlines())) <= columns
 
 
+@pytest.mark.parametrize("columns", [1, 2, 10, 20])
+def test_help__is_told_on_a_terminal_without_room(run: Run, columns: int) -> None:
+    done = run("--help", COLUMNS=str(columns))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage:")
+
+
 def test_url__several_hosts_and_sockets(run: Run, order: str, database: Database) -> None:
     """The first host answers nothing: the second is taken, as libpq does."""
     url = database.app_url

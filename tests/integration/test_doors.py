@@ -111,6 +111,8 @@ def kind(value: object) -> str:
         (sessionmaker(NOWHERE), "not sessionmaker: call it first"),
         (async_sessionmaker(NOWHERE_ASYNC), "not async_sessionmaker: call it first"),
         (NOWHERE.connect, "not method: call it first"),
+        (NOWHERE.begin(), "not _GeneratorContextManager: enter it by `with` first"),
+        (NOWHERE_ASYNC.begin(), "not _AsyncGeneratorContextManager: enter it by `async with` first"),
         (Session, "not the class Session"),
         (WorkOrderRepository, "not the class WorkOrderRepository"),
         (sa.MetaData(), "not MetaData"),

@@ -91,8 +91,22 @@ COUNTED = {
         "function public.leak() uses our tables with the rights of {strong}",
     ),
 }
+# Where every session looks for names without a schema.
+FOR_ALL = (
+    "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) ||"
+    " ' SET search_path = os_core, public'; END $$"
+)
+BARE = "plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM work_orders_current); END'"
 # What opens or changes our tables otherwise.
 REFUSED = {
+    "function by the search_path of the database": (
+        f"{FOR_ALL}; CREATE {DEFINER} {BARE}",
+        "function public.leak() uses our tables with the rights of",
+    ),
+    "function by the search_path of a role": (
+        f"ALTER ROLE {{host}} SET search_path = public, os_core; CREATE {DEFINER} {BARE}",
+        "function public.leak() uses our tables with the rights of",
+    ),
     "rule on a table elsewhere": (
         f"CREATE TABLE public.door (x int); GRANT INSERT ON public.door TO selene_app;"
         f"CREATE RULE door AS ON INSERT TO public.door DO ALSO UPDATE {CURRENT} SET turn_id = 9",
@@ -240,6 +254,10 @@ PASSES = {
         f"GRANT SELECT (turn_id, role) ON {TURNS} TO {{host}};"
         "GRANT EXECUTE ON FUNCTION conversation.read_turns TO {host}",
         f"{{host}} has SELECT on role of relation {TURNS}",
+    ),
+    "a function with a search_path of its own": (
+        f"{FOR_ALL}; CREATE {DEFINER} plpgsql SET search_path = public {BARE.removeprefix('plpgsql')}",
+        "",
     ),
     "the version table for BYPASSRLS": (
         "GRANT SELECT ON os_core.alembic_version TO {strong}",
