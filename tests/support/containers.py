@@ -142,7 +142,7 @@ def watch(name: str) -> None:
                 # Whoever asked for it was killed before the answer: it may still come.
                 if told != _ASKED_FOR or time.monotonic() > deadline:
                     return
-                time.sleep(0.1)
+                time.sleep(0.1)  # until the next look: nothing tells when it is made
             else:
                 return
 
