@@ -20,7 +20,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_work_orders_current_pending_requester"),
         "work_orders_current",
-        ["tenant_id", "requester_user_id", "last_updated_at", "last_event_id"],
+        ["tenant_id", "requester_user_id", "updated_bucket"],
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )

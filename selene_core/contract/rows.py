@@ -67,6 +67,8 @@ class WorkOrder:
     external_approval_expires_at: datetime | None
     external_approval_notices: int
     last_state_change_seq: int
+    updated_bucket: datetime | None = None
+    """last_updated_at, rounded down to five minutes: what the indexes by recency hold."""
 
 
 class PendingCursor(NamedTuple):

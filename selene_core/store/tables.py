@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -20,11 +20,17 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from selene_core.store.instants import Instant
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement
 
 METADATA: Final = MetaData(
     schema="os_core",
@@ -38,6 +44,12 @@ METADATA: Final = MetaData(
 )
 IS_PENDING: Final = "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"
 """The predicate of the indexes for what is pending: a query says it in the same words to be served by one."""
+
+
+def bucket_of(at: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """Return the bucket of a time, as the fold computes updated_bucket: every append within it is HOT."""
+    return func.date_bin(text("interval '5 min'"), at, text("timestamptz '2000-01-01 00:00:00+00'"))
+
 
 _ID: Final = Text(collation="C")
 _INSTANT: Final = Instant()
@@ -124,6 +136,7 @@ work_orders_current: Final = Table(
     Column("external_approval_expires_at", _INSTANT),
     Column("external_approval_notices", SmallInteger, nullable=False),
     Column("last_state_change_seq", BigInteger, nullable=False),
+    Column("updated_bucket", _INSTANT, nullable=False),
     PrimaryKeyConstraint("work_order_id", name="pk_work_orders_current"),
     UniqueConstraint("tenant_id", "work_order_id", name="ux_work_orders_current_tenant_work_order"),
     UniqueConstraint("tenant_id", "correlation_id", name="ux_work_orders_current_tenant_correlation"),
@@ -141,26 +154,20 @@ work_orders_current: Final = Table(
         " external_approval_notices)",
         name="contract",
     ),
-    CheckConstraint(
-        "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
-        " prompt_dedupe_keys_json) IS NULL",
-        name="bounds",
-    ),
     Index(
         "ix_work_orders_current_pending",
         "tenant_id",
-        "last_updated_at",
-        "last_event_id",
+        "updated_bucket",
         postgresql_where=text(IS_PENDING),
     ),
     Index(
         "ix_work_orders_current_pending_requester",
         "tenant_id",
         "requester_user_id",
-        "last_updated_at",
-        "last_event_id",
+        "updated_bucket",
         postgresql_where=text(IS_PENDING),
     ),
+    postgresql_with={"fillfactor": 70},
 )
 
 work_order_leases: Final = Table(

@@ -28,7 +28,7 @@ from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import WorkOrder, WorkOrderEvent
 from selene_core.store.instants import Instant
 from selene_core.store.repository import SCOPED_TENANT, TENANT, call, in_scope
-from selene_core.store.tables import IS_PENDING, work_order_ledger, work_orders_current
+from selene_core.store.tables import IS_PENDING, bucket_of, work_order_ledger, work_orders_current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,11 +63,11 @@ def event(row: RowMapping) -> WorkOrderEvent:
     return WorkOrderEvent(**{**found, **words})
 
 
+_INSTANT: Final = Instant()
 _WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
 _AFTER: Final = bindparam("after", type_=BigInteger)
+_AFTER_AT: Final = bindparam("after_at", type_=_INSTANT)
 
-
-_INSTANT: Final = Instant()
 _APPENDED: Final[dict[str, Any]] = {
     "work_order_event_id": BigInteger,
     "work_order_seq": BigInteger,
@@ -158,19 +158,29 @@ CANCEL: Final = call(
 
 @cache
 def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool) -> Select[Any]:
-    """Select a page of pending work orders; the statuses are literals, so that its partial index is used."""
+    """Select a page of pending work orders.
+
+    Its index has the bucket of last_updated_at and no more: so the bounds are said of the bucket, too, and
+    the rows of one bucket are sorted. The statuses are literals, so that the partial index is used.
+    """
     place = (_CURRENT.last_updated_at, _CURRENT.last_event_id)
-    start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_event_id", type_=BigInteger))
+    start = tuple_(_AFTER_AT, bindparam("after_event_id", type_=BigInteger))
     page = select(work_orders_current).where(_CURRENT.tenant_id == TENANT, text(IS_PENDING))
     if of_requester:
         page = page.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
     if within:
         # statement_timestamp(), because clock_timestamp() cannot be an index condition.
         since = func.statement_timestamp() - cast(bindparam("within", type_=Interval), Interval)
-        page = page.where(_CURRENT.last_updated_at >= since)
-    if after:
-        page = page.where(tuple_(*place) > start if oldest_first else tuple_(*place) < start)
-    order = place if oldest_first else tuple(column.desc() for column in place)
-    limited = page.order_by(*order).limit(bindparam("limit", type_=Integer)).lateral("pending")
+        page = page.where(_CURRENT.last_updated_at >= since, _CURRENT.updated_bucket >= bucket_of(since))
+    if after and oldest_first:
+        page = page.where(tuple_(*place) > start, _CURRENT.updated_bucket >= bucket_of(_AFTER_AT))
+    elif after:
+        page = page.where(tuple_(*place) < start, _CURRENT.updated_bucket <= bucket_of(_AFTER_AT))
+    order = (_CURRENT.updated_bucket, *place)
+    limited = (
+        page.order_by(*(order if oldest_first else (column.desc() for column in order)))
+        .limit(bindparam("limit", type_=Integer))
+        .lateral("pending")
+    )
     outer = (limited.c.last_updated_at, limited.c.last_event_id)
     return in_scope(limited, true()).order_by(*(outer if oldest_first else (c.desc() for c in outer)))

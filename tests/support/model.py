@@ -7,7 +7,7 @@ leases are left out. Expiries are to lie far off in either direction, so that it
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -124,6 +124,7 @@ def fold(before: State | None, event: Event) -> State:
         "last_seq": seq,
         "last_reason_code": event["reason_code"],
         "last_updated_at": now,
+        "updated_bucket": now - (now - datetime(2000, 1, 1, tzinfo=UTC)) % timedelta(minutes=5),
         "step_id": event.get("step_id"),
         "step_input_hash": event.get("step_input_hash"),
     }

@@ -181,7 +181,8 @@ BEGIN
     p_state.external_approval_target_user_id,
     p_state.external_approval_expires_at,
     p_state.external_approval_notices,
-    CASE WHEN _changed THEN p_event.work_order_seq ELSE p_state.last_state_change_seq END
+    CASE WHEN _changed THEN p_event.work_order_seq ELSE p_state.last_state_change_seq END,
+    pg_catalog.date_bin('5 min', p_event.created_at, '2000-01-01 00:00:00+00')
   )::os_core.work_orders_current;
 END;
 $$;
