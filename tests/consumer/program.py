@@ -450,7 +450,8 @@ async def serve(engine: AsyncEngine, tenant_id: str, first: WorkOrderLedgerEvent
         lease: HeldLease = await AsyncLeaseRepository(conn).acquire(first.work_order_id, "w", ttl_ms=1_000)
         history: list[StepAttempt] = await AsyncStepAttemptRepository(conn).history(first.work_order_id)
         user: UserIdentity = await AsyncIdentityRepository(conn).register_identity("alice")
-        said = [turn.text async for turn in AsyncConversationRepository(conn).turns(first.correlation_id)]
+        thread = order.correlation_id if order else uuid4()
+        said = [turn.text async for turn in AsyncConversationRepository(conn).turns(thread)]
         log.info("%s %s %s %s %s %s", order, seqs, lease.fence, history, user.user_id, said)
     return await async_rebuild_tenant(engine, tenant_id)
 
