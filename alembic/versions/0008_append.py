@@ -17,7 +17,6 @@ depends_on = None
 def upgrade() -> None:
     op.execute(sql("rule/is_field_key", version=1))
     op.execute(sql("append/payload_value_violation", version=1))
-    op.execute(sql("append/payload_keys_violation", version=1))
     op.execute(sql("append/payload_size_violation", version=1))
     op.execute(sql("rule/number_violation", version=1))
     op.execute(sql("append/payload_violation", version=1))
@@ -68,12 +67,11 @@ def downgrade() -> None:
         "DROP FUNCTION os_core.lease_refusal(os_core.work_orders_current, os_core.work_order_ledger, text)"
     )
     op.execute("DROP FUNCTION os_core.token_hash(text)")
-    op.execute("DROP FUNCTION os_core.transition_refusal(bigint, text, text, text, text, bigint, text)")
-    op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer)")
+    op.execute("DROP FUNCTION os_core.transition_refusal(bigint, text, text, text, jsonb, bigint, text)")
+    op.execute("DROP FUNCTION os_core.event_from_json(text, jsonb, integer, boolean)")
     op.execute("DROP FUNCTION os_core.event_violation(jsonb)")
     op.execute("DROP FUNCTION os_core.payload_violation(text, jsonb)")
     op.execute("DROP FUNCTION os_core.number_violation(text, jsonb)")
     op.execute("DROP FUNCTION os_core.payload_size_violation(jsonb)")
-    op.execute("DROP FUNCTION os_core.payload_keys_violation(text, jsonb, text[], text[])")
     op.execute("DROP FUNCTION os_core.payload_value_violation(text, jsonb)")
     op.execute("DROP FUNCTION os_core.is_field_key(text)")

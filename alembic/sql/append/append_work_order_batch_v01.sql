@@ -164,7 +164,7 @@ BEGIN
         _event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
         _refusal := os_core.transition_refusal(
           _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
-          _event.payload ->> 'previous_status', _expected_seqs[_ordinal], _canceled_by[_slot]
+          _event.payload, _expected_seqs[_ordinal], _canceled_by[_slot]
         );
         IF _refusal IS NULL AND (
           _event.correlation_id IS NULL OR _event.turn_id IS NULL OR _event.work_order_status IS NULL OR _event.reason_code IS NULL
@@ -195,7 +195,7 @@ BEGIN
         END IF;
         _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
         _state := os_core.apply_work_order_event(_state, _event);
-        IF _event.event_type LIKE 'FIELD%' OR _event.event_type = 'WORK_ORDER_CREATED' THEN
+        IF _event.event_type LIKE ANY ('{FIELD%,WORK_ORDER_CREATED}') THEN
           _bound := os_core.exceeded_bound(
             _state.fields_json, _state.asked_fields_json, _state.resolved_fields_json,
             _state.conflicts_json, _state.prompt_dedupe_keys_json

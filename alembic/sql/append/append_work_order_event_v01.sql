@@ -12,9 +12,6 @@ CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
 )
 LANGUAGE plpgsql
 VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _prior os_core.work_order_ledger;
@@ -24,6 +21,7 @@ DECLARE
   _refusal text;
   _bound text;
   _lost boolean := FALSE;
+  _written boolean;
 BEGIN
   LOOP
     -- Step 1: lock the row, take a number after that.
@@ -39,7 +37,7 @@ BEGIN
     p_event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
     _refusal := os_core.transition_refusal(
       _state.last_seq, _state.work_order_status, p_event.event_type, p_event.work_order_status,
-      p_event.payload ->> 'previous_status', p_expected_seq, NULL
+      p_event.payload, p_expected_seq, NULL
     );
     IF _refusal IS NULL AND (
       p_event.correlation_id IS NULL OR p_event.turn_id IS NULL OR p_event.work_order_status IS NULL OR p_event.reason_code IS NULL
@@ -65,7 +63,7 @@ BEGIN
       END IF;
       p_event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
       _next := os_core.apply_work_order_event(_state, p_event);
-      IF p_event.event_type LIKE 'FIELD%' OR p_event.event_type = 'WORK_ORDER_CREATED' THEN
+      IF p_event.event_type LIKE ANY ('{FIELD%,WORK_ORDER_CREATED}') THEN
         _bound := os_core.exceeded_bound(
           _next.fields_json, _next.asked_fields_json, _next.resolved_fields_json,
           _next.conflicts_json, _next.prompt_dedupe_keys_json
@@ -124,22 +122,33 @@ BEGIN
     END IF;
 
     -- Step 2, idempotency: a used key returns the original, or refuses other content.
+    _prior := NULL;
     IF p_event.idempotency_key IS NOT NULL AND _state.last_seq IS NOT NULL THEN
       SELECT ledger.* INTO _prior
       FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_event.tenant_id
         AND ledger.work_order_id = p_event.work_order_id
         AND ledger.idempotency_key = p_event.idempotency_key;
-      IF FOUND THEN
-        IF NOT os_core.same_content(_prior, COALESCE(_given, p_event)) THEN
-          PERFORM os_core.refuse_replay(0, p_event, _prior.work_order_event_id);
-        END IF;
+      IF _prior.work_order_event_id IS NOT NULL AND os_core.same_content(_prior, COALESCE(_given, p_event)) THEN
         work_order_event_id := _prior.work_order_event_id;
         work_order_seq := _prior.work_order_seq;
         replayed := TRUE;
         created_at := _prior.created_at;
         RETURN;
       END IF;
+    END IF;
+
+    -- No row was written, so its CHECK has judged nothing yet; what breaks the contract is told before anything else.
+    IF os_core.is_event_row(
+      p_event.tenant_id, p_event.work_order_id, p_event.work_order_seq, p_event.turn_id, p_event.event_type,
+      p_event.work_order_status, p_event.reason_code, p_event.step_id, p_event.step_input_hash, p_event.lease_owner_id,
+      p_event.lease_token_hash, p_event.lease_expires_at, p_event.payload, p_event.idempotency_key, p_event.occurred_at,
+      p_event.created_at
+    ) IS FALSE THEN
+      PERFORM os_core.refuse_contract(0, 'event: breaks the contract');
+    END IF;
+    IF _prior.work_order_event_id IS NOT NULL THEN
+      PERFORM os_core.refuse_replay(0, p_event, _prior.work_order_event_id);
     END IF;
     IF _refusal IS NOT NULL THEN
       PERFORM os_core.refuse_event(_refusal, 0, p_event, _state, p_expected_seq);
@@ -190,8 +199,15 @@ BEGIN
       PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
     END IF;
   ELSE
-    -- A new order or thread may be taken already: os_core.write_projection finds out by whom.
-    PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
+    _written := FALSE;
+    IF _state.last_seq IS NULL THEN
+      INSERT INTO os_core.work_orders_current SELECT _next.* ON CONFLICT DO NOTHING;
+      _written := FOUND;
+    END IF;
+    IF NOT _written THEN
+      -- A new thread, or a new order whose id or thread is taken: os_core.write_projection finds out by whom.
+      PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
+    END IF;
   END IF;
   work_order_event_id := p_event.work_order_event_id;
   work_order_seq := p_event.work_order_seq;

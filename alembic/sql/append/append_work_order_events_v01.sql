@@ -6,22 +6,33 @@ LANGUAGE plpgsql
 VOLATILE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+  _count integer;
+  _appended record;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
-  IF (pg_catalog.jsonb_typeof(p_events) = 'array' AND pg_catalog.jsonb_array_length(p_events) BETWEEN 1 AND 1000) IS NOT TRUE THEN
-    PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
+  IF pg_catalog.jsonb_typeof(p_events) = 'array' THEN
+    _count := pg_catalog.jsonb_array_length(p_events);
   END IF;
-  IF pg_catalog.jsonb_array_length(p_events) = 1 THEN
-    RETURN QUERY
-    SELECT appended.*
-    FROM os_core.append_work_order_event(
-      os_core.event_from_json(p_tenant_id, p_events -> 0, 0),
+  IF _count = 1 THEN
+    -- Assigned and not selected: a query has an executor of its own.
+    _appended := os_core.append_work_order_event(
+      os_core.event_from_json(p_tenant_id, p_events -> 0, 0, TRUE),
       (p_events -> 0 ->> 'expected_seq')::bigint,
       p_events -> 0 ->> 'lease_token'
-    ) AS appended;
-  ELSE
+    );
+    work_order_event_id := _appended.work_order_event_id;
+    work_order_seq := _appended.work_order_seq;
+    replayed := _appended.replayed;
+    created_at := _appended.created_at;
+    RETURN NEXT;
+  ELSIF _count BETWEEN 2 AND 1000 THEN
     RETURN QUERY SELECT appended.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS appended;
+  ELSE
+    PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;
 END;
 $$;

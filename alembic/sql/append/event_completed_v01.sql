@@ -6,7 +6,6 @@ RETURNS os_core.work_order_ledger
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   p_event.correlation_id := COALESCE(p_event.correlation_id, p_state.correlation_id);

@@ -8,7 +8,6 @@ RETURNS text
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   _held constant boolean := COALESCE(p_state.lease_expires_at > p_event.created_at, FALSE);

@@ -4,15 +4,18 @@ RETURNS text
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  -- NULL if the value is not text: then it breaks every rule for text.
-  _text constant text := CASE WHEN pg_catalog.jsonb_typeof(p_value) = 'string' THEN p_value #>> '{}' END;
+  -- Stays NULL if the value is not text: then it breaks every rule for text.
+  _text text;
 BEGIN
+  IF p_key = 'value' THEN
+    RETURN NULL;
+  END IF;
+  IF p_value::text LIKE '"%' THEN
+    _text := p_value #>> '{}';
+  END IF;
   CASE p_key
-    WHEN 'value' THEN
-      NULL;
     WHEN 'field_key' THEN
       IF os_core.is_field_key(_text) IS NOT TRUE THEN
         RETURN 'payload.field_key: must be 1..64 ASCII letters, digits or _.:-';

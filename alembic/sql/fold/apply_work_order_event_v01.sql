@@ -12,6 +12,7 @@ PARALLEL SAFE
 AS $$
 DECLARE
   _changed boolean := FALSE;
+  _resolves boolean;
   _key text;
   _value jsonb;
 BEGIN
@@ -36,22 +37,25 @@ BEGIN
         p_state.fields_json := p_state.fields_json || pg_catalog.jsonb_build_object(_key, _value);
         _changed := TRUE;
       END IF;
-      IF p_event.event_type = 'FIELD_CONFLICT_RESOLVED' AND p_state.conflicts_json ? _key THEN
-        p_state.conflicts_json := p_state.conflicts_json - _key;
-        p_state.resolved_fields_json := p_state.resolved_fields_json - _key;
-        _changed := TRUE;
+      _resolves := p_event.event_type = 'FIELD_CONFLICT_RESOLVED';
+      IF _resolves THEN
+        IF p_state.conflicts_json ? _key THEN
+          p_state.conflicts_json := p_state.conflicts_json - _key;
+          p_state.resolved_fields_json := p_state.resolved_fields_json - _key;
+          _changed := TRUE;
+        END IF;
       END IF;
-      -- An equal value does not change the entry: it is not a state change.
-      IF (p_event.event_type = 'FIELD_CONFLICT_RESOLVED' OR p_state.asked_fields_json ? _key)
-        AND (_changed OR p_state.resolved_fields_json -> _key -> 'value' IS DISTINCT FROM _value)
-      THEN
-        p_state.resolved_fields_json := p_state.resolved_fields_json || pg_catalog.jsonb_build_object(
-          _key,
-          pg_catalog.jsonb_build_object(
-            'value', _value, 'resolved_at', os_core.json_time(p_event.created_at), 'seq', p_event.work_order_seq
-          )
-        );
-        _changed := _changed OR p_event.event_type = 'FIELD_CONFLICT_RESOLVED';
+      IF _resolves OR p_state.asked_fields_json ? _key THEN
+        -- An equal value does not change the entry: it is not a state change.
+        IF _changed OR p_state.resolved_fields_json -> _key -> 'value' IS DISTINCT FROM _value THEN
+          p_state.resolved_fields_json := p_state.resolved_fields_json || pg_catalog.jsonb_build_object(
+            _key,
+            pg_catalog.jsonb_build_object(
+              'value', _value, 'resolved_at', os_core.json_time(p_event.created_at), 'seq', p_event.work_order_seq
+            )
+          );
+          _changed := _changed OR _resolves;
+        END IF;
       END IF;
     END IF;
 
@@ -140,17 +144,19 @@ BEGIN
     p_state.lease_expires_at := NULL;
   END IF;
 
-  IF p_state.external_approval_pending AND p_event.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
-    p_state.external_approval_pending := FALSE;
-    p_state.external_approval_request_id := NULL;
-    p_state.external_approval_target_user_id := NULL;
-    p_state.external_approval_expires_at := NULL;
-    p_state.external_approval_notices := 0;
-    -- Prompts, notices, steps and leases never count as a state change, even with a new status.
-    _changed := _changed OR p_event.event_type IN (
-      'FIELD_SET', 'FIELD_CONFLICT_DETECTED', 'FIELD_CONFLICT_RESOLVED', 'STATUS_CHANGED', 'WORK_ORDER_CANCELED',
-      'EXTERNAL_APPROVAL_REQUESTED', 'EXTERNAL_APPROVAL_RESOLVED'
-    );
+  IF p_state.external_approval_pending THEN
+    IF p_event.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
+      p_state.external_approval_pending := FALSE;
+      p_state.external_approval_request_id := NULL;
+      p_state.external_approval_target_user_id := NULL;
+      p_state.external_approval_expires_at := NULL;
+      p_state.external_approval_notices := 0;
+      -- Prompts, notices, steps and leases never count as a state change, even with a new status.
+      _changed := _changed OR p_event.event_type IN (
+        'FIELD_SET', 'FIELD_CONFLICT_DETECTED', 'FIELD_CONFLICT_RESOLVED', 'STATUS_CHANGED', 'WORK_ORDER_CANCELED',
+        'EXTERNAL_APPROVAL_REQUESTED', 'EXTERNAL_APPROVAL_RESOLVED'
+      );
+    END IF;
   END IF;
 
   -- One row constructor in the table's column order is several times cheaper than an assignment for each column.

@@ -2,8 +2,8 @@
 -- One function instead of a CHECK for each column: every statement parses and plans each CHECK again, which cost more than the rest
 -- of an insert. A single append has no other judge of these rules, so the row that breaks one is refused here, in words. A row that is
 -- not to be written yet has no created_at: then the answer is only FALSE.
--- Every function that an expression names costs something in every transaction, called or not. So rules for columns that are mostly
--- NULL have statements of their own.
+-- Every function that an expression names costs something in every transaction, called or not. So the rules of columns that are
+-- mostly NULL have an expression of their own.
 CREATE OR REPLACE FUNCTION os_core.is_event_row(
   p_tenant_id text,
   p_work_order_id text,
@@ -36,22 +36,21 @@ DECLARE
     AND os_core.is_event_type(p_event_type)
     AND os_core.is_work_order_status(p_work_order_status)
     AND p_reason_code BETWEEN 1 AND 4294967295
-    AND os_core.is_payload(p_payload);
+    AND os_core.is_payload(p_payload)
+    AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
+    AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
+    AND os_core.is_portable_time(p_created_at);
 BEGIN
-  IF p_idempotency_key IS NOT NULL AND _holds IS NOT FALSE THEN
-    _holds := os_core.is_label(p_idempotency_key, 128);
-  END IF;
-  IF (p_created_at IS NOT NULL OR p_occurred_at IS NOT NULL) AND _holds IS NOT FALSE THEN
-    _holds := os_core.is_portable_time(COALESCE(p_occurred_at, p_created_at)) AND (
-      p_created_at IS NULL OR os_core.is_portable_time(p_created_at)
-    );
-  END IF;
-  IF (p_step_id IS NOT NULL OR p_step_input_hash IS NOT NULL) AND _holds IS NOT FALSE THEN
+  IF _holds IS NOT FALSE AND (
+    p_step_id IS NOT NULL
+    OR p_step_input_hash IS NOT NULL
+    OR p_lease_owner_id IS NOT NULL
+    OR p_lease_token_hash IS NOT NULL
+    OR p_lease_expires_at IS NOT NULL
+  ) THEN
     _holds := (p_step_id IS NULL OR os_core.is_identifier(p_step_id, 96))
-      AND (p_step_input_hash IS NULL OR os_core.is_label(p_step_input_hash, 128));
-  END IF;
-  IF (p_lease_owner_id IS NOT NULL OR p_lease_token_hash IS NOT NULL OR p_lease_expires_at IS NOT NULL) AND _holds IS NOT FALSE THEN
-    _holds := (p_lease_owner_id IS NULL OR os_core.is_identifier(p_lease_owner_id, 128))
+      AND (p_step_input_hash IS NULL OR os_core.is_label(p_step_input_hash, 128))
+      AND (p_lease_owner_id IS NULL OR os_core.is_identifier(p_lease_owner_id, 128))
       AND (p_lease_token_hash IS NULL OR os_core.is_label(p_lease_token_hash, 128))
       AND (p_lease_expires_at IS NULL OR os_core.is_portable_time(p_lease_expires_at));
   END IF;

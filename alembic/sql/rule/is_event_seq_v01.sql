@@ -4,7 +4,6 @@ RETURNS boolean
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   RETURN p_text ~ '^(?:0|[1-9][0-9]{0,18})$' AND p_text::numeric <= 9223372036854775807;

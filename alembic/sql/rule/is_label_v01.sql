@@ -9,15 +9,15 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 BEGIN
-  RETURN pg_catalog.char_length(p_text) OPERATOR(pg_catalog.<=) p_most
-    AND (
-      p_text OPERATOR(pg_catalog.~) '^[!-~]+$'
-      OR (
-        p_text OPERATOR(pg_catalog.<>) ''
-        AND p_text OPERATOR(pg_catalog.!~) E'[\u0001-\u001f\u007f-\u009f]'
-        AND p_text OPERATOR(pg_catalog.!~) E'^[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
-        AND p_text OPERATOR(pg_catalog.!~) E'[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$'
-      )
-    );
+  IF pg_catalog.char_length(p_text) OPERATOR(pg_catalog.<=) p_most THEN
+    IF p_text OPERATOR(pg_catalog.~) '^[!-~]+$' THEN
+      RETURN TRUE;
+    END IF;
+    RETURN p_text OPERATOR(pg_catalog.<>) ''
+      AND p_text OPERATOR(pg_catalog.!~) E'[\u0001-\u001f\u007f-\u009f]'
+      AND p_text OPERATOR(pg_catalog.!~) E'^[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
+      AND p_text OPERATOR(pg_catalog.!~) E'[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$';
+  END IF;
+  RETURN FALSE;
 END;
 $$;

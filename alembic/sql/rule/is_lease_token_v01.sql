@@ -4,7 +4,6 @@ RETURNS boolean
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   RETURN pg_catalog.octet_length(p_text) BETWEEN 16 AND 128 AND p_text ~ '^[!-~]+$';

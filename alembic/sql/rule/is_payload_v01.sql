@@ -6,23 +6,20 @@ RETURNS boolean
 LANGUAGE plpgsql
 IMMUTABLE
 PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _text constant text := p_json::text;
+  _bytes constant integer := pg_catalog.octet_length(p_json::text);
 BEGIN
-  RETURN _text LIKE '{%'
-    AND pg_catalog.octet_length(_text) <= 16384
-    AND (
-      pg_catalog.octet_length(_text) < 66
-      OR NOT pg_catalog.jsonb_path_exists(p_json, 'strict $.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
-    )
-    AND NOT pg_catalog.jsonb_path_exists(
-      p_json,
-      'strict $.** ? (@.type() == "number" && (
-        (@.floor() == @ && (@ > 9223372036854775807 || @ < -9223372036854775808))
-        || @ > 1.7976931348623157e308 || @ < -1.7976931348623157e308
-      ))'
-    );
+  IF _bytes >= 66 THEN
+    IF _bytes > 16384
+      OR pg_catalog.jsonb_path_exists(p_json, 'strict $.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
+    THEN
+      RETURN FALSE;
+    END IF;
+  END IF;
+  RETURN p_json @@ 'strict $.type() == "object" && !exists($.** ? (@.type() == "number" && (
+    (@.floor() == @ && (@ > 9223372036854775807 || @ < -9223372036854775808))
+    || @ > 1.7976931348623157e308 || @ < -1.7976931348623157e308
+  )))';
 END;
 $$;

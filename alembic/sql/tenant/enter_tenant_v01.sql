@@ -3,7 +3,6 @@ CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text)
 RETURNS void
 LANGUAGE plpgsql
 VOLATILE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF os_core.is_identifier(p_tenant_id, 64) IS NOT TRUE THEN
