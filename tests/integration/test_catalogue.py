@@ -16,7 +16,7 @@ NEW_TABLE = (
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"
 EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
-USING = "tenant_id = NULLIF(current_setting('selene.tenant_id', TRUE), '')"
+USING = "tenant_id = current_setting('selene.tenant_id', TRUE)"
 
 # A rule, by its first words, what breaks it, and what must be said of that.
 BREACHES = [
@@ -382,8 +382,8 @@ def test_catalogue__what_does_not_matter(admin_engine: sa.Engine, change: str) -
         f"ALTER SEQUENCE {EVENT_IDS} CACHE 2",
         f"ALTER SEQUENCE {EVENT_IDS} OWNED BY NONE",
         "DROP INDEX os_core.ix_work_orders_current_pending",
-        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS text LANGUAGE sql"
-        " SET search_path = pg_catalog, pg_temp RETURN NULL",
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS boolean LANGUAGE sql"
+        " SET search_path = pg_catalog, pg_temp RETURN FALSE",
         "ALTER FUNCTION os_core.no_tenant() COST 7 STABLE",
         "GRANT SELECT (text) ON conversation.extra TO selene_app",
     ],

@@ -34,9 +34,9 @@ CURRENT = "os_core.work_orders_current"
 EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
 TURNS = "conversation.conversation_ledger"
 APPEND = "os_core.append_work_order_events(text, jsonb)"
-EXCEEDED = (
-    "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
-    " prompt_dedupe_keys_json) IS NULL"
+PROJECTION_ROW = (
+    "os_core.is_projection_row(turn_id, work_order_status, last_seq, last_reason_code,"
+    " external_approval_notices)"
 )
 CONVERSATION = UUID("0189f7a2-7c3e-7000-8000-000000000001")
 HEAD = expected_schema().head
@@ -54,8 +54,8 @@ FAULTS = {
     "grant to PUBLIC": (f"GRANT SELECT ON {LEDGER} TO PUBLIC", "PUBLIC must not have SELECT"),
     "TRUNCATE granted": (f"GRANT TRUNCATE ON {LEDGER} TO selene_app", "selene_app must not have TRUNCATE"),
     "function body changed": (
-        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS text LANGUAGE plpgsql VOLATILE"
-        " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS boolean LANGUAGE plpgsql VOLATILE"
+        " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN FALSE; END'",
         "body of function os_core.no_tenant() is not the one that was shipped",
     ),
     "function owned by a superuser": (
@@ -117,9 +117,9 @@ FAULTS = {
         "fk_work_orders_current_last_event",
     ),
     "constraint not validated": (
-        f"ALTER TABLE {CURRENT} DROP CONSTRAINT ck_work_orders_current_bounds,"
-        f" ADD CONSTRAINT ck_work_orders_current_bounds CHECK ({EXCEEDED}) NOT VALID",
-        "ck_work_orders_current_bounds of relation os_core.work_orders_current is not validated",
+        f"ALTER TABLE {CURRENT} DROP CONSTRAINT ck_work_orders_current_contract,"
+        f" ADD CONSTRAINT ck_work_orders_current_contract CHECK ({PROJECTION_ROW}) NOT VALID",
+        "ck_work_orders_current_contract of relation os_core.work_orders_current is not validated",
     ),
     "keys dropped": (
         f"ALTER TABLE {LEDGER} DROP CONSTRAINT ux_work_order_ledger_tenant_work_order_event CASCADE",

@@ -97,9 +97,8 @@ APPEND_ONLY = "os_core.reject_mutation"
 """The guard of every table that is in neither of the two lists, one to come included."""
 
 _ROLES = ("selene_owner", "selene_app", "selene_readonly")
-_TENANT = "NULLIF(current_setting('selene.tenant_id'::text, true), ''::text)"
-_USING = f"(tenant_id = {_TENANT})"
-_WITH_CHECK = f"(tenant_id = COALESCE({_TENANT}, os_core.no_tenant()))"
+_USING = "(tenant_id = current_setting('selene.tenant_id'::text, true))"
+_WITH_CHECK = f"({_USING} OR os_core.no_tenant())"
 
 
 def _listed(values: tuple[str, ...] | Mapping[str, str]) -> str:
