@@ -38,7 +38,7 @@ class AppendResult:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The work order that create made, or had made already, and what append did (contract §15)."""
+    """The work order that create made, or had made already, and what append did (contract §14)."""
 
     work_order_id: str
     work_order_event_id: int

@@ -1,4 +1,4 @@
-"""What a service wants done with a work order: a method for each intention (contract §15)."""
+"""What a service wants done with a work order: a method for each intention (contract §14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service wants done, as methods: each is one event and may be sent twice (contract §15)."""
+"""What a service wants done, as methods: each is one event and may be sent twice (contract §14)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
