@@ -226,12 +226,13 @@ def begin(engine: Engine, tenant_id: str, correlation_id: UUID, message: str) ->
 def settle(engine: Engine, tenant_id: str, work_order_id: str, turn_id: int) -> AppendResult:
     with tenant_scope(engine, tenant_id) as conn:
         orders = WorkOrderRepository(conn)
+        orders.set_field(work_order_id, "city", "Bern", turn_id=turn_id, idempotency_key=f"turn-{turn_id}")
         orders.detect_conflict(work_order_id, "city", candidates=["Bern", None], turn_id=turn_id)
         orders.resolve_conflict(work_order_id, "city", {"name": "Bern"}, idempotency_key="city")
         orders.request_approval(work_order_id, "ask-1", "bob", expires_at=datetime.now(UTC), reason_code=2)
         orders.resolve_approval(work_order_id, "ask-1", ApprovalOutcome.EXPIRED, work_order_status=None)
         moved: AppendResult = orders.change_status(
-            work_order_id, "EXECUTING", previous_status=WorkOrderStatus.CLARIFY, note="go", expected_seq=5
+            work_order_id, "EXECUTING", previous_status=WorkOrderStatus.CLARIFY, note="go", expected_seq=6
         )
         return moved
 
