@@ -51,6 +51,7 @@ CHANGED = {
 
 SOME_VALUE = {
     "text": "'{tenant}-order'",
+    "text[]": "ARRAY['place']",
     "uuid": "'{thread}'",
     "bigint": "1",
     "integer": "1",

@@ -335,6 +335,13 @@ class Histories(RuleBasedStateMachine):
             return
         current = WorkOrder(**row)
         decided = decide_prompt(current, required)
+        assert self.asked(row["work_order_id"], required) == (
+            decided.decision,
+            decided.field_key,
+            decided.prompt_dedupe_key,
+            decided.reason,
+            decided.field_key and row["last_seq"] + 1,
+        )
         for key in required:
             attempts = row["asked_fields_json"].get(key, {"attempts": 0})["attempts"]
             prompt = wire(
@@ -350,6 +357,15 @@ class Histories(RuleBasedStateMachine):
                 assert (decided.field_key, decided.prompt_dedupe_key) == (key, f"{key}#{attempts + 1}")
                 return
         assert decided.field_key is None
+
+    def asked(self, order: str, required: list[str]) -> Any:
+        """Return what os_core.ask_field decides and would record."""
+        with self.tenant.app.transaction(force_rollback=True):
+            return self.tenant.app.execute(
+                "SELECT decision, field_key, prompt_dedupe_key, reason, work_order_seq"
+                " FROM os_core.ask_field(%s, %s, %s)",
+                (self.tenant.id, order, required),
+            ).fetchone()
 
     @rule(which=st.integers(0, 99))
     def replay(self, which: int) -> None:
