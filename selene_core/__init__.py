@@ -89,6 +89,7 @@ from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
@@ -103,6 +104,7 @@ __all__ = [
     "ApprovalOutcome",
     "AsyncConversationRepository",
     "AsyncIdentityRepository",
+    "AsyncLeaseHold",
     "AsyncLeaseRepository",
     "AsyncStepAttemptRepository",
     "AsyncWorkOrderRepository",
@@ -133,6 +135,7 @@ __all__ = [
     "InvalidTransition",
     "Lease",
     "LeaseHeld",
+    "LeaseHold",
     "LeaseLost",
     "LeaseRepository",
     "LeaseState",
@@ -175,12 +178,14 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_hold_lease",
     "async_rebuild_tenant",
     "async_tenant_scope",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "hold_lease",
     "include_name",
     "include_object",
     "new_work_order_id",
