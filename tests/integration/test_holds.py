@@ -132,15 +132,18 @@ def test_hold__is_lost_when_the_server_is_gone_for_longer_than_the_ttl(
     acme: Tenant, relay: Relay, engine: sa.Engine
 ) -> None:
     order = acme.order("EXECUTING")
-    with (
-        pytest.raises(LeaseLost) as lost,
-        hold_lease(engine, acme.id, order, "w-1", ttl_ms=SHORT) as hold,
-        relay.silent(),
-    ):
-        assert hold.wait(SECONDS), "the block learns of it"
-        with pytest.raises(LeaseLost):
-            hold.check()
-        row = wait_until(lambda: claim(acme.app, acme.id, owner="w-2"), "it has ended there, too")
+    holding = hold_lease(engine, acme.id, order, "w-1", ttl_ms=SHORT)
+
+    def work() -> Row | None:
+        with relay.silent():
+            assert hold.wait(SECONDS), "the block learns of it"
+            with pytest.raises(LeaseLost):
+                hold.check()
+            return wait_until(lambda: claim(acme.app, acme.id, owner="w-2"), "it has ended there, too")
+
+    with pytest.raises(LeaseLost) as lost, holding as hold:
+        row = work()
+    assert row is not None
     assert lost.value.work_order_id == order
     # The renewal comes through at last: it changes nothing, and the old token is worth nothing.
     wait_until(lambda: engine.pool.checkedout() == 0, "the renewal has been answered")  # type: ignore[attr-defined]
@@ -162,20 +165,21 @@ def test_hold__ends_quietly_when_the_order_has_ended(acme: Tenant, engine: sa.En
 
 def test_hold__what_the_block_raises_is_what_comes_out(acme: Tenant, engine: sa.Engine, relay: Relay) -> None:
     order = acme.order("EXECUTING")
-    with (
-        pytest.raises(ZeroDivisionError),
-        hold_lease(engine, acme.id, order, "worker-1", ttl_ms=SHORT) as hold,
-        relay.silent(),
-    ):
-        assert hold.wait(SECONDS)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with hold_lease(engine, acme.id, order, "worker-1", ttl_ms=SHORT) as hold, relay.silent():
+            assert hold.wait(SECONDS)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
 
 
 def test_hold__takes_nothing_but_an_engine(acme: Tenant, engine: sa.Engine) -> None:
     for given in (None, "postgresql://", engine.connect):
+        holding = hold_lease(given, acme.id, "order", "worker-1", ttl_ms=SHORT)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="hold_lease takes an Engine"):
-            with hold_lease(given, acme.id, "order", "worker-1", ttl_ms=SHORT):  # type: ignore[arg-type]
-                pass
+            holding.__enter__()
 
 
 # --- the asynchronous twin
@@ -239,13 +243,16 @@ def test_async_hold__is_lost_when_the_server_is_gone_for_longer_than_the_ttl(
     order = acme.order("EXECUTING")
 
     async def story(hold_of: Callable[..., Any]) -> None:
-        with pytest.raises(LeaseLost):
+        async def work() -> None:
             async with hold_of(acme.id, order, "worker-1", ttl_ms=SHORT) as hold:
                 with relay.silent():
                     assert await hold.wait(SECONDS)
                     await until(lambda: claim(acme.app, acme.id, owner="worker-2"))
                 with pytest.raises(LeaseLost):
                     hold.check()
+
+        with pytest.raises(LeaseLost):
+            await work()
 
     run(shared_database, relay, story)
     assert acme.projection(order)["lease_owner_id"] == "worker-2"
