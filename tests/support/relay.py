@@ -18,6 +18,7 @@ class Relay:
         self.url = url.difference_update_query(["host", "port"]).set(
             host="127.0.0.1", port=self._listening.getsockname()[1]
         )
+        self.holds_something = Event()
         self._talking = Event()
         self._talking.set()
         self._sockets: list[socket.socket] = []
@@ -26,7 +27,8 @@ class Relay:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Let nothing through during the block."""
+        """Let nothing through during the block; holds_something tells when something has come."""
+        self.holds_something.clear()
         self._talking.clear()
         try:
             yield
@@ -64,6 +66,8 @@ class Relay:
     def _pass_on(self, sender: socket.socket, receiver: socket.socket) -> None:
         with suppress(OSError):
             while said := sender.recv(65_536):
+                if not self._talking.is_set():
+                    self.holds_something.set()
                 self._talking.wait()
                 receiver.sendall(said)
             receiver.shutdown(socket.SHUT_WR)
