@@ -57,12 +57,14 @@ from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
     AppendResult,
+    Claim,
     ConversationTurn,
     Created,
     Device,
     DriftedOrder,
     HeldLease,
     Lease,
+    OrderCursor,
     PendingCursor,
     RebuildReport,
     RetryDecision,
@@ -88,6 +90,7 @@ from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
@@ -102,6 +105,7 @@ __all__ = [
     "ApprovalOutcome",
     "AsyncConversationRepository",
     "AsyncIdentityRepository",
+    "AsyncLeaseHold",
     "AsyncLeaseRepository",
     "AsyncStepAttemptRepository",
     "AsyncWorkOrderRepository",
@@ -110,6 +114,7 @@ __all__ = [
     "AttemptStatus",
     "BoundExceeded",
     "CancelInvalidState",
+    "Claim",
     "ConcurrencyConflict",
     "ContractViolation",
     "ConversationRepository",
@@ -132,9 +137,11 @@ __all__ = [
     "InvalidTransition",
     "Lease",
     "LeaseHeld",
+    "LeaseHold",
     "LeaseLost",
     "LeaseRepository",
     "LeaseState",
+    "OrderCursor",
     "PendingCursor",
     "PrivacyScope",
     "ProjectionDamaged",
@@ -173,12 +180,14 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_hold_lease",
     "async_rebuild_tenant",
     "async_tenant_scope",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "hold_lease",
     "include_name",
     "include_object",
     "new_work_order_id",

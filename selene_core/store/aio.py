@@ -120,6 +120,7 @@ class AsyncWorkOrderRepository(AsyncRepository):
     resolve_conflict = _face(WorkOrderRepository.resolve_conflict)
     request_approval = _face(WorkOrderRepository.request_approval)
     resolve_approval = _face(WorkOrderRepository.resolve_approval)
+    list_orders = _face(WorkOrderRepository.list_orders)
     cancel = _face(WorkOrderRepository.cancel)
     ask = _face(WorkOrderRepository.ask)
     notify_wait = _face(WorkOrderRepository.notify_wait)
@@ -134,6 +135,7 @@ class AsyncLeaseRepository(AsyncRepository):
     _twin = LeaseRepository
 
     acquire = _face(LeaseRepository.acquire)
+    claim = _face(LeaseRepository.claim)
     renew = _face(LeaseRepository.renew)
     release = _face(LeaseRepository.release)
     current = _face(LeaseRepository.current)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    column,
     func,
     literal_column,
     select,
@@ -23,7 +24,7 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import WorkOrder, WorkOrderEvent
@@ -75,7 +76,7 @@ APPENDED: Final[dict[str, Any]] = {
     "replayed": Boolean,
     "created_at": _INSTANT,
 }
-_WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
+WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
     column.name: column.type for column in work_orders_current.columns
 }
 
@@ -107,7 +108,7 @@ AS_OF: Final = call(
         bindparam("event_id", type_=BigInteger),
         bindparam("at", type_=_INSTANT),
     ],
-    **_WORK_ORDER_COLUMNS,
+    **WORK_ORDER_COLUMNS,
 )
 
 _CURRENT: Final = work_orders_current.columns
@@ -163,6 +164,42 @@ CANCEL: Final = call(
     ],
     **APPENDED,
 )
+
+
+@cache
+def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest_first: bool) -> Select[Any]:
+    """Select a page of work orders by creation: an index range for each status, merged."""
+    place = (_CURRENT.created_at, _CURRENT.work_order_id)
+    start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_work_order_id", type_=Text))
+    limit = bindparam("limit", type_=Integer)
+    statuses = func.unnest(bindparam("statuses", type_=ARRAY(Text)))
+    wanted = statuses.table_valued(column("status", Text), name="wanted").render_derived()
+    found = select(work_orders_current).where(
+        _CURRENT.tenant_id == TENANT, _CURRENT.work_order_status == wanted.c.status
+    )
+    if of_requester:
+        found = found.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
+    if of_lease_owner:
+        found = found.where(_CURRENT.lease_owner_id == bindparam("lease_owner_id", type_=Text))
+    if after:
+        found = found.where(tuple_(*place) > start if oldest_first else tuple_(*place) < start)
+    each = found.order_by(*_directed(place, oldest_first)).limit(limit).lateral("of_status")
+    merged = (each.c.created_at, each.c.work_order_id)
+    page = (
+        select(*each.c)
+        .select_from(wanted)
+        .join(each, true())
+        .order_by(*_directed(merged, oldest_first))
+        .limit(limit)
+        .lateral("page")
+    )
+    return in_scope(page, true()).order_by(
+        *_directed((page.c.created_at, page.c.work_order_id), oldest_first)
+    )
+
+
+def _directed(place: tuple[ColumnElement[Any], ...], oldest_first: bool) -> tuple[ColumnElement[Any], ...]:
+    return place if oldest_first else tuple(column.desc() for column in place)
 
 
 @cache

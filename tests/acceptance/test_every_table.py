@@ -50,6 +50,7 @@ CHANGED = {
 }
 
 SOME_VALUE = {
+    "text[]": "ARRAY['EXECUTING']",
     "text": "'{tenant}-order'",
     "text[]": "ARRAY['place']",
     "uuid": "'{thread}'",

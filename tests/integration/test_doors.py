@@ -24,9 +24,11 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_hold_lease,
     async_rebuild_tenant,
     async_tenant_scope,
     check_schema,
+    hold_lease,
     rebuild_tenant,
     tenant_scope,
 )
@@ -56,6 +58,7 @@ SYNC_DOORS: dict[str, Callable[[Any], object]] = {
     "append_events": lambda bind: append_events(bind, TENANT, []),
     "rebuild_tenant": lambda bind: rebuild_tenant(bind, TENANT),
     "check_schema": check_schema,
+    "hold_lease": lambda engine: hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__enter__(),
     **{cls.__name__: cls for cls in REPOSITORIES},
 }
 ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
@@ -63,9 +66,11 @@ ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
     "async_append_events": lambda bind: async_append_events(bind, TENANT, []),
     "async_rebuild_tenant": lambda bind: async_rebuild_tenant(bind, TENANT),
     "async_check_schema": async_check_schema,
+    "async_hold_lease": lambda engine: async_hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__aenter__(),
     **{cls.__name__: cls for cls in AsyncRepository.__subclasses__()},
 }
 DOORS = SYNC_DOORS | ASYNC_DOORS
+ENGINE_ONLY = {"rebuild_tenant", "async_rebuild_tenant", "hold_lease", "async_hold_lease"}
 SECRET = "postgresql://someone:hushed@127.0.0.1:1/none"
 NOWHERE = sa.create_engine(SECRET.replace("postgresql", "postgresql+psycopg"))
 NOWHERE_ASYNC = create_async_engine(NOWHERE.url)
@@ -180,8 +185,9 @@ def test_async_door__wants_what_was_awaited() -> None:
 
 def test_door__takes_nothing_to_join_where_it_cannot(engine: sa.Engine) -> None:
     with Session(engine) as session, engine.connect() as conn:
-        assert "not Session" in told("rebuild_tenant", session)
-        assert "not Connection" in told("rebuild_tenant", conn)
+        for door in ENGINE_ONLY & {*SYNC_DOORS}:
+            assert "not Session" in told(door, session)
+            assert "not Connection" in told(door, conn)
         for cls in REPOSITORIES:
             assert "not Session" in told(cls.__name__, session)
             assert "not Engine" in told(cls.__name__, engine)
@@ -211,7 +217,7 @@ def other_engine(driver: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
 @pytest.mark.parametrize("door", [name for name in SYNC_DOORS if not name.endswith("Repository")])
 @pytest.mark.parametrize("driver", ["psycopg2", "pg8000"])
 def test_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
-    binds = [other_engine] if door == "rebuild_tenant" else [other_engine, Session(other_engine)]
+    binds = [other_engine] if door in ENGINE_ONLY else [other_engine, Session(other_engine)]
     for bind in binds:
         refused_driver(told(door, bind), door, driver)
 
@@ -220,7 +226,7 @@ def test_door__refuses_another_driver_by_name(door: str, driver: str, other_engi
 @pytest.mark.parametrize("driver", ["asyncpg"])
 def test_async_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
     engine = AsyncEngine(other_engine)
-    for bind in [engine] if door == "async_rebuild_tenant" else [engine, AsyncSession(engine)]:
+    for bind in [engine] if door in ENGINE_ONLY else [engine, AsyncSession(engine)]:
         refused_driver(told(door, bind), door, driver)
 
 
@@ -234,5 +240,5 @@ def refused_driver(message: str, door: str, driver: str) -> None:
 def test_door__refuses_another_databases_connection(door: str) -> None:
     other = sa.create_engine("sqlite://")
     with other.connect() as conn:
-        assert "not with sqlite+pysqlite" in told(door, other if door == "rebuild_tenant" else conn)
+        assert "not with sqlite+pysqlite" in told(door, other if door in ENGINE_ONLY else conn)
     other.dispose()

@@ -54,7 +54,7 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
                       (ARRAY['DRAFT', 'DONE', 'CLARIFY', 'EXECUTING', 'CONFIRM', 'FAILED'])[1 + n % 6],
                       n, 1, 1, at, at, 'user-' || n % {REQUESTERS},
                       NULL, NULL, NULL, NULL, NULL, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
-                      FALSE, NULL, NULL, NULL, 0, 1, date_bin('5 min', at, '2000-01-01 00:00:00+00')
+                      FALSE, NULL, NULL, NULL, 0, 1, date_bin('5 min', at, '2000-01-01 00:00:00+00'), at, at
                     FROM generate_series(1, {ORDERS}) AS n
                     CROSS JOIN LATERAL (SELECT {at} AS at) AS time
                     ORDER BY md5(n::text)

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
 
@@ -32,7 +33,8 @@ def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
     values: list[str] = []
 
     def number(match: re.Match[str]) -> str:
-        values.append(f"'{parameters[match[1]]}'")
+        value = parameters[match[1]]
+        values.append(f"'{{{','.join(value)}}}'" if isinstance(value, list) else f"'{value}'")
         return f"${len(values)}"
 
     prepared = re.sub(r"%\((\w+)\)s", number, statement)
@@ -55,6 +57,14 @@ def index_conditions(plan: Any) -> str:
     """Return by what the indexes of a plan are searched."""
     below = [index_conditions(child) for child in plan.get("Plans", [])]
     return " ".join([plan.get("Index Cond", ""), *below])
+
+
+def buffers(conn: psycopg.Connection[Any], statement: str, parameters: Sequence[object] = ()) -> int:
+    """Run a statement and return how many pages it reads, those that its functions read included."""
+    row = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode(), parameters).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 _SCANS = sa.text("""

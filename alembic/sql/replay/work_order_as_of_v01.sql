@@ -31,7 +31,9 @@ RETURNS TABLE (
   external_approval_expires_at timestamptz,
   external_approval_notices smallint,
   last_state_change_seq bigint,
-  updated_bucket timestamptz
+  updated_bucket timestamptz,
+  queued_at timestamptz,
+  steps_due_at timestamptz
 )
 LANGUAGE plpgsql
 VOLATILE
@@ -86,7 +88,9 @@ BEGIN
       _state.external_approval_expires_at,
       _state.external_approval_notices,
       _state.last_state_change_seq,
-      _state.updated_bucket;
+      _state.updated_bucket,
+      _state.queued_at,
+      _state.steps_due_at;
   END IF;
 END;
 $$;
