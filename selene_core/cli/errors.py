@@ -18,6 +18,7 @@ from selene_core.cli.terminal import say
 from selene_core.contract.errors import SeleneCoreError, SeleneError
 from selene_core.local.binaries import LocalServerUnavailable
 from selene_core.migrations import MigrationLocked
+from selene_core.store.failures import is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,19 +132,14 @@ def _facts(exc: SeleneError) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-# The server shuts down, crashed or starts, the database was dropped, too many are connected.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "57P04", "53300"})
-
-
 def _database_failure(exc: BaseException | None) -> Failure | None:
     if not isinstance(exc, psycopg.Error):
         return None
     # Without PostgreSQL's DETAIL and CONTEXT: one line.
     message, state = exc.diag.message_primary or str(exc), exc.sqlstate
-    gone = isinstance(exc, psycopg.OperationalError) and (state is None or state.startswith("08"))
     facts = {} if state is None else {"sqlstate": state}
     if isinstance(exc, psycopg.ProgrammingError) and state is None:
         return Failure(Status.USAGE, "USAGE", f"the database URL: {message}")
-    if gone or state in _AWAY:
+    if is_lost(exc):
         return Failure(Status.UNREACHABLE, "UNREACHABLE", message, facts)
     return Failure(Status.REFUSED, "DATABASE_ERROR", message, facts)
