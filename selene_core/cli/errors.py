@@ -127,6 +127,15 @@ def warn(reason: str) -> None:
     say(f"selene-core: warning: {reason}", err=True)
 
 
+def warned_of_none(tenant: str, count: int) -> dict[str, str]:
+    """Warn of a tenant without work orders; return the warning for JSON."""
+    if count:
+        return {}
+    warning = f"tenant {tenant} has 0 work orders: is it spelled right?"
+    warn(warning)
+    return {"warning": warning}
+
+
 def _facts(exc: SeleneError) -> dict[str, Any]:
     told = {fact.name: getattr(exc, fact.name) for fact in fields(exc) if fact.name != "message"}
     return {name: value for name, value in told.items() if value is not None}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from selene_core.contract.errors import ContractViolation
+from selene_core.contract.rules import EVENT_RULES
 from selene_core.store.engines import create_selene_engine, psycopg_url
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
+limit_option = click.option("--limit", type=click.IntRange(1, 999), default=20, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value, for machines.")
 
 
@@ -44,11 +48,22 @@ url_option = _url_option(required=True)
 optional_url_option = _url_option(required=False)
 
 
+def moment(_context: click.Context, option: click.Parameter, value: str | None) -> datetime | None:
+    """Read an option's time by the contract's rule: RFC 3339 with an offset."""
+    if value is None:
+        return None
+    try:
+        read: datetime = EVENT_RULES["occurred_at"].check(option.name or "time", value)
+    except ContractViolation as exc:
+        raise click.BadParameter(str(exc.rule)) from exc
+    return read
+
+
 @contextmanager
-def engine_on(url: str) -> Iterator[Engine]:
+def engine_on(url: str, **connect_args: int) -> Iterator[Engine]:
     """Connect on demand, and close what was opened."""
     # As behind a pooler, which the URL does not tell: a command gains nothing from prepared statements.
-    engine = create_selene_engine(url, pooler=True)
+    engine = create_selene_engine(url, pooler=True, connect_args=connect_args)
     try:
         yield engine
     finally:

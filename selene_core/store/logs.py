@@ -9,6 +9,8 @@ import logging
 from typing import Final
 
 _LOG: Final = logging.getLogger("selene_core")
+# A host that has not set up logging sees nothing: Python would write warnings to its standard error.
+_LOG.addHandler(logging.NullHandler())
 
 
 def log_retry(

@@ -112,6 +112,16 @@ def test_lost_lease__is_logged_by_every_call_that_meets_it(
     assert ours(caplog) == [lost] * len(calls)
 
 
+def test_lost_lease__is_not_written_where_nobody_has_set_up_logging(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    append_events(engine, "acme", [created(order := new_id())])
+    with pytest.raises(LeaseLost), tenant_scope(engine, "acme") as conn:
+        LeaseRepository(conn).renew(order, TOKEN, ttl_ms=1_000)
+    assert capsys.readouterr().err == ""
+
+
 def test_revisions__are_logged_once_committed(
     empty_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,13 +25,15 @@ class Cut:
 
 @dataclass
 class Proxy:
-    """A listening proxy. `cuts` are taken in their order, one after the other; `seen` counts connections."""
+    """A listening proxy. `cuts` are taken in their order, one after the other; `seen` counts connections,
+    of which the next `refusals` are closed at once.
+    """
 
     url: URL
     _target: Callable[[], socket.socket]
     cuts: list[Cut] = field(default_factory=list)
     seen: int = 0
-    refusing: bool = False
+    refusals: int = 0
 
     def cut(self, text: bytes, at: At, times: int = 1) -> None:
         """Cut the next connections that send this text, one connection each time."""
@@ -40,7 +42,8 @@ class Proxy:
     def serve(self, client: socket.socket) -> None:
         """Pass everything on between a client and the server, until a cut."""
         self.seen += 1
-        if self.refusing:
+        if self.refusals:
+            self.refusals -= 1
             client.close()
             return
         with client, self._target() as server:
