@@ -139,14 +139,14 @@ CREATE_ORDERS: Final = f"""
       work_order_id, tenant_id, correlation_id, turn_id, work_order_status, last_event_id, last_seq,
       last_reason_code, last_updated_at, created_at, requester_user_id, step_id, step_input_hash, fields_json,
       asked_fields_json, resolved_fields_json, conflicts_json, prompt_dedupe_keys_json,
-      external_approval_pending, external_approval_notices, last_state_change_seq
+      external_approval_pending, external_approval_notices, last_state_change_seq, queued_at, steps_due_at
     )
     SELECT
       event.work_order_id, event.tenant_id, event.correlation_id, event.turn_id, event.work_order_status,
       event.work_order_event_id, event.work_order_seq, event.reason_code, event.created_at, event.created_at,
       event.payload ->> 'requester_user_id', event.step_id, event.step_input_hash,
       COALESCE(event.payload -> 'fields', '{{}}'), '{{}}', '{{}}', '{{}}', '{{}}', FALSE, 0,
-      event.work_order_seq
+      event.work_order_seq, event.created_at, event.created_at
     FROM event
     RETURNING last_event_id, last_seq, created_at
 """

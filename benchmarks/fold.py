@@ -35,6 +35,8 @@ def fold(state: State | None, event: Mapping[str, Any]) -> State:
             "external_approval_target_user_id": None,
             "external_approval_expires_at": None,
             "external_approval_notices": 0,
+            "queued_at": event["created_at"],
+            "steps_due_at": event["created_at"],
         }
         changed = True
     elif event_type == "FIELD_SET":

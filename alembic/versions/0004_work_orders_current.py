@@ -53,6 +53,9 @@ def upgrade() -> None:
         sa.Column("external_approval_expires_at", instant),
         sa.Column("external_approval_notices", sa.SmallInteger, nullable=False),
         sa.Column("last_state_change_seq", sa.BigInteger, nullable=False),
+        # For claim (contract §9): no append but those of leases and attempts changes the two.
+        sa.Column("queued_at", instant, nullable=False),
+        sa.Column("steps_due_at", instant),
         sa.PrimaryKeyConstraint("work_order_id", name=op.f("pk_work_orders_current")),
         sa.UniqueConstraint(
             "tenant_id", "work_order_id", name=op.f("ux_work_orders_current_tenant_work_order")

@@ -1,4 +1,4 @@
-"""Cancel, notify once, and find what is pending by requester (contract §7 and §9).
+"""Cancel, notify once, and find orders: pending by requester, and all by creation (contract §7 and §9).
 
 Revision ID: 0011
 Revises: 0010
@@ -14,6 +14,12 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
+LISTS = (
+    ("status", [], None),
+    ("requester", ["requester_user_id"], "requester_user_id IS NOT NULL"),
+    ("lease_owner", ["lease_owner_id"], "lease_owner_id IS NOT NULL"),
+)
+
 
 def upgrade() -> None:
     # Without it, one user's few orders would be searched among those of all users.
@@ -24,6 +30,15 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )
+    # Those of list_orders: a range for each status. No append but a change of status, or of the lease, touches them.
+    for name, columns, rows in LISTS:
+        op.create_index(
+            op.f(f"ix_work_orders_current_{name}"),
+            "work_orders_current",
+            ["tenant_id", *columns, "work_order_status", "created_at", "work_order_id"],
+            schema="os_core",
+            postgresql_where=rows and sa.text(rows),
+        )
     op.execute(sql("continuity/cancel_work_order", version=1))
     op.execute(sql("continuity/notify_wait", version=1))
 
@@ -31,6 +46,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.notify_wait(text, text, bigint, bigint)")
     op.execute("DROP FUNCTION os_core.cancel_work_order(text, text, bigint, text, text)")
+    for name, _, _ in LISTS:
+        op.drop_index(
+            op.f(f"ix_work_orders_current_{name}"), table_name="work_orders_current", schema="os_core"
+        )
     op.drop_index(
         op.f("ix_work_orders_current_pending_requester"), table_name="work_orders_current", schema="os_core"
     )

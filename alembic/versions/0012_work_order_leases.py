@@ -39,9 +39,9 @@ def upgrade() -> None:
         sa.Column("released_at", instant),
         sa.Column("idempotency_key", text),
         sa.PrimaryKeyConstraint("lease_id", name=op.f("pk_work_order_leases")),
-        # A token stands for one lease of an order, for ever.
+        # A token stands for one lease of an order, for ever; claim looks for it on all orders.
         sa.UniqueConstraint(
-            "tenant_id", "work_order_id", "lease_token_hash", name=op.f("ux_work_order_leases_token")
+            "tenant_id", "lease_token_hash", "work_order_id", name=op.f("ux_work_order_leases_token")
         ),
         sa.ForeignKeyConstraint(
             ["tenant_id", "work_order_id"],
@@ -70,7 +70,9 @@ def upgrade() -> None:
     op.execute(sql("append/event_carried", version=1))
     op.execute(sql("refusal/refuse_terminal", version=1))
     op.execute(sql("refusal/refuse_key", version=1))
+    op.execute(sql("refusal/refuse_token", version=1))
     op.execute(sql("lease/check_lease_call", version=1))
+    op.execute(sql("lease/take_lease", version=1))
     op.execute(sql("lease/acquire_lease", version=1))
     op.execute(sql("lease/renew_lease", version=1))
     op.execute(sql("lease/release_lease", version=1))
@@ -79,10 +81,14 @@ def upgrade() -> None:
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("run/refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
-    op.execute("DROP FUNCTION os_core.release_lease(text, text, text)")
+    op.execute("DROP FUNCTION os_core.release_lease(text, text, text, timestamptz)")
     op.execute("DROP FUNCTION os_core.renew_lease(text, text, text, bigint)")
     op.execute("DROP FUNCTION os_core.acquire_lease(text, text, text, text, bigint, text)")
+    op.execute(
+        "DROP FUNCTION os_core.take_lease(os_core.work_orders_current, timestamptz, text, text, bigint, text)"
+    )
     op.execute("DROP FUNCTION os_core.check_lease_call(text, text, text, text, bigint, text)")
+    op.execute("DROP FUNCTION os_core.refuse_token(text)")
     op.execute("DROP FUNCTION os_core.refuse_key(text, text)")
     op.execute("DROP FUNCTION os_core.refuse_terminal(os_core.work_orders_current, text)")
     op.execute("DROP FUNCTION os_core.event_carried(os_core.work_orders_current, text, jsonb)")

@@ -1,4 +1,4 @@
-"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries (contract §8).
+"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries; claim (contract §8 and §9).
 
 Revision ID: 0013
 Revises: 0012
@@ -17,6 +17,10 @@ depends_on = None
 TABLE = "work_order_step_attempts"
 SEQUENCE = "os_core.work_order_step_attempts_step_attempt_id_seq"
 STEP = ["tenant_id", "work_order_id", "step_id"]
+QUEUED = (
+    "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM', 'EXECUTING')"
+    " AND NOT external_approval_pending AND steps_due_at IS NOT NULL"
+)
 CONTRACT = """os_core.is_step_attempt_row(
     step_id, attempt_index, attempt_status, timeout_ms, max_retries, retry_backoff_ms, next_retry_at,
     started_at, finished_at, reason_code, idempotency_key, finish_idempotency_key, created_at, updated_at)"""
@@ -86,15 +90,28 @@ def upgrade() -> None:
     op.execute(sql("table/keep_rows", version=1, table=f"os_core.{TABLE}", guard=guard))
     op.execute(f"GRANT SELECT ON os_core.{TABLE} TO selene_app, selene_readonly")
     op.execute(sql("attempt/refuse_attempt", version=1))
+    op.execute(sql("attempt/steps_due_at", version=1))
     op.execute(sql("attempt/append_step_event", version=1))
     op.execute(sql("attempt/start_step_attempt", version=1))
     op.execute(sql("attempt/finish_step_attempt", version=1))
     op.execute(sql("attempt/due_step_retries", version=1))
+    # The queue of claim: what time alone makes claimable, by when. What waits for an approval or a decision,
+    # or has ended, is not in it; what is leased or backs off stands behind.
+    op.create_index(
+        op.f("ix_work_orders_current_claim"),
+        "work_orders_current",
+        ["tenant_id", "work_order_status", sa.text("GREATEST(queued_at, steps_due_at)")],
+        schema="os_core",
+        postgresql_where=sa.text(QUEUED),
+    )
+    op.execute(sql("lease/claim_work_order", version=1))
 
 
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("run/refuse_data_loss", version=1, table=f"os_core.{TABLE}"))
+    op.execute("DROP FUNCTION os_core.claim_work_order(text, text, text, bigint, text[])")
+    op.drop_index(op.f("ix_work_orders_current_claim"), table_name="work_orders_current", schema="os_core")
     op.execute("DROP FUNCTION os_core.due_step_retries(text, integer)")
     op.execute("DROP FUNCTION os_core.finish_step_attempt(text, bigint, text, bigint, boolean, text, text)")
     op.execute(
@@ -104,6 +121,7 @@ def downgrade() -> None:
         "DROP FUNCTION os_core.append_step_event("
         "os_core.work_orders_current, text, os_core.work_order_step_attempts, boolean, text)"
     )
+    op.execute("DROP FUNCTION os_core.steps_due_at(text, text)")
     op.execute("DROP FUNCTION os_core.refuse_attempt(text, os_core.work_order_step_attempts)")
     op.drop_table(TABLE, schema="os_core")
     op.execute("DROP FUNCTION os_core.guard_step_attempt()")

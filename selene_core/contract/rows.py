@@ -1,5 +1,6 @@
 """The rows and reports that come back, each a frozen type (contract §2 and §14)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -67,6 +68,8 @@ class WorkOrder:
     external_approval_expires_at: datetime | None
     external_approval_notices: int
     last_state_change_seq: int
+    queued_at: datetime
+    steps_due_at: datetime | None
 
 
 class PendingCursor(NamedTuple):
@@ -86,6 +89,34 @@ def check_pending_cursor(value: object) -> PendingCursor:
         EVENT_RULES["occurred_at"].check("after.last_updated_at", value[0]),
         EVENT_RULES["expected_seq"].check("after.last_event_id", value[1]),
     )
+
+
+class OrderCursor(NamedTuple):
+    """The last order of the previous page of list_orders(), by (created_at, work_order_id)."""
+
+    created_at: datetime
+    work_order_id: str
+
+
+def check_order_cursor(value: object) -> OrderCursor:
+    """Return the cursor of a work order, or the cursor itself; raises ContractViolation (contract §9)."""
+    if isinstance(value, WorkOrder):
+        return OrderCursor(value.created_at, value.work_order_id)
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise ContractViolation(field="after", rule="must be a WorkOrder or an OrderCursor")
+    return OrderCursor(
+        EVENT_RULES["occurred_at"].check("after.created_at", value[0]),
+        EVENT_RULES["work_order_id"].check("after.work_order_id", value[1]),
+    )
+
+
+def check_statuses(value: object, without: frozenset[WorkOrderStatus] = frozenset()) -> list[WorkOrderStatus]:
+    """Return one or more statuses, each once; raises ContractViolation (contract §9)."""
+    allowed = [status for status in WorkOrderStatus if status not in without]
+    given = [*value] if isinstance(value, Iterable) and not isinstance(value, str) else []
+    if not given or not all(isinstance(status, str) and status in allowed for status in given):
+        raise ContractViolation(field="statuses", rule=f"must be one or more of {', '.join(allowed)}")
+    return [status for status in allowed if status in given]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +186,13 @@ class HeldLease(Lease):
     """A lease with its token: what acquire() and renew() return to the holder."""
 
     token: str = field(repr=False)
+
+
+class Claim(NamedTuple):
+    """What claim() returns: a lease with its token, and the work order that it is on (contract §9)."""
+
+    lease: HeldLease
+    work_order: WorkOrder
 
 
 @dataclass(frozen=True, slots=True)

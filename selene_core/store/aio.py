@@ -115,6 +115,7 @@ class AsyncWorkOrderRepository(AsyncRepository):
     get_by_correlation = _face(WorkOrderRepository.get_by_correlation)
     events = _stream(WorkOrderRepository.events)
     list_pending = _face(WorkOrderRepository.list_pending)
+    list_orders = _face(WorkOrderRepository.list_orders)
     cancel = _face(WorkOrderRepository.cancel)
     ask = _face(WorkOrderRepository.ask)
     notify_wait = _face(WorkOrderRepository.notify_wait)
@@ -129,6 +130,7 @@ class AsyncLeaseRepository(AsyncRepository):
     _twin = LeaseRepository
 
     acquire = _face(LeaseRepository.acquire)
+    claim = _face(LeaseRepository.claim)
     renew = _face(LeaseRepository.renew)
     release = _face(LeaseRepository.release)
     current = _face(LeaseRepository.current)

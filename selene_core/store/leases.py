@@ -6,15 +6,21 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Text, and_, bindparam, func
+from sqlalchemy.dialects.postgresql import ARRAY
 
-from selene_core.contract.enums import LeaseState
+from selene_core.contract.enums import TERMINAL_STATUSES, LeaseState, WorkOrderStatus
 from selene_core.contract.events import check_work_order_id
-from selene_core.contract.rows import HeldLease, Lease
+from selene_core.contract.rows import Claim, HeldLease, Lease, check_statuses
 from selene_core.contract.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier, integer
+from selene_core.store.instants import Instant
 from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Secret, call, in_scope
 from selene_core.store.tables import work_order_leases
+from selene_core.store.work_order_statements import WORK_ORDER_COLUMNS, work_order
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
     from sqlalchemy import RowMapping
 
 _OWNER: Final = identifier(MAX_ID)
@@ -61,6 +67,39 @@ class LeaseRepository(Repository):
         )
         return HeldLease(**_facts(rows[0]), token=token)
 
+    def claim(
+        self,
+        owner: str,
+        *,
+        ttl_ms: int,
+        statuses: Iterable[WorkOrderStatus | str] = (WorkOrderStatus.EXECUTING,),
+        token: str | None = None,
+    ) -> Claim | None:
+        """Take the lease on the next work order to work on, for `ttl_ms` milliseconds (1..3,600,000).
+
+        None if there is none: one in these statuses, without an unexpired lease, that waits for no approval,
+        no running attempt, no retry that is not due, no not_before of release(), and no step that somebody
+        has to decide on. First comes the order whose lease ended longest ago, or that was created before
+        that. Two workers never wait for each other, nor get the same order.
+
+        To be able to repeat the call after a lost reply, make the token yourself with
+        secrets.token_urlsafe(32) and send the same again: as long as the lease is held, you get that claim.
+
+        Raises LeaseLost if the token's lease has ended, IdempotencyConflict if it is another owner's, and
+        ContractViolation (contract §9).
+        """
+        token = secrets.token_urlsafe(32) if token is None else _TOKEN.check("token", token)
+        rows = self._run(
+            _CLAIM,
+            owner=_OWNER.check("owner", owner),
+            token=Secret(token),
+            ttl_ms=_TTL_MS.check("ttl_ms", ttl_ms),
+            statuses=check_statuses(statuses, without=TERMINAL_STATUSES),
+        )
+        if not rows:
+            return None
+        return Claim(HeldLease(**_facts(rows[0]), token=token), work_order(rows[0]))
+
     def renew(self, work_order_id: str, token: str, *, ttl_ms: int) -> HeldLease:
         """Extend an unexpired lease to `ttl_ms` milliseconds (1..3,600,000) from now.
 
@@ -76,8 +115,10 @@ class LeaseRepository(Repository):
         )
         return HeldLease(**_facts(rows[0]), token=token)
 
-    def release(self, work_order_id: str, token: str) -> None:
+    def release(self, work_order_id: str, token: str, *, not_before: datetime | None = None) -> None:
         """Give the lease back, even an expired one. Does nothing if it was given back before.
+
+        `not_before`: claim() leaves the work order alone until then, by the database's clock.
 
         Raises LeaseLost if it was taken over or the token is unknown, WorkOrderNotFound and ContractViolation
         (contract §8).
@@ -86,6 +127,7 @@ class LeaseRepository(Repository):
             _RELEASE,
             work_order_id=check_work_order_id(work_order_id),
             token=Secret(_TOKEN.check("token", token)),
+            not_before=EVENT_RULES["occurred_at"].check_optional("not_before", not_before),
         )
 
     def current(self, work_order_id: str) -> Lease | None:
@@ -121,7 +163,22 @@ _ACQUIRE: Final = call(
     **_ROW,
 )
 _RENEW: Final = call("renew_lease", [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN, _TTL_GIVEN], **_ROW)
-_RELEASE: Final = call("release_lease", [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN], result=Boolean)
+_RELEASE: Final = call(
+    "release_lease",
+    [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN, bindparam("not_before", type_=Instant())],
+    result=Boolean,
+)
+_CLAIM: Final = call(
+    "claim_work_order",
+    [
+        SCOPED_TENANT,
+        bindparam("owner", type_=Text),
+        _TOKEN_GIVEN,
+        _TTL_GIVEN,
+        bindparam("statuses", type_=ARRAY(Text)),
+    ],
+    **{**_ROW, **WORK_ORDER_COLUMNS},
+)
 _CURRENT: Final = in_scope(
     work_order_leases,
     and_(

@@ -124,6 +124,8 @@ work_orders_current: Final = Table(
     Column("external_approval_expires_at", _INSTANT),
     Column("external_approval_notices", SmallInteger, nullable=False),
     Column("last_state_change_seq", BigInteger, nullable=False),
+    Column("queued_at", _INSTANT, nullable=False),
+    Column("steps_due_at", _INSTANT),
     PrimaryKeyConstraint("work_order_id", name="pk_work_orders_current"),
     UniqueConstraint("tenant_id", "work_order_id", name="ux_work_orders_current_tenant_work_order"),
     UniqueConstraint("tenant_id", "correlation_id", name="ux_work_orders_current_tenant_correlation"),
@@ -161,6 +163,41 @@ work_orders_current: Final = Table(
         "last_event_id",
         postgresql_where=text(IS_PENDING),
     ),
+    Index(
+        "ix_work_orders_current_status",
+        "tenant_id",
+        "work_order_status",
+        "created_at",
+        "work_order_id",
+    ),
+    Index(
+        "ix_work_orders_current_requester",
+        "tenant_id",
+        "requester_user_id",
+        "work_order_status",
+        "created_at",
+        "work_order_id",
+        postgresql_where=text("requester_user_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_work_orders_current_lease_owner",
+        "tenant_id",
+        "lease_owner_id",
+        "work_order_status",
+        "created_at",
+        "work_order_id",
+        postgresql_where=text("lease_owner_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_work_orders_current_claim",
+        "tenant_id",
+        "work_order_status",
+        text("GREATEST(queued_at, steps_due_at)"),
+        postgresql_where=text(
+            "work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM', 'EXECUTING')"
+            " AND NOT external_approval_pending AND steps_due_at IS NOT NULL"
+        ),
+    ),
 )
 
 work_order_leases: Final = Table(
@@ -179,7 +216,7 @@ work_order_leases: Final = Table(
     Column("released_at", _INSTANT),
     Column("idempotency_key", _ID),
     PrimaryKeyConstraint("lease_id", name="pk_work_order_leases"),
-    UniqueConstraint("tenant_id", "work_order_id", "lease_token_hash", name="ux_work_order_leases_token"),
+    UniqueConstraint("tenant_id", "lease_token_hash", "work_order_id", name="ux_work_order_leases_token"),
     ForeignKeyConstraint(
         ["tenant_id", "work_order_id"],
         ["os_core.work_orders_current.tenant_id", "os_core.work_orders_current.work_order_id"],

@@ -22,7 +22,7 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import WorkOrder, WorkOrderEvent
@@ -74,7 +74,7 @@ _APPENDED: Final[dict[str, Any]] = {
     "replayed": Boolean,
     "created_at": _INSTANT,
 }
-_WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
+WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
     column.name: column.type for column in work_orders_current.columns
 }
 
@@ -106,7 +106,7 @@ AS_OF: Final = call(
         bindparam("event_id", type_=BigInteger),
         bindparam("at", type_=_INSTANT),
     ],
-    **_WORK_ORDER_COLUMNS,
+    **WORK_ORDER_COLUMNS,
 )
 
 _CURRENT: Final = work_orders_current.columns
@@ -128,7 +128,7 @@ _PAGE: Final = (
 )
 EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
 
-LOCK: Final = call("lock_work_order", [SCOPED_TENANT, _WORK_ORDER], **_WORK_ORDER_COLUMNS)
+LOCK: Final = call("lock_work_order", [SCOPED_TENANT, _WORK_ORDER], **WORK_ORDER_COLUMNS)
 EVENT_OF_KEY: Final = in_scope(
     work_order_ledger,
     and_(
@@ -154,6 +154,41 @@ CANCEL: Final = call(
     ],
     **_APPENDED,
 )
+
+
+@cache
+def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest_first: bool) -> Select[Any]:
+    """Select a page of work orders by creation: an index range for each status, merged."""
+    place = (_CURRENT.created_at, _CURRENT.work_order_id)
+    start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_work_order_id", type_=Text))
+    limit = bindparam("limit", type_=Integer)
+    status = func.unnest(bindparam("statuses", type_=ARRAY(Text))).column_valued("status")
+    found = select(work_orders_current).where(
+        _CURRENT.tenant_id == TENANT, _CURRENT.work_order_status == status
+    )
+    if of_requester:
+        found = found.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
+    if of_lease_owner:
+        found = found.where(_CURRENT.lease_owner_id == bindparam("lease_owner_id", type_=Text))
+    if after:
+        found = found.where(tuple_(*place) > start if oldest_first else tuple_(*place) < start)
+    each = found.order_by(*_directed(place, oldest_first)).limit(limit).lateral("of_status")
+    merged = (each.c.created_at, each.c.work_order_id)
+    page = (
+        select(*each.c)
+        .select_from(status)
+        .join(each, true())
+        .order_by(*_directed(merged, oldest_first))
+        .limit(limit)
+        .lateral("page")
+    )
+    return in_scope(page, true()).order_by(
+        *_directed((page.c.created_at, page.c.work_order_id), oldest_first)
+    )
+
+
+def _directed(place: tuple[ColumnElement[Any], ...], oldest_first: bool) -> tuple[ColumnElement[Any], ...]:
+    return place if oldest_first else tuple(column.desc() for column in place)
 
 
 @cache

@@ -13,7 +13,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from selene_core.contract.enums import TERMINAL_STATUSES, PromptAction, PromptReason, WorkOrderEventType
+from selene_core.contract.enums import (
+    TERMINAL_STATUSES,
+    PromptAction,
+    PromptReason,
+    WorkOrderEventType,
+    WorkOrderStatus,
+)
 from selene_core.contract.errors import ContractViolation, IdempotencyConflict, InvalidTransition
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
 from selene_core.contract.frozen_json import MAX_INT64
@@ -26,11 +32,14 @@ from selene_core.contract.prompts import (
 from selene_core.contract.rows import (
     AppendResult,
     DriftedOrder,
+    OrderCursor,
     PendingCursor,
     RebuildReport,
     WorkOrder,
     WorkOrderEvent,
+    check_order_cursor,
     check_pending_cursor,
+    check_statuses,
 )
 from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
 from selene_core.store import work_order_statements as statements
@@ -122,6 +131,40 @@ class WorkOrderRepository(Repository):
             limit=_LIMIT.check("limit", limit),
             after_at=cursor and cursor.last_updated_at,
             after_event_id=cursor and cursor.last_event_id,
+        )
+        return [statements.work_order(row) for row in rows]
+
+    def list_orders(
+        self,
+        statuses: Iterable[WorkOrderStatus | str] | None = None,
+        requester_user_id: str | None = None,
+        lease_owner_id: str | None = None,
+        limit: int = 20,
+        oldest_first: bool = False,
+        after: WorkOrder | OrderCursor | None = None,
+    ) -> list[WorkOrder]:
+        """Return a page of work orders by creation, newest first: all, or those in some of the statuses.
+
+        `lease_owner_id`: those whose last lease was not given back and is this owner's, also an expired one.
+        `limit`: 1..1000. `after`: the last order of the previous page, or its OrderCursor. An order that is
+        in one of the statuses all the while is neither skipped nor repeated. Raises ContractViolation
+        (contract §9).
+        """
+        cursor = None if after is None else check_order_cursor(after)
+        statement = statements.by_creation(
+            of_requester=requester_user_id is not None,
+            of_lease_owner=lease_owner_id is not None,
+            after=after is not None,
+            oldest_first=_FLAG.check("oldest_first", oldest_first),
+        )
+        rows = self._read(
+            statement,
+            statuses=list(WorkOrderStatus) if statuses is None else check_statuses(statuses),
+            requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
+            lease_owner_id=_USER.check_optional("lease_owner_id", lease_owner_id),
+            limit=_LIMIT.check("limit", limit),
+            after_at=cursor and cursor.created_at,
+            after_work_order_id=cursor and cursor.work_order_id,
         )
         return [statements.work_order(row) for row in rows]
 

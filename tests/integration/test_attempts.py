@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -48,6 +48,10 @@ QUICK = {"retry_backoff_ms": 1}
 
 def ms(milliseconds: int) -> timedelta:
     return timedelta(milliseconds=milliseconds)
+
+
+def text_of(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def deadline(attempt: Row) -> Any:
@@ -102,7 +106,11 @@ def test_start__is_a_row_and_an_event(acme: Tenant) -> None:
         "book",
         None,
     )
-    assert written["payload"] == {"step_attempt_id": attempt["step_attempt_id"], "attempt_index": 1}
+    assert written["payload"] == {
+        "step_attempt_id": attempt["step_attempt_id"],
+        "attempt_index": 1,
+        "steps_due_at": text_of(deadline(attempt)),
+    }
     kept = ("correlation_id", "turn_id", "work_order_status", "last_reason_code", "step_input_hash")
     assert [acme.projection(order)[name] for name in kept] == [before[name] for name in kept]
 
@@ -166,7 +174,7 @@ def test_start__before_the_retry_is_due(acme: Tenant) -> None:
     with refused("SL012") as refusal:
         start(acme.app, acme.id, order, "other")
     assert refusal.facts["reason"] == "NOT_DUE"
-    assert refusal.facts["next_retry_at"] == decision["next_due_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert refusal.facts["next_retry_at"] == text_of(decision["next_due_at"])
 
 
 def test_start__the_budget(acme: Tenant) -> None:
@@ -351,7 +359,11 @@ def test_finish__done(acme: Tenant) -> None:
     assert row["started_at"] < row["finished_at"] == row["updated_at"]
     assert step_events(acme, order)[-1] == (
         "STEP_FINISHED",
-        {"step_attempt_id": attempt["step_attempt_id"], "attempt_index": 1},
+        {
+            "step_attempt_id": attempt["step_attempt_id"],
+            "attempt_index": 1,
+            "steps_due_at": text_of(row["finished_at"]),
+        },
     )
     assert acme.projection(order)["last_reason_code"] == 9
 
@@ -369,7 +381,7 @@ def test_finish__retry_at_is_exact(acme: Tenant, backoff: int) -> None:
     assert row["next_retry_at"] == decision["next_due_at"]
     (_, failed), (kind, scheduled) = step_events(acme, order)[-2:]
     assert kind == "STEP_RETRY_SCHEDULED"
-    assert scheduled["next_retry_at"] == row["next_retry_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert scheduled["next_retry_at"] == scheduled["steps_due_at"] == text_of(row["next_retry_at"])
     assert failed["timed_out"] is False
 
 

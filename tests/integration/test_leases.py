@@ -73,8 +73,9 @@ def test_acquire__is_a_row_an_event_and_the_projection(acme: Tenant) -> None:
     # What the order said before, it still says.
     assert {name for name in projection if projection[name] != before[name]} == {
         *("last_event_id", "last_seq", "last_updated_at"),
-        *("lease_owner_id", "lease_token_hash", "lease_expires_at"),
+        *("lease_owner_id", "lease_token_hash", "lease_expires_at", "queued_at"),
     }
+    assert projection["queued_at"] == lease["lease_expires_at"]
     assert acme.verify(order) == {}
 
 

@@ -3,12 +3,15 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from random import Random
 from typing import Any, ClassVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -19,8 +22,9 @@ from selene_core import WorkOrder, decide_prompt
 from selene_core.contract.prompts import may_be_asked
 from tests.support.calls import Appended, Event, Row, Tenant, refused
 from tests.support.factories import new_id, wire
-from tests.support.model import TERMINAL, Model, Refused, State, equal, exact, fold
+from tests.support.model import TERMINAL, Model, Order, Refused, State, equal, exact, fold
 from tests.support.sessions import Sessions
+from tests.support.workers import attempts, claim, finish, new_token, release, start, wait_past
 
 JSON_COLUMNS = (
     "fields_json",
@@ -218,6 +222,16 @@ def thread(drawn: str | UUID) -> UUID:
     return drawn if isinstance(drawn, UUID) else uuid5(NAMESPACE_OID, drawn)
 
 
+@contextmanager
+def suppress_codes(*sqlstates: str) -> Iterator[None]:
+    """Let a call be refused for one of these reasons: what it writes is the model's business, not whether."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        if exc.sqlstate not in sqlstates:
+            raise
+
+
 class Histories(RuleBasedStateMachine):
     """One tenant a history; everything that happens to it happens to the model too."""
 
@@ -230,6 +244,7 @@ class Histories(RuleBasedStateMachine):
         self.prefix = new_id()
         self.model = Model()
         self.answered: list[tuple[list[Event], list[Appended]]] = []
+        self.held: list[tuple[str, str | None]] = []
 
     def call(self, *drawn: Event) -> bool:
         """Append, compare the answer with the model's, and tell whether it was accepted."""
@@ -395,6 +410,71 @@ class Histories(RuleBasedStateMachine):
             self.compare(self.tenant.as_of(name, at=at), model.states[last])
             assert self.tenant.as_of(name, seq=0) is None
         assert self.tenant.as_of(f"{self.prefix}-none", seq=10**9) is None
+
+    @rule(statuses=st.sets(st.sampled_from(PENDING), min_size=1), ttl_ms=st.sampled_from((1, 3_600_000)))
+    def claim(self, statuses: set[str], ttl_ms: int) -> None:
+        """Claim: the model knows which order comes next."""
+        token = new_token()
+        row = claim(self.tenant.app, self.tenant.id, token, statuses=statuses, ttl_ms=ttl_ms)
+        assert (row and row["work_order_id"]) == self.model.claimed(statuses)
+        if row is not None:
+            self.held.append((row["work_order_id"], token))
+            self.follow(row["work_order_id"])
+            if ttl_ms == 1:
+                wait_past(self.tenant, row["lease_expires_at"])
+
+    @rule(which=st.integers(0, 99), not_before=st.sampled_from((None, LONG_AGO, FAR_OFF)))
+    def give_back(self, which: int, not_before: str | None) -> None:
+        """Give a lease back, unless it was taken over."""
+        if self.held:
+            order, token = self.held.pop(which % len(self.held))
+            with suppress_codes("SL011"):
+                release(self.tenant.app, self.tenant.id, order, token, not_before)
+            self.follow(order)
+
+    @rule(
+        which=st.integers(0, 99),
+        step=st.sampled_from(("one", "two")),
+        limits=st.fixed_dictionaries(
+            {
+                "timeout_ms": st.sampled_from((1, 3_600_000)),
+                "max_retries": st.integers(0, 2),
+                "retry_backoff_ms": st.sampled_from((1, 3_600_000)),
+            }
+        ),
+        outcome=st.sampled_from(("SUCCEEDED", "FAILED", None)),
+        retryable=st.booleans(),
+    )
+    def work(
+        self, which: int, step: str, limits: dict[str, int], outcome: str | None, retryable: bool
+    ) -> None:
+        """Do a step of an order that is claimed, or of one that is not; the worker may die of it."""
+        orders = [*self.held, *((order, None) for order in sorted(self.model.orders))]
+        if not orders:
+            return
+        order, token = orders[which % len(orders)]
+        with suppress_codes("SL007", "SL009", "SL010", "SL011", "SL012", "SL016"):
+            attempt = start(
+                self.tenant.app, self.tenant.id, order, new_id(), step=step, token=token, **limits
+            )
+            self.follow(order)
+            if outcome:
+                finish(
+                    *(self.tenant.app, self.tenant.id, attempt["step_attempt_id"], outcome),
+                    retryable=retryable,
+                    token=token,
+                )
+        self.follow(order)
+        for moment in self.model.orders[order].times() if order in self.model.orders else ():
+            if moment < datetime.now(UTC) + timedelta(minutes=1):
+                wait_past(self.tenant, moment)
+
+    def follow(self, order: str) -> None:
+        """Take over what the functions of leases and attempts have written."""
+        model = self.model.orders.setdefault(order, Order())
+        for event in self.tenant.ledger(order)[len(model.events) :]:
+            model.add({**event, "correlation_id": str(event["correlation_id"])})
+        model.attempts = attempts(self.tenant, order)
 
     def compare(self, row: State | None, state: State) -> None:
         """Compare every column."""

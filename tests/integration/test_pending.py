@@ -49,7 +49,7 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
                   (ARRAY['DRAFT', 'DONE', 'CLARIFY', 'EXECUTING', 'CONFIRM', 'FAILED'])[1 + n % 6], n, 1, 1,
                   now() - INTERVAL '1 s' * (n % (2 * {REQUESTERS}) / 7), now(), 'user-' || n % {REQUESTERS},
                   NULL, NULL, NULL, NULL, NULL, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
-                  FALSE, NULL, NULL, NULL, 0, 1
+                  FALSE, NULL, NULL, NULL, 0, 1, now(), now()
                 FROM generate_series(1, {ORDERS}) AS n
                 ORDER BY md5(n::text)
                 """.encode()

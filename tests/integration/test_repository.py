@@ -400,7 +400,7 @@ def test_append_events__one_round_trip(database: Database, tmp_path: Path) -> No
 
 
 def test_get__returns_the_row(repository: WorkOrderRepository) -> None:
-    appended = repository.append_many(
+    first, last = repository.append_many(
         [
             created("order", payload={"fields": {"place": "Oslo"}, "requester_user_id": "alice"}),
             event(
@@ -414,11 +414,11 @@ def test_get__returns_the_row(repository: WorkOrderRepository) -> None:
         correlation_id=correlation_of("order"),
         turn_id=5,
         work_order_status=WorkOrderStatus.EXECUTING,
-        last_event_id=appended[1].work_order_event_id,
+        last_event_id=last.work_order_event_id,
         last_seq=2,
         last_reason_code=2**32 - 1,
-        last_updated_at=appended[1].created_at,
-        created_at=appended[0].created_at,
+        last_updated_at=last.created_at,
+        created_at=first.created_at,
         requester_user_id="alice",
         step_id="s1",
         step_input_hash="h1",
@@ -436,6 +436,8 @@ def test_get__returns_the_row(repository: WorkOrderRepository) -> None:
         external_approval_expires_at=None,
         external_approval_notices=0,
         last_state_change_seq=1,
+        queued_at=first.created_at,
+        steps_due_at=first.created_at,
     )
 
 

@@ -61,7 +61,7 @@ COLUMNS = "work_order_id text, problem text"
 A_COLUMN = """
     op.execute('ALTER TABLE os_core.work_orders_current ADD COLUMN mood text')
     fold = sql('fold/apply_work_order_event', version=1)
-    ending = 'ELSE p_state.last_state_change_seq END'
+    ending = 'p_state.queued_at,\\n    p_state.steps_due_at'
     assert fold.count(ending) == 1
     op.execute(fold.replace(ending, ending + ', NULL'))
 """

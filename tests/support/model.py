@@ -1,13 +1,13 @@
-"""A small model of contract §4 to §7: what an append is answered, and what the projection then is.
+"""A small model of contract §4 to §9: what an append is answered, what the projection is, what is claimed.
 
-Written from the text and not from the functions, which it is there to judge. The bounds of section 2 and the
-leases are left out. Expiries are to lie far off in either direction, so that it needs no clock of its own.
+Written from the text and not from the functions, which it is there to judge. The bounds of section 2 are left
+out. Expiries are to lie far off in either direction, or to be waited for: its own clock is not the server's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -38,6 +38,8 @@ APPROVAL = {
     "external_approval_expires_at": None,
     "external_approval_notices": 0,
 }
+
+LEASE = ("lease_owner_id", "lease_token_hash", "lease_expires_at")
 
 
 class Refused(Exception):
@@ -114,6 +116,15 @@ def fold(before: State | None, event: Event) -> State:
                 after["external_approval_notices"] = 2 if past else min(said + 1, 2)
             case "EXTERNAL_APPROVAL_RESOLVED" if _pending(after, payload):
                 after |= APPROVAL
+            case "LEASE_ACQUIRED" | "LEASE_RENEWED":
+                after |= {name: event[name] for name in LEASE} | {"queued_at": event["lease_expires_at"]}
+            case "LEASE_RELEASED":
+                not_before = payload.get("not_before")
+                after |= dict.fromkeys(LEASE)
+                after["queued_at"] = max(now, datetime.fromisoformat(not_before)) if not_before else now
+            case _ if event_type.startswith("STEP_") and "steps_due_at" in payload:
+                due = payload["steps_due_at"]
+                after["steps_due_at"] = due and datetime.fromisoformat(due)
     if status in TERMINAL:
         after |= APPROVAL
     after |= {
@@ -137,9 +148,9 @@ def _first(event: Event) -> State:
         "work_order_id": event["work_order_id"],
         "created_at": event["created_at"],
         "requester_user_id": event["payload"].get("requester_user_id"),
-        "lease_owner_id": None,
-        "lease_token_hash": None,
-        "lease_expires_at": None,
+        **dict.fromkeys(LEASE),
+        "queued_at": event["created_at"],
+        "steps_due_at": event["created_at"],
         "fields_json": deepcopy(event["payload"].get("fields", {})),
         "asked_fields_json": {},
         "resolved_fields_json": {},
@@ -203,6 +214,7 @@ class Order:
 
     events: list[State] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    attempts: list[State] = field(default_factory=list)
 
     @property
     def state(self) -> State | None:
@@ -214,12 +226,46 @@ class Order:
         self.events.append({**event})
         self.states.append(fold(self.state, event))
 
+    def times(self) -> list[datetime]:
+        """Return the moments at which time alone changes whether the order can be claimed."""
+        lease = self.state and self.state["lease_expires_at"]
+        return [at for at in (lease, *map(_due, self.attempts)) if at is not None]
+
+    def queued(self, statuses: Collection[str]) -> datetime | None:
+        """Return since or from when the order can be claimed; None if time alone does not make it so."""
+        state, last = self.state, {attempt["step_id"]: attempt for attempt in self.attempts}
+        if state is None or state["work_order_status"] not in statuses or state["external_approval_pending"]:
+            return None
+        dues = [state["queued_at"], state["created_at"], *map(_due, last.values())]
+        return None if None in dues else max(due for due in dues if due)
+
+
+def _due(attempt: State) -> datetime | None:
+    """Return from when the step of a last attempt may go on; None if somebody has to decide."""
+    match attempt["attempt_status"]:
+        case "RUNNING" if attempt["attempt_index"] <= attempt["max_retries"]:
+            deadline: datetime = attempt["started_at"] + timedelta(milliseconds=attempt["timeout_ms"])
+            return deadline
+        case "FAILED":
+            due: datetime | None = attempt["next_retry_at"]
+            return due
+        case "SUCCEEDED" | "CANCELED":
+            finished: datetime = attempt["finished_at"]
+            return finished
+    return None
+
 
 class Model:
     """The work orders of one tenant."""
 
     def __init__(self) -> None:
         self.orders: dict[str, Order] = {}
+
+    def claimed(self, statuses: Collection[str]) -> str | None:
+        """Return the order that a claim gets now; None without one."""
+        places = {name: order.queued(statuses) for name, order in self.orders.items()}
+        due = {name: at for name, at in places.items() if at is not None and at <= datetime.now(UTC)}
+        return min(due, key=due.__getitem__) if due else None
 
     def plan(self, batch: Sequence[Event]) -> list[Answer] | Refused:
         """Return what appending a batch is answered. Changes nothing."""
@@ -294,7 +340,14 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
             return "SL007"
     if event.get("lease_token") is not None:
         return "SL011"
+    if state is not None and event_type.startswith("STEP_") and _held(state):
+        return "SL010"
     return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event)
+
+
+def _held(state: State) -> bool:
+    expires_at = state["lease_expires_at"]
+    return expires_at is not None and bool(expires_at > datetime.now(UTC))
 
 
 def _may_not_now(state: State, event: Event) -> str | None:

@@ -44,14 +44,36 @@ def acquire(
     )
 
 
+def claim(
+    conn: Connection,
+    tenant_id: str,
+    token: Any = None,
+    *,
+    owner: Any = "worker-1",
+    ttl_ms: Any = 60_000,
+    statuses: Any = ("EXECUTING",),
+) -> Row | None:
+    """Take the lease on the next order; None if there is none."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            "SELECT * FROM os_core.claim_work_order(%s, %s, %s, %s, %s)",
+            [tenant_id, owner, token or new_token(), ttl_ms, statuses and [*statuses]],
+        )
+        return cursor.fetchone()
+
+
 def renew(conn: Connection, tenant_id: str, order: str, token: Any, ttl_ms: Any = 60_000) -> Row:
     """Keep a lease."""
     return _one(conn, "SELECT * FROM os_core.renew_lease(%s, %s, %s, %s)", [tenant_id, order, token, ttl_ms])
 
 
-def release(conn: Connection, tenant_id: str, order: str, token: Any) -> bool:
+def release(conn: Connection, tenant_id: str, order: str, token: Any, not_before: Any = None) -> bool:
     """Give a lease back; tell if it was not before."""
-    row = _one(conn, "SELECT os_core.release_lease(%s, %s, %s) AS released", [tenant_id, order, token])
+    row = _one(
+        conn,
+        "SELECT os_core.release_lease(%s, %s, %s, %s) AS released",
+        [tenant_id, order, token, not_before],
+    )
     released: bool = row["released"]
     return released
 

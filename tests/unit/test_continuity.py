@@ -46,6 +46,8 @@ NOTHING = WorkOrder(
     external_approval_expires_at=None,
     external_approval_notices=0,
     last_state_change_seq=5,
+    queued_at=EPOCH,
+    steps_due_at=None,
 )
 ASK, OTHER = PromptAction.ASK, PromptAction.ASK_DIFFERENT_FIELD
 NEXT, CONFLICT = PromptReason.POLICY_NEXT_FIELD, PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK

@@ -173,7 +173,9 @@ BEGIN
       external_approval_target_user_id = _next.external_approval_target_user_id,
       external_approval_expires_at = _next.external_approval_expires_at,
       external_approval_notices = _next.external_approval_notices,
-      last_state_change_seq = _next.last_state_change_seq
+      last_state_change_seq = _next.last_state_change_seq,
+      queued_at = _next.queued_at,
+      steps_due_at = _next.steps_due_at
     WHERE current.tenant_id = p_event.tenant_id
       AND current.work_order_id = p_event.work_order_id
       AND current.last_seq = _state.last_seq;

@@ -95,7 +95,9 @@ BEGIN
         external_approval_target_user_id = next.external_approval_target_user_id,
         external_approval_expires_at = next.external_approval_expires_at,
         external_approval_notices = next.external_approval_notices,
-        last_state_change_seq = next.last_state_change_seq
+        last_state_change_seq = next.last_state_change_seq,
+        queued_at = next.queued_at,
+        steps_due_at = next.steps_due_at
       FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
       WHERE current.tenant_id = next.tenant_id
         AND current.work_order_id = next.work_order_id

@@ -1,5 +1,6 @@
 -- os_core.append_step_event: appends a STEP_* event about an attempt; the rules of contract section 4 hold for it, too.
--- p_timed_out says whether a failed attempt was past its timeout; NULL for other events.
+-- The attempt's row is written first: from it follows when the order's steps may go on. p_timed_out says whether a failed attempt
+-- was past its timeout; NULL for other events.
 CREATE OR REPLACE FUNCTION os_core.append_step_event(
   p_state os_core.work_orders_current,
   p_event_type text,
@@ -23,6 +24,8 @@ DECLARE
         'timed_out', p_timed_out,
         'next_retry_at', os_core.json_time(p_attempt.next_retry_at)
       )
+    ) || pg_catalog.jsonb_build_object(
+      'steps_due_at', os_core.json_time(os_core.steps_due_at(p_attempt.tenant_id, p_attempt.work_order_id))
     )
   );
 BEGIN

@@ -92,14 +92,6 @@ BEGIN
       IF _retries THEN
         _attempt.next_retry_at := _now + _attempt.retry_backoff_ms * INTERVAL '1 millisecond';
       END IF;
-      IF _status = 'SUCCEEDED' THEN
-        PERFORM os_core.append_step_event(_state, 'STEP_FINISHED', _attempt, NULL, p_lease_token);
-      ELSE
-        PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _attempt, _timed_out, p_lease_token);
-      END IF;
-      IF _retries THEN
-        PERFORM os_core.append_step_event(_state, 'STEP_RETRY_SCHEDULED', _attempt, NULL, p_lease_token);
-      END IF;
     END IF;
     UPDATE os_core.work_order_step_attempts AS attempt
     SET
@@ -113,6 +105,14 @@ BEGIN
       AND attempt.work_order_id = _attempt.work_order_id
       AND attempt.step_id = _attempt.step_id
       AND attempt.attempt_index = _attempt.attempt_index;
+    IF _attempt.attempt_status = 'SUCCEEDED' THEN
+      PERFORM os_core.append_step_event(_state, 'STEP_FINISHED', _attempt, NULL, p_lease_token);
+    ELSIF _attempt.attempt_status = 'FAILED' THEN
+      PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _attempt, _timed_out, p_lease_token);
+      IF _retries THEN
+        PERFORM os_core.append_step_event(_state, 'STEP_RETRY_SCHEDULED', _attempt, NULL, p_lease_token);
+      END IF;
+    END IF;
   END IF;
 
   action := CASE

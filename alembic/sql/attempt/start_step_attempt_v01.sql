@@ -117,7 +117,6 @@ BEGIN
         IF _last.attempt_index <= _last.max_retries THEN
           _last.next_retry_at := _deadline;
         END IF;
-        PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _last, TRUE, p_lease_token);
         UPDATE os_core.work_order_step_attempts AS attempt
         SET
           attempt_status = _last.attempt_status,
@@ -129,6 +128,7 @@ BEGIN
           AND attempt.work_order_id = p_work_order_id
           AND attempt.step_id = p_step_id
           AND attempt.attempt_index = _last.attempt_index;
+        PERFORM os_core.append_step_event(_state, 'STEP_FAILED', _last, TRUE, p_lease_token);
       ELSE
         NULL;
     END CASE;
@@ -149,7 +149,6 @@ BEGIN
     _attempt.idempotency_key := p_idempotency_key;
     _attempt.created_at := _now;
     _attempt.updated_at := _now;
-    PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
     INSERT INTO os_core.work_order_step_attempts (
       step_attempt_id,
       tenant_id,
@@ -192,6 +191,7 @@ BEGIN
     IF NOT FOUND THEN
       PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
     END IF;
+    PERFORM os_core.append_step_event(_state, 'STEP_STARTED', _attempt, NULL, p_lease_token);
   END started;
   RETURN QUERY
   SELECT

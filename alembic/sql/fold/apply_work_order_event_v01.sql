@@ -26,6 +26,8 @@ BEGIN
     p_state.prompt_dedupe_keys_json := '{}';
     p_state.external_approval_pending := FALSE;
     p_state.external_approval_notices := 0;
+    p_state.queued_at := p_event.created_at;
+    p_state.steps_due_at := p_event.created_at;
     _changed := TRUE;
 
   ELSIF p_event.event_type IN ('FIELD_SET', 'FIELD_CONFLICT_RESOLVED') THEN
@@ -56,8 +58,13 @@ BEGIN
     END IF;
 
   ELSIF pg_catalog.starts_with(p_event.event_type, 'STEP_') THEN
-    -- Step events change only the columns that every event sets.
-    NULL;
+    -- The attempt functions say from when the order's steps may go on; null: somebody has to decide.
+    IF p_event.payload ? 'steps_due_at' THEN
+      p_state.steps_due_at := CASE
+        WHEN p_event.payload -> 'steps_due_at' <> 'null'
+          THEN COALESCE(os_core.parse_rfc3339(p_event.payload ->> 'steps_due_at'), p_state.steps_due_at)
+      END;
+    END IF;
 
   ELSIF p_event.event_type IN ('STATUS_CHANGED', 'WORK_ORDER_CANCELED') THEN
     _changed := p_state.work_order_status IS DISTINCT FROM p_event.work_order_status;
@@ -133,11 +140,16 @@ BEGIN
     p_state.lease_owner_id := p_event.lease_owner_id;
     p_state.lease_token_hash := p_event.lease_token_hash;
     p_state.lease_expires_at := p_event.lease_expires_at;
+    p_state.queued_at := COALESCE(p_event.lease_expires_at, p_state.queued_at);
 
   ELSIF p_event.event_type = 'LEASE_RELEASED' THEN
     p_state.lease_owner_id := NULL;
     p_state.lease_token_hash := NULL;
     p_state.lease_expires_at := NULL;
+    p_state.queued_at := p_event.created_at;
+    IF p_event.payload ? 'not_before' THEN
+      p_state.queued_at := GREATEST(p_event.created_at, os_core.parse_rfc3339(p_event.payload ->> 'not_before'));
+    END IF;
   END IF;
 
   IF p_state.external_approval_pending AND p_event.work_order_status IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
@@ -181,7 +193,9 @@ BEGIN
     p_state.external_approval_target_user_id,
     p_state.external_approval_expires_at,
     p_state.external_approval_notices,
-    CASE WHEN _changed THEN p_event.work_order_seq ELSE p_state.last_state_change_seq END
+    CASE WHEN _changed THEN p_event.work_order_seq ELSE p_state.last_state_change_seq END,
+    p_state.queued_at,
+    p_state.steps_due_at
   )::os_core.work_orders_current;
 END;
 $$;

@@ -36,8 +36,6 @@ DECLARE
   _now timestamptz;
   _hash text;
   _lease os_core.work_order_leases;
-  _held os_core.work_order_leases;
-  _event os_core.work_order_ledger;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('owner', p_work_order_id, p_owner, p_token, p_ttl_ms, p_idempotency_key);
@@ -73,76 +71,14 @@ BEGIN
     WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_token_hash = _hash;
     IF FOUND THEN
       IF _lease.lease_owner_id <> p_owner THEN
-        PERFORM os_core.refuse(
-          'SL005',
-          pg_catalog.format('the lease token stands for a lease of another owner on work order %s', p_work_order_id),
-          pg_catalog.jsonb_build_object('work_order_id', p_work_order_id)
-        );
+        PERFORM os_core.refuse_token(p_work_order_id);
       ELSIF _lease.lease_state <> 'ACTIVE' OR _lease.lease_expires_at <= _now THEN
         PERFORM os_core.refuse_event('SL011', NULL, os_core.event_carried(_state, 'LEASE_ACQUIRED', '{}'), _state, NULL);
       END IF;
       EXIT taken;
     END IF;
 
-    PERFORM os_core.refuse_terminal(_state, 'LEASE_ACQUIRED');
-    SELECT lease.* INTO _held
-    FROM os_core.work_order_leases AS lease
-    WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_state = 'ACTIVE';
-    IF _held.lease_expires_at > _now THEN
-      _state.lease_owner_id := _held.lease_owner_id;
-      _state.lease_expires_at := _held.lease_expires_at;
-      PERFORM os_core.refuse_event('SL010', NULL, os_core.event_carried(_state, 'LEASE_ACQUIRED', '{}'), _state, NULL);
-    ELSIF _held.lease_id IS NOT NULL THEN
-      UPDATE os_core.work_order_leases AS lease
-      SET lease_state = 'EXPIRED'
-      WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_state = 'ACTIVE';
-    END IF;
-
-    _lease.lease_id := pg_catalog.gen_random_uuid();
-    _lease.tenant_id := p_tenant_id;
-    _lease.work_order_id := p_work_order_id;
-    _lease.lease_owner_id := p_owner;
-    _lease.lease_token_hash := _hash;
-    _lease.lease_state := 'ACTIVE';
-    _lease.acquired_at := _now;
-    _lease.lease_expires_at := _now + p_ttl_ms * INTERVAL '1 millisecond';
-    _lease.idempotency_key := p_idempotency_key;
-    _event := os_core.event_carried(
-      _state, 'LEASE_ACQUIRED', pg_catalog.jsonb_build_object('lease_id', _lease.lease_id, 'ttl_ms', p_ttl_ms)
-    );
-    _event.lease_owner_id := _lease.lease_owner_id;
-    _event.lease_token_hash := _lease.lease_token_hash;
-    _event.lease_expires_at := _lease.lease_expires_at;
-    SELECT appended.work_order_seq INTO _lease.fence
-    FROM os_core.append_work_order_event(_event, NULL, NULL) AS appended;
-    INSERT INTO os_core.work_order_leases (
-      lease_id,
-      tenant_id,
-      work_order_id,
-      lease_owner_id,
-      lease_token_hash,
-      lease_state,
-      fence,
-      acquired_at,
-      renewed_at,
-      lease_expires_at,
-      released_at,
-      idempotency_key
-    )
-    VALUES (
-      _lease.lease_id,
-      _lease.tenant_id,
-      _lease.work_order_id,
-      _lease.lease_owner_id,
-      _lease.lease_token_hash,
-      _lease.lease_state,
-      _lease.fence,
-      _lease.acquired_at,
-      _lease.renewed_at,
-      _lease.lease_expires_at,
-      _lease.released_at,
-      _lease.idempotency_key
-    );
+    _lease := os_core.take_lease(_state, _now, p_owner, _hash, p_ttl_ms, p_idempotency_key);
   END taken;
   RETURN QUERY
   SELECT

@@ -1,6 +1,9 @@
 -- os_core.release_lease: gives a lease back; TRUE if this call did it, FALSE if it was given back before (contract section 8).
 -- An expired lease can be given back until somebody takes over, also on an order that has ended. Other tokens are LeaseLost.
-CREATE OR REPLACE FUNCTION os_core.release_lease(p_tenant_id text, p_work_order_id text, p_token text)
+-- p_not_before: claim_work_order leaves the order alone until then.
+CREATE OR REPLACE FUNCTION os_core.release_lease(
+  p_tenant_id text, p_work_order_id text, p_token text, p_not_before timestamptz DEFAULT NULL
+)
 RETURNS boolean
 LANGUAGE plpgsql
 VOLATILE
@@ -16,6 +19,9 @@ DECLARE
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call(NULL, p_work_order_id, NULL, p_token, NULL, NULL);
+  IF p_not_before IS NOT NULL AND NOT os_core.is_portable_time(p_not_before) THEN
+    PERFORM os_core.refuse_contract(NULL, os_core.time_violation('not_before', ''));
+  END IF;
   _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
 
   SELECT lease.* INTO _lease
@@ -30,7 +36,12 @@ BEGIN
   END IF;
 
   _event := os_core.event_carried(
-    _state, 'LEASE_RELEASED', pg_catalog.jsonb_build_object('lease_id', _lease.lease_id, 'fence', _lease.fence)
+    _state, 'LEASE_RELEASED',
+    pg_catalog.jsonb_strip_nulls(
+      pg_catalog.jsonb_build_object(
+        'lease_id', _lease.lease_id, 'fence', _lease.fence, 'not_before', os_core.json_time(p_not_before)
+      )
+    )
   );
   _event.lease_owner_id := _lease.lease_owner_id;
   _event.lease_token_hash := _lease.lease_token_hash;
@@ -44,4 +55,4 @@ BEGIN
 END;
 $$;
 
-GRANT EXECUTE ON FUNCTION os_core.release_lease(text, text, text) TO selene_app;
+GRANT EXECUTE ON FUNCTION os_core.release_lease(text, text, text, timestamptz) TO selene_app;

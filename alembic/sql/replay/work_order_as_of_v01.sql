@@ -30,7 +30,9 @@ RETURNS TABLE (
   external_approval_target_user_id text,
   external_approval_expires_at timestamptz,
   external_approval_notices smallint,
-  last_state_change_seq bigint
+  last_state_change_seq bigint,
+  queued_at timestamptz,
+  steps_due_at timestamptz
 )
 LANGUAGE plpgsql
 VOLATILE
@@ -84,7 +86,9 @@ BEGIN
       _state.external_approval_target_user_id,
       _state.external_approval_expires_at,
       _state.external_approval_notices,
-      _state.last_state_change_seq;
+      _state.last_state_change_seq,
+      _state.queued_at,
+      _state.steps_due_at;
   END IF;
 END;
 $$;
