@@ -1,4 +1,4 @@
-"""The commands for whoever operates: cancel, leases, retries, stats, export, wait (contract §15)."""
+"""The commands for whoever operates: list, cancel, leases, retries, stats, export, wait (contract §15)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from selene_core.cli.errors import going_on, warn, warned_of_none
 from selene_core.cli.exporting import export_lines, written
-from selene_core.cli.options import engine_on, json_option, limit_option, url_option
-from selene_core.cli.rendering import due_lines, lease_lines, stats_lines, to_json
+from selene_core.cli.options import engine_on, json_option, limit_option, required, url_option
+from selene_core.cli.rendering import due_lines, lease_lines, order_lines, stats_lines, to_json
 from selene_core.cli.terminal import page_on, pouring, say
 from selene_core.contract.enums import LeaseState, WorkOrderStatus
 from selene_core.contract.rules import MAX_REASON_CODE
@@ -45,6 +45,52 @@ _CANCELED_BY_HAND: Final = "selene-core cancel"
 _OF_IMPORT: Final = "import cannot take them: see docs/command-line.md"
 _CONNECT_SECONDS: Final = 10
 _POLL_SECONDS: Final = 0.25
+
+
+@click.command(name="list")
+@click.argument("tenant")
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice([each.value for each in WorkOrderStatus], case_sensitive=False),
+    multiple=True,
+    help="Only those in this status; may be given several times.",
+)
+@click.option("--requester", metavar="USER", help="Only those that this user requested.")
+@click.option("--owner", help="Only those whose last lease is this owner's, and was not given back.")
+@click.option("--oldest-first", is_flag=True, help="Those that were created first.")
+@click.option("--after", metavar="WORK_ORDER", help="Go on after this one, the last of the page before.")
+@limit_option
+@url_option
+@json_option
+def list_(
+    tenant: str,
+    statuses: tuple[str, ...],
+    requester: str | None,
+    owner: str | None,
+    oldest_first: bool,
+    after: str | None,
+    limit: int,
+    url: str,
+    as_json: bool,
+) -> None:
+    """List work orders by creation, newest first."""
+    with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
+        orders = WorkOrderRepository(conn)
+        found = orders.list_orders(
+            statuses=statuses or None,
+            requester_user_id=requester,
+            lease_owner_id=owner,
+            limit=limit + 1,
+            oldest_first=oldest_first,
+            after=None if after is None else required(orders, after),
+        )
+    if as_json:
+        say(to_json({"work_orders": found[:limit], "more": len(found) > limit}))
+        return
+    for line in order_lines(found[:limit], page=page_on(sys.stdout)):
+        say(line)
+    _close_list(found, limit, "There are no such work orders.")
 
 
 @click.command()
@@ -245,5 +291,5 @@ def wait(seconds: int, url: str, as_json: bool) -> None:
         say(f"PostgreSQL {version} answers, after {waited} s.")
 
 
-OPERATIONS: Final = (cancel, leases, retries, stats, export, wait)
+OPERATIONS: Final = (list_, cancel, leases, retries, stats, export, wait)
 """What an operator asks and does."""

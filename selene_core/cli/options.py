@@ -1,4 +1,4 @@
-"""The options of every command that uses a database."""
+"""The options and arguments of the commands that use a database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from selene_core.contract.errors import ContractViolation
+from selene_core.contract.errors import ContractViolation, WorkOrderNotFound
 from selene_core.contract.rules import EVENT_RULES
 from selene_core.store.engines import create_selene_engine, psycopg_url
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
+
+    from selene_core.contract.rows import WorkOrder
+    from selene_core.store.work_orders import WorkOrderRepository
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -68,3 +71,10 @@ def engine_on(url: str, **connect_args: int) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def required(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
+    """Return the work order that an argument names; raises WorkOrderNotFound."""
+    if (found := orders.get(work_order)) is None:
+        raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
+    return found

@@ -103,6 +103,19 @@ def attempt_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) 
             yield from page.fold(f"    retry     from {_time(attempt.next_retry_at)}", page.fact_indent)
 
 
+def order_lines(orders: Iterable[WorkOrder], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return work orders: created when, status, id; for whom; whose lease; what each waits for."""
+    for order in orders:
+        head = f"{_time(order.created_at)}  {order.work_order_status:<9}  {order.work_order_id}"
+        yield from page.fold(head, 2)
+        if order.requester_user_id:
+            yield from page.fold(f"  requester   {order.requester_user_id}", page.fact_indent)
+        if order.lease_owner_id:
+            yield from page.fold(f"  lease       {order.lease_owner_id}", page.fact_indent)
+        for line in _approval_lines(order):
+            yield from page.fold(line, page.fact_indent)
+
+
 def lease_lines(leases: Iterable[Mapping[str, Any]], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
     """Return leases: until when, whether held, on which order; by whom, behind which fence."""
     for lease in leases:

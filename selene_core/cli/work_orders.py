@@ -17,7 +17,7 @@ from selene_core.cli import demo as scenario
 from selene_core.cli.errors import going_on, warn, warned_of_none
 from selene_core.cli.import_files import opened, read_lines
 from selene_core.cli.importing import import_lines
-from selene_core.cli.options import engine_on, json_option, limit_option, moment, url_option
+from selene_core.cli.options import engine_on, json_option, limit_option, moment, required, url_option
 from selene_core.cli.rendering import (
     attempt_lines,
     conversation_lines,
@@ -147,7 +147,7 @@ def show(
         )
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
-        state = _as_of(orders, work_order, seq, at) if past else _require(orders, work_order)
+        state = _as_of(orders, work_order, seq, at) if past else required(orders, work_order)
         events = takewhile(lambda event: event.work_order_seq <= state.last_seq, orders.events(work_order))
         if svg is not None:
             _draw(svg, state, [*events], past=past)
@@ -179,7 +179,7 @@ def show(
 
 def _as_of(orders: WorkOrderRepository, work_order: str, seq: int | None, at: datetime | None) -> WorkOrder:
     """Return an earlier state; raises WorkOrderNotFound for one that there never was."""
-    now = _require(orders, work_order)
+    now = required(orders, work_order)
     if seq is not None and seq > now.last_seq:
         raise WorkOrderNotFound(
             f"work order {work_order} has no event {seq}: its last is {now.last_seq}",
@@ -247,7 +247,7 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
         else:
             count = 1
             if not drifted:
-                _require(WorkOrderRepository(conn), work_order)
+                required(WorkOrderRepository(conn), work_order)
     warning = warned_of_none(tenant, count)
     if as_json:
         say(to_json({"clean": not drifted, "work_orders": count, "drifted": drifted, **warning}))
@@ -271,7 +271,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         if work_order is not None:
             with tenant_scope(engine, tenant) as conn:
                 report = WorkOrderRepository(conn).rebuild(work_order)
-                _require(WorkOrderRepository(conn), work_order)
+                required(WorkOrderRepository(conn), work_order)
         else:
             watched, total = _is_watched(as_json), 0
             if watched:
@@ -294,12 +294,6 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
             f"{_work_orders(report.work_orders)}, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
-
-
-def _require(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
-    if (found := orders.get(work_order)) is None:
-        raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
-    return found
 
 
 def _is_watched(as_json: bool) -> bool:

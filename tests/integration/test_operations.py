@@ -202,6 +202,44 @@ def test_svg__nothing_is_written_for_an_unknown_order(run: Run, order: str, tmp_
     assert not file.exists()
 
 
+# --- list
+
+
+def test_list__by_status_and_page_by_page(run: Run, order: str, engine: sa.Engine) -> None:
+    ids = [new_id() for _ in range(4)]
+    append_events(engine, "acme", [created(each) for each in ids])
+    append_events(engine, "globex", [created(new_id())])
+    assert told(run("cancel", "acme", ids[0], "--reason", "7", "--json"))
+
+    def listed(*options: str) -> list[str]:
+        return [
+            each["work_order_id"] for each in told(run("list", "acme", *options, "--json"))["work_orders"]
+        ]
+
+    assert {*listed()} == {order, *ids}
+    assert listed("--oldest-first")[0] == order
+    assert {*listed("--status", "DRAFT")} == {*ids[1:]}
+    assert {*listed("--status", "canceled", "--status", "EXECUTING")} == {order, ids[0]}
+    assert listed("--requester", "alice", "--owner", "worker-1") == [order]
+    assert listed("--owner", "worker-2") == []
+    whole, pages = listed(), listed("--limit", "2")
+    assert told(run("list", "acme", "--limit", "2", "--json"))["more"] is True
+    while page := listed("--limit", "2", "--after", pages[-1]):
+        pages += page
+    assert pages == whole
+
+
+def test_list__reads_well(run: Run, order: str) -> None:
+    text = run("list", "acme").stdout
+    assert f"EXECUTING  {order}" in text
+    assert "requester   alice" in text
+    assert "lease       worker-1" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert run("list", "globex").stdout == "There are no such work orders.\n"
+    assert "does not exist" in refused(run("list", "globex", "--after", order))
+    assert run("list", "acme", "--status", "GONE").returncode == 2
+
+
 # --- cancel
 
 
@@ -461,7 +499,7 @@ def test_completion__knows_the_commands(run: Run) -> None:
 # --- all of them
 
 
-@pytest.mark.parametrize("command", ["leases", "retries", "stats", "export"])
+@pytest.mark.parametrize("command", ["list", "leases", "retries", "stats", "export"])
 def test_commands__check_their_tenant(run: Run, command: str) -> None:
     for tenant in ("", " ", "a/../b\x1b", "x" * 65):
         line = refused(run(command, tenant))
@@ -470,7 +508,7 @@ def test_commands__check_their_tenant(run: Run, command: str) -> None:
 
 
 def test_commands__show_nothing_of_another_tenant(run: Run, order: str) -> None:
-    for command in ("leases", "retries", "stats", "export"):
+    for command in ("list", "leases", "retries", "stats", "export"):
         result = run(command, "globex")
         assert order not in result.stdout + result.stderr
         assert "worker-1" not in result.stdout
