@@ -110,9 +110,9 @@ def check_order_cursor(value: object) -> OrderCursor:
     )
 
 
-def check_statuses(value: object, without: frozenset[WorkOrderStatus] = frozenset()) -> list[WorkOrderStatus]:
+def check_statuses(value: object, without: frozenset[WorkOrderStatus] = frozenset()) -> list[str]:
     """Return one or more statuses, each once; raises ContractViolation (contract §9)."""
-    allowed = [status for status in WorkOrderStatus if status not in without]
+    allowed = [status.value for status in WorkOrderStatus if status not in without]
     given = [*value] if isinstance(value, Iterable) and not isinstance(value, str) else []
     if not given or not all(isinstance(status, str) and status in allowed for status in given):
         raise ContractViolation(field="statuses", rule=f"must be one or more of {', '.join(allowed)}")

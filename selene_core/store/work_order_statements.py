@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    column,
     func,
     literal_column,
     select,
@@ -162,9 +163,10 @@ def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest
     place = (_CURRENT.created_at, _CURRENT.work_order_id)
     start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_work_order_id", type_=Text))
     limit = bindparam("limit", type_=Integer)
-    status = func.unnest(bindparam("statuses", type_=ARRAY(Text))).column_valued("status")
+    statuses = func.unnest(bindparam("statuses", type_=ARRAY(Text)))
+    wanted = statuses.table_valued(column("status", Text), name="wanted").render_derived()
     found = select(work_orders_current).where(
-        _CURRENT.tenant_id == TENANT, _CURRENT.work_order_status == status
+        _CURRENT.tenant_id == TENANT, _CURRENT.work_order_status == wanted.c.status
     )
     if of_requester:
         found = found.where(_CURRENT.requester_user_id == bindparam("requester_user_id", type_=Text))
@@ -176,7 +178,7 @@ def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest
     merged = (each.c.created_at, each.c.work_order_id)
     page = (
         select(*each.c)
-        .select_from(status)
+        .select_from(wanted)
         .join(each, true())
         .order_by(*_directed(merged, oldest_first))
         .limit(limit)

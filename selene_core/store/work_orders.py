@@ -159,7 +159,7 @@ class WorkOrderRepository(Repository):
         )
         rows = self._read(
             statement,
-            statuses=list(WorkOrderStatus) if statuses is None else check_statuses(statuses),
+            statuses=check_statuses(WorkOrderStatus if statuses is None else statuses),
             requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
             lease_owner_id=_USER.check_optional("lease_owner_id", lease_owner_id),
             limit=_LIMIT.check("limit", limit),

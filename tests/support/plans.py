@@ -33,7 +33,8 @@ def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
     values: list[str] = []
 
     def number(match: re.Match[str]) -> str:
-        values.append(f"'{parameters[match[1]]}'")
+        value = parameters[match[1]]
+        values.append(f"'{{{','.join(value)}}}'" if isinstance(value, list) else f"'{value}'")
         return f"${len(values)}"
 
     prepared = re.sub(r"%\((\w+)\)s", number, statement)

@@ -57,7 +57,7 @@ def claim(
     with conn.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT * FROM os_core.claim_work_order(%s, %s, %s, %s, %s)",
-            [tenant_id, owner, token or new_token(), ttl_ms, statuses and [*statuses]],
+            [tenant_id, owner, token or new_token(), ttl_ms, None if statuses is None else [*statuses]],
         )
         return cursor.fetchone()
 
