@@ -90,9 +90,9 @@ OTHERS: Final = """\
 
 | error | HTTP |
 |---|---|
-| the connection was lost, or could not be made: 08xxx, 57P01 to 57P04, or no SQLSTATE | 503 |
+| the connection was lost, or could not be made: 08xxx, 57P01 to 57P05, 25P03, 25P04, or no SQLSTATE | 503 |
 | transactions met: 40001, 40P01 | 503 |
-| a timeout: 55P03, 57014, 25P03, 25P04, or no free connection in the pool | 503 |
+| a timeout: 55P03, 57014, or no free connection in the pool | 503 |
 | the server is short of connections, memory or disk: 53xxx | 503 |
 | any other exception | 500 |
 """

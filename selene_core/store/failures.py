@@ -10,13 +10,21 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from selene_core.contract.errors import ConcurrencyConflict, SchemaError, SeleneError
 
-SERVER_AWAY: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "53300"})
-"""The server shuts down, crashed or starts, the database was dropped, too many are connected."""
+_NO_SESSION: Final = frozenset(
+    {
+        "57P01",  # the server shuts down, or somebody ended the session
+        "57P02",  # the server crashed
+        "57P03",  # it starts
+        "57P04",  # the database was dropped
+        "57P05",  # the session was idle for longer than somebody allowed
+        "25P03",  # the same in a transaction; a client may see the broken connection alone
+        "25P04",  # the transaction took longer than somebody allowed
+        "53300",  # too many are connected
+    }
+)
 
 # Refused by the database for the moment: everything is rolled back, and the same may succeed at once.
 _ROLLED_BACK: Final = frozenset({"40001", "40P01", ConcurrencyConflict.sqlstate})
-# The session was ended because of a limit that somebody set: the same work would meet it again.
-_OWN_LIMITS: Final = frozenset({"25P03", "25P04"})
 # A lock or a statement took longer than somebody set, or the server is short of something.
 _LATER: Final = frozenset({"55P03", "57014"})
 _SHORT_OF_RESOURCES: Final = "53"
@@ -36,12 +44,12 @@ def is_lost(exc: BaseException) -> bool:
     """Tell whether the connection broke, or could not be made."""
     cause = exc.orig if isinstance(exc, DBAPIError) else exc
     state = sqlstate_of(exc)
-    if not isinstance(cause, psycopg.Error) or state in _OWN_LIMITS:
+    if not isinstance(cause, psycopg.Error):
         return False
     if isinstance(exc, DBAPIError) and exc.connection_invalidated:
         return True
     unanswered = state is None or state.startswith("08")
-    return state in SERVER_AWAY or (isinstance(cause, psycopg.OperationalError) and unanswered)
+    return state in _NO_SESSION or (isinstance(cause, psycopg.OperationalError) and unanswered)
 
 
 def is_retryable(exc: BaseException, *, retry_unknown: bool = False) -> bool:
@@ -72,5 +80,5 @@ def http_status(exc: BaseException) -> int:
     if isinstance(exc, SeleneError | SchemaError):
         return getattr(exc, "http_status", _FAULT)
     state = sqlstate_of(exc) or ""
-    passing = state in _ROLLED_BACK | _OWN_LIMITS | _LATER or state.startswith(_SHORT_OF_RESOURCES)
+    passing = state in _ROLLED_BACK | _LATER or state.startswith(_SHORT_OF_RESOURCES)
     return _UNAVAILABLE if passing or is_lost(exc) or isinstance(exc, PoolTimeoutError) else _FAULT

@@ -5,7 +5,7 @@ import json
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +411,36 @@ def test_export__says_in_a_dry_run_what_its_own_database_has(run: Run, order: st
         (1, "OS_WORK_ORDER_INVALID_TRANSITION")
     ]
     assert state(engine, order).last_seq == 5
+
+
+def test_export__a_second_notice_is_judged_by_the_time_of_the_import(
+    run: Run, engine: sa.Engine, server: Any, template_database: str
+) -> None:
+    """As the documents say: what depends on created_at is refused, with its line, and the rest goes on."""
+
+    def noticed_twice(within: timedelta) -> bool:
+        soon = datetime.now(UTC) + within
+        request = {"request_id": "r", "target_user_id": "bob", "expires_at": soon.isoformat()}
+        append_events(engine, "acme", [created(order := new_id())])
+        append_events(engine, "acme", [event("EXTERNAL_APPROVAL_REQUESTED", order, payload=request)])
+        with tenant_scope(engine, "acme") as conn:
+            WorkOrderRepository(conn).notify_wait(order)
+        pass_by(engine, soon)
+        with tenant_scope(engine, "acme") as conn:
+            return WorkOrderRepository(conn).notify_wait(order)
+
+    # A slow server may come to the first notice after the expiry only; then there is no second one.
+    orders = next(
+        tries for tries, seconds in enumerate((0.3, 1, 3, 9, 27)) if noticed_twice(timedelta(0, seconds))
+    )
+    lines = run("export", "acme").stdout
+    with server.new_database("other", template_database) as other:
+        address = other.app_url.render_as_string(hide_password=False)
+        imported = run("import", "-", answer=lines, SELENE_DATABASE_URL=address)
+    assert (imported.returncode, imported.stderr.count("\n")) == (1, 1)
+    last = len(lines.splitlines())
+    assert last == 4 + 3 * orders
+    assert imported.stderr.startswith(f"line {last}: OS_WORK_ORDER_PROMPT_SUPPRESSED")
 
 
 def test_export__json_needs_a_file(run: Run, order: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from selene_core.store import retries
 from tests.support.factories import created, event, new_id
 from tests.support.pooler import driver_options
 from tests.support.proxy import COMMIT, Proxy, proxy_to
-from tests.support.races import backend_pid
+from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
 from tests.support.servers import Database
 
 TENANT = "acme"
@@ -205,6 +205,27 @@ def test_lost__a_killed_backend(run: RunWork, engine: sa.Engine, admin_engine: s
     assert values_set(engine, order) == 1
 
 
+def test_lost__to_a_limit_on_idle_transactions(
+    run: RunWork, engine: sa.Engine, admin_engine: sa.Engine, order: str
+) -> None:
+    """The server says 25P03, or the client finds the connection broken before it reads that."""
+    runs: list[int] = []
+    inner = set_field(order, runs)
+
+    def work(conn: sa.Connection) -> Any:
+        result = inner(conn)
+        if len(runs) == 1:
+            conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 1")
+            with admin_engine.connect() as admin:
+                wait_until_gone(admin, runs[0])
+        conn.execute(sa.text("SELECT 1"))
+        return result
+
+    assert not run(engine, TENANT, work).replayed
+    assert len(runs) == 2
+    assert values_set(engine, order) == 1
+
+
 def test_lost__an_error_of_the_work_is_not_hidden_by_its_rollback(
     run: RunWork, through: sa.Engine, proxy: Proxy, order: str
 ) -> None:
@@ -219,6 +240,32 @@ def test_lost__an_error_of_the_work_is_not_hidden_by_its_rollback(
     with pytest.raises(LookupError, match="not there"):
         run(through, TENANT, work)
     assert len(runs) == 1
+
+
+def test_cancellation__ends_it(database: Database, engine: sa.Engine, order: str) -> None:
+    """A canceled task is not run again, and its transaction is rolled back."""
+    runs: list[int] = []
+
+    async def main() -> None:
+        url = database.app_url
+        twin = create_async_engine(url, connect_args=driver_options(url))
+        reached = asyncio.Event()
+
+        async def work(conn: AsyncConnection) -> None:
+            await conn.run_sync(set_field(order, runs))
+            reached.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(async_run_in_tenant(twin, TENANT, work, retry_unknown=True))
+        await asyncio.wait_for(reached.wait(), DEADLINE_SECONDS)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await twin.dispose()
+
+    asyncio.run(main())
+    assert len(runs) == 1
+    assert values_set(engine, order) == 0
 
 
 # --- conflicts
@@ -466,4 +513,10 @@ def test_failures__of_a_real_server(engine: sa.Engine, through: sa.Engine, proxy
     assert told == [(False, True, 503), (True, True, 503), (False, False, 500), (False, False, 503)]
     raw = lost.value.orig
     assert isinstance(raw, psycopg.Error)
+    ended = psycopg.errors.IdleInTransactionSessionTimeout()
+    assert (is_retryable(ended), is_retryable(ended, retry_unknown=True), http_status(ended)) == (
+        False,
+        True,
+        503,
+    )
     assert (is_retryable(raw), is_retryable(raw, retry_unknown=True), http_status(raw)) == (False, True, 503)
