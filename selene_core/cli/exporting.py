@@ -98,7 +98,23 @@ def _line(row: RowMapping, *, with_keys: bool) -> str:
 
 @contextmanager
 def written(file: Path) -> Iterator[Callable[[str], object]]:
-    """Open a new text file, compressed if its name ends in .gz; yield what writes to it."""
-    compressed = file.suffix == ".gz"
-    with gzip.open(file, "wt", encoding="ascii") if compressed else file.open("w", encoding="ascii") as lines:
-        yield lines.write
+    """Yield what writes to a text file, compressed if its name ends in .gz.
+
+    A file takes its place when it is whole: until then one of that name stays as it is.
+    """
+    place = file.resolve()
+    is_special = place.exists() and not place.is_file()  # a device, a named pipe
+    part = place if is_special else place.with_name(f"{place.name}.part")
+    try:
+        with (
+            gzip.open(part, "wt", encoding="ascii")
+            if file.suffix == ".gz"
+            else part.open("w", encoding="ascii") as lines
+        ):
+            yield lines.write
+        if not is_special:
+            part.replace(place)
+    except BaseException:
+        if not is_special:
+            part.unlink(missing_ok=True)
+        raise

@@ -248,7 +248,7 @@ def export(tenant: str, file: Path, work_order: str | None, keys: bool, url: str
     options: dict[str, Any] = {"work_order_id": work_order, "with_keys": keys}
     with (
         engine_on(url) as engine,
-        going_on("what was written is incomplete"),
+        going_on("the output is incomplete" if to_output else "nothing was written"),
         pouring() if to_output else written(file) as write,
     ):
         report = export_lines(engine, tenant, write, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _ATTEMPTS: Final = integer(1, 100)
 _FLAG: Final = flag()
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
+_COMMITS: Final = re.compile(r"\s*(COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
 _UNKNOWN: Final = "the connection was lost during the commit: whether it took effect is not known"
 
 
@@ -44,8 +46,8 @@ def run_in_tenant(
     tried again with `retry_unknown` only. Give True if each write of the work has an idempotency_key that is
     the same each time, or if the work writes nothing.
 
-    Each attempt begins `work` anew, so what it does outside its transaction happens again. If it calls
-    conn.commit(), it is not run again. Raises the last error as it is; what tenant_scope raises;
+    Each attempt begins `work` anew, so what it does outside its transaction happens again. If it commits by
+    itself, it is not run again. Raises the last error as it is; what tenant_scope raises;
     ContractViolation for invalid arguments; TenantScopeViolation if `work` hides an error that has ended its
     transaction.
     """
@@ -73,13 +75,14 @@ class Attempts:
     def _begin(self) -> None:
         self._works = False
         self._failure: Exception | None = None
-        self._committed_itself = False
+        self._ended_itself = False
         self._commit_sent = False
 
     @contextmanager
     def one_on(self, conn: Connection) -> Iterator[None]:
         """Watch the work on the connection of its tenant_scope, and the commit that follows."""
         event.listen(conn, "commit", self._note_commit)
+        event.listen(conn, "before_cursor_execute", self._note_statement)
         self._works = True
         try:
             yield
@@ -98,10 +101,15 @@ class Attempts:
 
     def _note_commit(self, conn: Connection) -> None:
         if self._works:
-            self._committed_itself = True
+            self._ended_itself = True
         # On a connection that is known to be dead nothing is sent any more.
         elif not conn.invalidated and _driver_status(conn) is not TransactionStatus.UNKNOWN:
             self._commit_sent = True
+
+    def _note_statement(self, conn: Connection, _cursor: object, statement: str, *_more: object) -> None:
+        # Who writes COMMIT himself goes past the event; afterwards the connection has no transaction.
+        if _COMMITS.match(statement) or _driver_status(conn) is TransactionStatus.IDLE:
+            self._ended_itself = True
 
     def pause_after(self, exc: Exception) -> float:
         """Return how many seconds to wait before the next attempt; raises the error if there is none."""
@@ -118,7 +126,7 @@ class Attempts:
         return pause
 
     def _may_follow(self, failure: Exception) -> bool:
-        if self._committed_itself:
+        if self._ended_itself:
             return False
         # Before its commit a transaction has no effect, whatever becomes of its connection.
         return is_retryable(failure, retry_unknown=self._retry_unknown or not self._commit_sent)

@@ -449,6 +449,16 @@ def test_export__json_needs_a_file(run: Run, order: str, tmp_path: Path) -> None
     assert json.loads(result.stdout) == {"events": 4, "left_out": 1}
 
 
+def test_export__that_fails_leaves_the_file_of_before(run: Run, order: str, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_text("before")
+    refused(run("export", "a b", str(file)))
+    refused(run("export", "acme", str(file), "--url", "postgresql://nobody@127.0.0.1:1/none"), 3)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("out.jsonl", "before")]
+    assert run("export", "acme", "/dev/null").returncode == 0
+    assert Path("/dev/null").is_char_device()
+
+
 def test_export__of_a_tenant_without_work_orders_warns(run: Run, order: str) -> None:
     result = run("export", "acmee")
     assert (result.returncode, result.stdout) == (0, "")

@@ -403,17 +403,37 @@ def test_refusal__a_held_lease_takes_time(run: RunWork, engine: sa.Engine, order
     assert next(runs) == 2
 
 
-def test_work__that_commits_itself_is_never_run_again(run: RunWork, engine: sa.Engine, order: str) -> None:
+@pytest.mark.parametrize("commit", ["", "COMMIT", " end;", "COMMIT AND CHAIN"])
+def test_work__that_commits_itself_is_never_run_again(
+    run: RunWork, engine: sa.Engine, order: str, commit: str
+) -> None:
     runs: list[int] = []
     inner = set_field(order, runs, idempotency_key=None)
 
     def work(conn: sa.Connection) -> None:
         inner(conn)
-        conn.commit()
+        conn.exec_driver_sql(commit) if commit else conn.commit()
         append_events(engine, TENANT, [event("STEP_STARTED", order, expected_seq=9)])
 
     with pytest.raises(ConcurrencyConflict):
         run(engine, TENANT, work)
+    assert len(runs) == 1
+    assert values_set(engine, order) == 1
+
+
+def test_work__that_loses_the_connection_in_a_commit_of_its_own(
+    run: RunWork, through: sa.Engine, engine: sa.Engine, proxy: Proxy, order: str
+) -> None:
+    runs: list[int] = []
+    inner = set_field(order, runs, idempotency_key=None)
+    proxy.cut(COMMIT, "reply")
+
+    def work(conn: sa.Connection) -> None:
+        inner(conn)
+        conn.exec_driver_sql("COMMIT")
+
+    with pytest.raises(DBAPIError):
+        run(through, TENANT, work)
     assert len(runs) == 1
     assert values_set(engine, order) == 1
 
