@@ -54,6 +54,7 @@ _POLL_SECONDS: Final = 0.25
     "statuses",
     type=click.Choice([each.value for each in WorkOrderStatus], case_sensitive=False),
     multiple=True,
+    metavar="STATUS",
     help="Only those in this status; may be given several times.",
 )
 @click.option("--requester", metavar="USER", help="Only those that this user requested.")

@@ -465,7 +465,7 @@ def test_import__file_that_is_no_gzip_is_one_line(run: Run, tmp_path: Path) -> N
         ("show acme wo_none --seq 1", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
         ("list acme --after wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
         ("stats a/../..\x1b", 1, {"code": "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED", "field": "tenant_id"}),
-        ("export acme", 2, {"code": "USAGE"}),
+        ("list acme --status GONE", 2, {"code": "USAGE"}),
         ("verify", 2, {"code": "USAGE"}),
         ("pending acme --limit x", 2, {"code": "USAGE"}),
         ("no-such-command", 2, {"code": "USAGE"}),

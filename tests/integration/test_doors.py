@@ -25,9 +25,11 @@ from selene_core import (
     async_append_events,
     async_check_schema,
     async_rebuild_tenant,
+    async_run_in_tenant,
     async_tenant_scope,
     check_schema,
     rebuild_tenant,
+    run_in_tenant,
     tenant_scope,
 )
 from selene_core.store.aio import AsyncRepository
@@ -53,6 +55,7 @@ SYNC_DOORS: dict[str, Callable[[Any], object]] = {
     "append_events": lambda bind: append_events(bind, TENANT, []),
     "rebuild_tenant": lambda bind: rebuild_tenant(bind, TENANT),
     "check_schema": check_schema,
+    "run_in_tenant": lambda bind: run_in_tenant(bind, TENANT, lambda _conn: None),
     **{cls.__name__: cls for cls in Repository.__subclasses__()},
 }
 ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
@@ -60,9 +63,12 @@ ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
     "async_append_events": lambda bind: async_append_events(bind, TENANT, []),
     "async_rebuild_tenant": lambda bind: async_rebuild_tenant(bind, TENANT),
     "async_check_schema": async_check_schema,
+    "async_run_in_tenant": lambda bind: async_run_in_tenant(bind, TENANT, lambda _conn: asyncio.sleep(0)),
     **{cls.__name__: cls for cls in AsyncRepository.__subclasses__()},
 }
 DOORS = SYNC_DOORS | ASYNC_DOORS
+# Their transactions are their own: they take an engine alone.
+ENGINES_ALONE = {"rebuild_tenant", "run_in_tenant", "async_rebuild_tenant", "async_run_in_tenant"}
 SECRET = "postgresql://someone:hushed@127.0.0.1:1/none"
 NOWHERE = sa.create_engine(SECRET.replace("postgresql", "postgresql+psycopg"))
 NOWHERE_ASYNC = create_async_engine(NOWHERE.url)
@@ -164,7 +170,7 @@ def test_door__knows_an_asynchronous_engine_from_inside(door: str) -> None:
     assert f"pass that to async_{door}" in told(door, NOWHERE_ASYNC.sync_engine)
 
 
-@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name != "async_rebuild_tenant"])
+@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name not in ENGINES_ALONE])
 def test_async_door__wants_a_connection_that_is_open(door: str) -> None:
     assert "await it first" in told(door, NOWHERE_ASYNC.connect())
 
@@ -177,8 +183,9 @@ def test_async_door__wants_what_was_awaited() -> None:
 
 def test_door__takes_nothing_to_join_where_it_cannot(engine: sa.Engine) -> None:
     with Session(engine) as session, engine.connect() as conn:
-        assert "not Session" in told("rebuild_tenant", session)
-        assert "not Connection" in told("rebuild_tenant", conn)
+        for door in ENGINES_ALONE & set(SYNC_DOORS):
+            assert "not Session" in told(door, session)
+            assert "not Connection" in told(door, conn)
         for cls in Repository.__subclasses__():
             assert "not Session" in told(cls.__name__, session)
             assert "not Engine" in told(cls.__name__, engine)
