@@ -91,6 +91,7 @@ from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
 from selene_core.store.failures import http_status, is_retryable
+from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.retries import run_in_tenant
@@ -106,6 +107,7 @@ __all__ = [
     "ApprovalOutcome",
     "AsyncConversationRepository",
     "AsyncIdentityRepository",
+    "AsyncLeaseHold",
     "AsyncLeaseRepository",
     "AsyncStepAttemptRepository",
     "AsyncWorkOrderRepository",
@@ -136,6 +138,7 @@ __all__ = [
     "InvalidTransition",
     "Lease",
     "LeaseHeld",
+    "LeaseHold",
     "LeaseLost",
     "LeaseRepository",
     "LeaseState",
@@ -178,6 +181,7 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_hold_lease",
     "async_rebuild_tenant",
     "async_run_in_tenant",
     "async_tenant_scope",
@@ -185,6 +189,7 @@ __all__ = [
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "hold_lease",
     "http_status",
     "include_name",
     "include_object",

@@ -30,7 +30,7 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )
-    # Those of list_orders: a range for each status. No append but a change of status, or of the lease, touches them.
+    # Those of list_orders: a range for each status. Only a change of status or lease touches them.
     for name, columns, rows in LISTS:
         op.create_index(
             op.f(f"ix_work_orders_current_{name}"),

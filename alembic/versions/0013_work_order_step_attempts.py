@@ -1,4 +1,4 @@
-"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries; claim (contract §8 and §9).
+"""os_core.work_order_step_attempts and its functions: numbered attempts, exact retries, claim (§8, §9).
 
 Revision ID: 0013
 Revises: 0012

@@ -207,6 +207,7 @@ def _said(turn: ConversationTurn) -> str:
 def summary(event: WorkOrderEvent) -> str:
     """Return what an event's payload says, in one line."""
     payload = thaw(event.payload)
+    payload.pop("steps_due_at", None)  # for claim; next_retry_at is for readers
     if event.lease_owner_id:
         until = "" if event.lease_expires_at is None else f" until {_time(event.lease_expires_at)}"
         return event.lease_owner_id + until

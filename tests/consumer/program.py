@@ -5,7 +5,7 @@ that is not used here.
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -24,6 +24,7 @@ from selene_core import (
     ApprovalOutcome,
     AsyncConversationRepository,
     AsyncIdentityRepository,
+    AsyncLeaseHold,
     AsyncLeaseRepository,
     AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
@@ -32,6 +33,7 @@ from selene_core import (
     AttemptStatus,
     BoundExceeded,
     CancelInvalidState,
+    Claim,
     ConcurrencyConflict,
     ContractViolation,
     ConversationRepository,
@@ -53,9 +55,11 @@ from selene_core import (
     InvalidTransition,
     Lease,
     LeaseHeld,
+    LeaseHold,
     LeaseLost,
     LeaseRepository,
     LeaseState,
+    OrderCursor,
     PendingCursor,
     PrivacyScope,
     ProjectionDamaged,
@@ -94,6 +98,7 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_hold_lease,
     async_rebuild_tenant,
     async_run_in_tenant,
     async_tenant_scope,
@@ -101,6 +106,7 @@ from selene_core import (
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
+    hold_lease,
     http_status,
     include_name,
     include_object,
@@ -379,6 +385,34 @@ def work(engine: Engine, tenant_id: str, work_order_id: str) -> RetryDecision:
     return decision
 
 
+def work_on_next(engine: Engine, tenant_id: str, do: Callable[[WorkOrder, LeaseHold], None]) -> bool:
+    with tenant_scope(engine, tenant_id) as conn:
+        claim: Claim | None = LeaseRepository(conn).claim("worker-1", ttl_ms=30_000)
+    if claim is None:
+        return False
+    lease, order = claim
+    holding = hold_lease(
+        engine, tenant_id, order_id := lease.work_order_id, "worker-1", ttl_ms=30_000, token=lease.token
+    )
+    with holding as hold:
+        do(claim.work_order, hold)
+        if hold.lost or hold.wait(0.1):
+            hold.check()
+        hold.not_before = datetime.now(UTC) + timedelta(minutes=1)
+    log.info("%s until %s: %s", order_id, hold.lease.lease_expires_at, order)
+    return True
+
+
+def listed(engine: Engine, tenant_id: str) -> list[WorkOrder]:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        found: list[WorkOrder] = orders.list_orders([WorkOrderStatus.EXECUTING, "CONFIRM"], limit=50)
+        if found:
+            last = OrderCursor(found[-1].created_at, found[-1].work_order_id)
+            found += orders.list_orders(lease_owner_id="worker-1", oldest_first=True, after=last)
+        return found
+
+
 def overdue(engine: Engine, tenant_id: str) -> list[str]:
     with tenant_scope(engine, tenant_id) as conn:
         attempts = StepAttemptRepository(conn)
@@ -479,6 +513,20 @@ async def serve(engine: AsyncEngine, tenant_id: str, first: WorkOrderLedgerEvent
         said = [turn.text async for turn in AsyncConversationRepository(conn).turns(first.correlation_id)]
         log.info("%s %s %s %s %s %s", order, seqs, lease.fence, history, user.user_id, said)
     return await async_rebuild_tenant(engine, tenant_id)
+
+
+async def work_on_next_async(engine: AsyncEngine, tenant_id: str) -> bool:
+    async with async_tenant_scope(engine, tenant_id) as conn:
+        await AsyncWorkOrderRepository(conn).list_orders(requester_user_id="alice")
+        claim: Claim | None = await AsyncLeaseRepository(conn).claim(
+            "w", ttl_ms=30_000, statuses=["EXECUTING"]
+        )
+    if claim is None:
+        return False
+    order_id, token = claim.work_order.work_order_id, claim.lease.token
+    async with async_hold_lease(engine, tenant_id, order_id, "w", ttl_ms=30_000, token=token) as hold:
+        held: AsyncLeaseHold = hold
+        return not await held.wait(0.1)
 
 
 async def serve_in_a_session(

@@ -36,7 +36,7 @@ HOUR = timedelta(hours=1)
 def claimed(tenant: Tenant, **given: Any) -> str | None:
     """Claim, and return which order it is."""
     row = claim(tenant.app, tenant.id, **given)
-    return row and str(row["work_order_id"])
+    return None if row is None else row["work_order_id"]
 
 
 def all_claimed(tenant: Tenant, **given: Any) -> list[str]:
@@ -262,7 +262,8 @@ def test_claim__what_a_caller_says_of_the_steps_frees_nothing_that_is_kept(acme:
     """A STEP_* event is anybody's; the attempts are judged by their own rows."""
     order = acme.order("EXECUTING")
     attempt = start(acme.app, acme.id, order)
-    for says in ("2001-01-01T00:00:00Z", "soon", 7, {}):
+    forged: tuple[Any, ...] = ("2001-01-01T00:00:00Z", "soon", 7, {})
+    for says in forged:
         acme.append(
             wire("STEP_STARTED", order, payload={"steps_due_at": says}, work_order_status="EXECUTING")
         )

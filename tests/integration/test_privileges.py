@@ -84,6 +84,7 @@ CALLS = {
     "start_step_attempt": "'acme', 'wo-1', 'book', 1000, 1, 1000, 'start', 'a-token-of-sixteen'",
     "finish_step_attempt": """'acme', (SELECT max(step_attempt_id) FROM os_core.work_order_step_attempts),
         'FAILED', 1, TRUE, 'a-token-of-sixteen', 'finish'""",
+    "claim_work_order": "'acme', 'worker-1', 'a-token-of-sixteen', 60000",
     "release_lease": "'acme', 'wo-1', 'a-token-of-sixteen'",
     "due_step_retries": "'acme', 10",
     "lock_work_order": "'acme', 'wo-1'",

@@ -186,7 +186,10 @@ class Story:
         held = self._id("held")
         self._append(self._wire("WORK_ORDER_CREATED", "held"))
         self._answer(lease + "acquire_lease(%s, %s, 'worker', %s, %s)", held, token, ttl)
-        self._answer("SELECT os_core.release_lease(%s, %s, %s)", held, token)
+        self._answer("SELECT os_core.release_lease(%s, %s, %s, '2999-01-01Z')", held, token)
+        claim = "SELECT lease_state, fence FROM os_core.claim_work_order(%s, 'worker', %s, %s, %s)"
+        for _ in range(2):
+            self._answer(claim, "a-token-of-the-claim's-own", ttl, ["DRAFT", "CLARIFY", "CONFIRM"])
         self._answer("SELECT replayed FROM os_core.cancel_work_order(%s, %s, 7, 'cancel', %s)", held, "né")
 
     def _people(self) -> None:

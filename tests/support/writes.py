@@ -62,6 +62,7 @@ STORY = {
     "lock": f"os_core.lock_work_order({ORDER})",
     "lease": CALLS["lease"],
     "lease, again": CALLS["lease"],
+    "claim": f"os_core.claim_work_order('{{tenant}}', 'worker-1', {TOKEN}, 60000, '{{{{DRAFT}}}}')",
     "renew": f"os_core.renew_lease({ORDER}, {TOKEN}, 60000)",
     "attempt": CALLS["attempt"],
     "attempt, again": CALLS["attempt"],
