@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
 from threading import Condition, Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,17 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from selene_core.contract.errors import InvalidTransition, LeaseLost, SeleneError
 from selene_core.contract.events import check_tenant_id
+from selene_core.contract.rows import HeldLease
 from selene_core.store.aio import async_tenant_scope
 from selene_core.store.binds import checked
 from selene_core.store.instants import Instant
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from datetime import datetime
-
-    from selene_core.contract.rows import HeldLease
 
 _LOG: Final = logging.getLogger("selene_core.leases")
 _NOW: Final = select(func.clock_timestamp(type_=Instant()))
@@ -34,21 +31,13 @@ _NOW: Final = select(func.clock_timestamp(type_=Instant()))
 class _Hold:
     """What is known of a lease that a block holds. The clock decides whether it is lost, not a thread."""
 
-    def __init__(
-        self, conn: Connection, work_order_id: str, owner: str, ttl_ms: int, token: str | None
-    ) -> None:
-        """Take the lease."""
-        self.lease: HeldLease = LeaseRepository(conn).acquire(
-            work_order_id, owner, ttl_ms=ttl_ms, token=token
-        )
+    def __init__(self, lease: HeldLease, ttl_ms: int, ends_at: float) -> None:
+        """Begin with a lease that ends at this time of monotonic(), or a little later."""
+        self.lease = lease
         self.not_before: datetime | None = None
         self._ttl_ms = ttl_ms
-        # By the clock of the process, which nobody sets. In the database the lease ends a little later.
-        # That of a claim has run for a while.
-        now = monotonic()
-        left = self.lease.lease_expires_at - conn.execute(_NOW).scalar_one()
-        self._ends_at = now + left.total_seconds()
-        self._asked_at = self._ends_at - ttl_ms / 1_000
+        self._ends_at = ends_at
+        self._asked_at = ends_at - ttl_ms / 1_000
         self._retrying = False
         self._lost = False
         self._order_ended = False
@@ -143,11 +132,9 @@ class LeaseHold(_Hold):
 class AsyncLeaseHold(_Hold):
     """A lease that async_hold_lease() holds for a block: as LeaseHold, but wait() is awaited."""
 
-    def __init__(
-        self, conn: Connection, work_order_id: str, owner: str, ttl_ms: int, token: str | None
-    ) -> None:
-        """Take the lease."""
-        super().__init__(conn, work_order_id, owner, ttl_ms, token)
+    def __init__(self, lease: HeldLease, ttl_ms: int, ends_at: float) -> None:
+        """Begin with a lease that ends at this time of monotonic(), or a little later."""
+        super().__init__(lease, ttl_ms, ends_at)
         self._gone = asyncio.Event()
 
     async def wait(self, seconds: float) -> bool:
@@ -169,11 +156,11 @@ def hold_lease(
 ) -> Iterator[LeaseHold]:
     """Hold the lease on a work order for a block: take it, renew it, and give it back at the end.
 
-    A thread of its own renews it after each third of `ttl_ms`, on connections of the engine; a renewal that
-    fails is repeated as long as the lease may still be held. The block looks at `lost`, or calls
-    check() or wait(): a lost lease is another's, and the database refuses its token. The end of the block
-    raises LeaseLost if the lease was lost, unless the block raises an exception of its own or the work order
-    has ended.
+    A thread of its own renews it after each third of `ttl_ms`; for that the engine needs a connection more
+    than the block does. A renewal that fails is repeated as long as the lease may still be held. The block
+    looks at `lost`, or calls check() or wait(): a lost lease is another's, and the database refuses its
+    token. The end of the block raises LeaseLost if the lease was lost, unless the block raises an exception
+    of its own or the work order has ended.
 
     `token`: that of a claim(), whose lease goes on; or one made with secrets.token_urlsafe(32), so that the
     call can be repeated after a lost reply. Raises what acquire() raises, and TypeError for anything but an
@@ -182,7 +169,7 @@ def hold_lease(
     owned: Engine = checked("hold_lease", "an Engine", engine, Engine)
     tenant_id = check_tenant_id(tenant_id)
     with tenant_scope(owned, tenant_id) as conn:
-        hold = LeaseHold(conn, work_order_id, owner, ttl_ms, token)
+        hold = LeaseHold(*_take(conn, work_order_id, owner, ttl_ms, token))
     stopped = Event()
     keeping = Thread(target=_keep, args=(owned, tenant_id, hold, stopped), name="selene-lease", daemon=True)
     keeping.start()
@@ -195,6 +182,17 @@ def hold_lease(
         raise
     stopped.set()
     _end(owned, tenant_id, hold, keeping)
+
+
+def _take(
+    conn: Connection, work_order_id: str, owner: str, ttl_ms: int, token: str | None
+) -> tuple[HeldLease, int, float]:
+    """Take the lease; return what a hold begins with."""
+    lease = LeaseRepository(conn).acquire(work_order_id, owner, ttl_ms=ttl_ms, token=token)
+    # By the clock of the process, which nobody sets. That of a claim has run for a while.
+    now = monotonic()
+    left = lease.lease_expires_at - conn.execute(_NOW).scalar_one()
+    return lease, ttl_ms, now + left.total_seconds()
 
 
 def _keep(engine: Engine, tenant_id: str, hold: LeaseHold, stopped: Event) -> None:
@@ -244,7 +242,7 @@ async def async_hold_lease(
     owned: AsyncEngine = checked("async_hold_lease", "an AsyncEngine", engine, AsyncEngine)
     tenant_id = check_tenant_id(tenant_id)
     async with async_tenant_scope(owned, tenant_id) as conn:
-        hold = await conn.run_sync(AsyncLeaseHold, work_order_id, owner, ttl_ms, token)
+        hold = AsyncLeaseHold(*await conn.run_sync(_take, work_order_id, owner, ttl_ms, token))
     keeping = asyncio.create_task(_keep_async(owned, tenant_id, hold))
     try:
         yield hold

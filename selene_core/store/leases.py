@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Text, and_, bindparam, func
@@ -18,9 +20,6 @@ from selene_core.store.tables import work_order_leases
 from selene_core.store.work_order_statements import WORK_ORDER_COLUMNS, work_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
-
     from sqlalchemy import RowMapping
 
 _OWNER: Final = identifier(MAX_ID)

@@ -50,6 +50,7 @@ CHANGED = {
 }
 
 SOME_VALUE = {
+    "text[]": "ARRAY['EXECUTING']",
     "text": "'{tenant}-order'",
     "uuid": "'{thread}'",
     "bigint": "1",

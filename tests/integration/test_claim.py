@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,10 +11,20 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
+from selene_core import (
+    ContractViolation,
+    HeldLease,
+    Lease,
+    LeaseRepository,
+    WorkOrderRepository,
+    WorkOrderStatus,
+    tenant_scope,
+)
 from tests.support.calls import TERMINAL, Row, Tenant, append, refused
 from tests.support.factories import new_id, wire
 from tests.support.races import DEADLINE_SECONDS
 from tests.support.raw import Connection
+from tests.support.servers import Database
 from tests.support.sessions import Sessions
 from tests.support.workers import (
     acquire,
@@ -85,6 +96,46 @@ def test_claim__takes_the_statuses_that_are_asked_for(acme: Tenant, statuses: tu
     assert all_claimed(acme, statuses=statuses) == [
         order for status, order in orders.items() if status in statuses
     ]
+
+
+def test_claim__knows_every_status_that_is_not_terminal() -> None:
+    assert {*OPEN} | {*TERMINAL} == {status.value for status in WorkOrderStatus}
+
+
+@pytest.mark.parametrize(
+    "statuses", [(), ("DONE",), ("EXECUTING", None), ("executing",), "EXECUTING", 7, None]
+)
+def test_claim__python_refuses_statuses_in_the_same_words(shared_database: Database, statuses: Any) -> None:
+    rule = "must be one or more of DRAFT, CLARIFY, CONFIRM, EXECUTING"
+    with tenant_scope(shared_database.engine(), new_id("acme")) as conn:
+        with pytest.raises(ContractViolation) as refusal:
+            LeaseRepository(conn).claim("worker-1", ttl_ms=1_000, statuses=statuses)
+        assert (refusal.value.field, refusal.value.rule) == ("statuses", rule)
+        assert LeaseRepository(conn).claim("worker-1", ttl_ms=1_000, statuses=iter(OPEN)) is None
+
+
+def test_claim__python_gets_lease_and_order(shared_database: Database, acme: Tenant) -> None:
+    order = acme.order("CONFIRM")
+    token = new_token()
+    for _ in range(2):  # the reply was lost
+        with tenant_scope(shared_database.engine(), acme.id) as conn:
+            claimed = LeaseRepository(conn).claim(
+                "worker-1", ttl_ms=60_000, statuses=[WorkOrderStatus.CONFIRM], token=token
+            )
+            assert claimed is not None
+            assert claimed.lease.token == token
+            assert claimed.lease == replace_token(LeaseRepository(conn).current(order), token)
+            assert claimed.work_order == WorkOrderRepository(conn).get(order)
+    with tenant_scope(shared_database.engine(), acme.id) as conn:
+        LeaseRepository(conn).release(order, token, not_before=moment(acme, HOUR))
+        assert LeaseRepository(conn).claim("worker-1", ttl_ms=1_000, statuses=OPEN) is None
+        with pytest.raises(ContractViolation):
+            LeaseRepository(conn).release(order, token, not_before=datetime.now())  # noqa: DTZ005  # naive
+
+
+def replace_token(lease: Lease | None, token: str) -> HeldLease:
+    assert lease is not None
+    return HeldLease(**{**asdict(lease), "token": token})
 
 
 def test_claim__follows_the_status(acme: Tenant) -> None:

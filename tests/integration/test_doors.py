@@ -24,10 +24,12 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_hold_lease,
     async_rebuild_tenant,
     async_run_in_tenant,
     async_tenant_scope,
     check_schema,
+    hold_lease,
     rebuild_tenant,
     run_in_tenant,
     tenant_scope,
@@ -56,6 +58,7 @@ SYNC_DOORS: dict[str, Callable[[Any], object]] = {
     "rebuild_tenant": lambda bind: rebuild_tenant(bind, TENANT),
     "check_schema": check_schema,
     "run_in_tenant": lambda bind: run_in_tenant(bind, TENANT, lambda _conn: None),
+    "hold_lease": lambda engine: hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__enter__(),
     **{cls.__name__: cls for cls in Repository.__subclasses__()},
 }
 ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
@@ -64,11 +67,12 @@ ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
     "async_rebuild_tenant": lambda bind: async_rebuild_tenant(bind, TENANT),
     "async_check_schema": async_check_schema,
     "async_run_in_tenant": lambda bind: async_run_in_tenant(bind, TENANT, lambda _conn: asyncio.sleep(0)),
+    "async_hold_lease": lambda engine: async_hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__aenter__(),
     **{cls.__name__: cls for cls in AsyncRepository.__subclasses__()},
 }
 DOORS = SYNC_DOORS | ASYNC_DOORS
-# Their transactions are their own: they take an engine alone.
-ENGINES_ALONE = {"rebuild_tenant", "run_in_tenant", "async_rebuild_tenant", "async_run_in_tenant"}
+_ALONE = ("rebuild_tenant", "hold_lease", "run_in_tenant")
+ENGINE_ONLY = {*_ALONE, *(f"async_{name}" for name in _ALONE)}
 SECRET = "postgresql://someone:hushed@127.0.0.1:1/none"
 NOWHERE = sa.create_engine(SECRET.replace("postgresql", "postgresql+psycopg"))
 NOWHERE_ASYNC = create_async_engine(NOWHERE.url)
@@ -170,7 +174,7 @@ def test_door__knows_an_asynchronous_engine_from_inside(door: str) -> None:
     assert f"pass that to async_{door}" in told(door, NOWHERE_ASYNC.sync_engine)
 
 
-@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name not in ENGINES_ALONE])
+@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name not in ENGINE_ONLY])
 def test_async_door__wants_a_connection_that_is_open(door: str) -> None:
     assert "await it first" in told(door, NOWHERE_ASYNC.connect())
 
@@ -183,7 +187,7 @@ def test_async_door__wants_what_was_awaited() -> None:
 
 def test_door__takes_nothing_to_join_where_it_cannot(engine: sa.Engine) -> None:
     with Session(engine) as session, engine.connect() as conn:
-        for door in ENGINES_ALONE & set(SYNC_DOORS):
+        for door in ENGINE_ONLY & {*SYNC_DOORS}:
             assert "not Session" in told(door, session)
             assert "not Connection" in told(door, conn)
         for cls in Repository.__subclasses__():
@@ -215,7 +219,7 @@ def other_engine(driver: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
 @pytest.mark.parametrize("door", [name for name in SYNC_DOORS if not name.endswith("Repository")])
 @pytest.mark.parametrize("driver", ["psycopg2", "pg8000"])
 def test_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
-    binds = [other_engine] if door == "rebuild_tenant" else [other_engine, Session(other_engine)]
+    binds = [other_engine] if door in ENGINE_ONLY else [other_engine, Session(other_engine)]
     for bind in binds:
         refused_driver(told(door, bind), door, driver)
 
@@ -224,7 +228,7 @@ def test_door__refuses_another_driver_by_name(door: str, driver: str, other_engi
 @pytest.mark.parametrize("driver", ["asyncpg"])
 def test_async_door__refuses_another_driver_by_name(door: str, driver: str, other_engine: sa.Engine) -> None:
     engine = AsyncEngine(other_engine)
-    for bind in [engine] if door == "async_rebuild_tenant" else [engine, AsyncSession(engine)]:
+    for bind in [engine] if door in ENGINE_ONLY else [engine, AsyncSession(engine)]:
         refused_driver(told(door, bind), door, driver)
 
 
@@ -238,5 +242,5 @@ def refused_driver(message: str, door: str, driver: str) -> None:
 def test_door__refuses_another_databases_connection(door: str) -> None:
     other = sa.create_engine("sqlite://")
     with other.connect() as conn:
-        assert "not with sqlite+pysqlite" in told(door, other if door == "rebuild_tenant" else conn)
+        assert "not with sqlite+pysqlite" in told(door, other if door in ENGINE_ONLY else conn)
     other.dispose()

@@ -186,7 +186,7 @@ class Story:
         held = self._id("held")
         self._append(self._wire("WORK_ORDER_CREATED", "held"))
         self._answer(lease + "acquire_lease(%s, %s, 'worker', %s, %s)", held, token, ttl)
-        self._answer("SELECT os_core.release_lease(%s, %s, %s, '2999-01-01Z')", held, token)
+        self._answer("SELECT os_core.release_lease(%s, %s, %s, '2999-01-01 00:00:00+00')", held, token)
         claim = "SELECT lease_state, fence FROM os_core.claim_work_order(%s, 'worker', %s, %s, %s)"
         for _ in range(2):
             self._answer(claim, "a-token-of-the-claim's-own", ttl, ["DRAFT", "CLARIFY", "CONFIRM"])
