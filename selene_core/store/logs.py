@@ -33,10 +33,18 @@ def log_retry(
     )
 
 
-def log_lost_lease(tenant_id: str, work_order_id: str | None) -> None:
-    """Log that somebody used a lease that is expired, given back or taken over, or never was."""
+def log_lost_lease(tenant_id: str, work_order_id: str | None, why: str) -> None:
+    """Log that a lease is expired, given back or taken over, or never was."""
     facts = {"selene_event": "lease_lost", "tenant_id": tenant_id, "work_order_id": work_order_id}
-    _LOG.warning("the lease on work order %s of tenant %s is lost", work_order_id, tenant_id, extra=facts)
+    message = "the lease on work order %s of tenant %s is lost: %s"
+    _LOG.warning(message, work_order_id, tenant_id, why, extra=facts)
+
+
+def log_stranded_lease(tenant_id: str, work_order_id: str, error: str) -> None:
+    """Log that a lease could not be given back, because of an error of this class: it ends by itself."""
+    facts = {"selene_event": "lease_stranded", "tenant_id": tenant_id, "work_order_id": work_order_id}
+    message = "the lease on work order %s of tenant %s could not be given back, and ends by itself: %s"
+    _LOG.warning(message, work_order_id, tenant_id, error, extra={**facts, "error": error})
 
 
 def log_revision(revision: str, direction: str) -> None:

@@ -59,7 +59,7 @@ def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Seq
         with translate_errors():
             return conn.execute(statement, parameters).mappings().all()
     except LeaseLost as exc:
-        log_lost_lease(str(parameters["tenant_id"]), exc.work_order_id)
+        log_lost_lease(str(parameters["tenant_id"]), exc.work_order_id, "a call was refused")
         raise
 
 
