@@ -34,6 +34,7 @@ def run_online() -> None:
         migration_session.begin_with(connection, settings)
         with context.begin_transaction():
             context.run_migrations()
+        context.log_steps()
 
 
 def run_offline() -> None:

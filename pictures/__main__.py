@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy import create_engine
 
 from pictures.schema import schema_svg
-from pictures.timeline import timeline_svg
+from pictures.timeline import demo_svg
 from selene_core.local import local_database
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -16,7 +16,7 @@ def main() -> None:
     with local_database() as database:
         app, admin = create_engine(database.url), create_engine(database.admin_url)
         with admin.connect() as conn:
-            drawn = {"schema.svg": schema_svg(conn), "timeline.svg": timeline_svg(app, admin)}
+            drawn = {"schema.svg": schema_svg(conn), "timeline.svg": demo_svg(app, admin)}
         app.dispose()
         admin.dispose()
     for name, picture in drawn.items():

@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 from pictures.catalogue import read_tables
-from pictures.svg import Picture, text_width
+from selene_core.cli.svg import Picture, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

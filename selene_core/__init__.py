@@ -84,15 +84,18 @@ from selene_core.store.aio import (
     AsyncWorkOrderRepository,
     async_append_events,
     async_rebuild_tenant,
+    async_run_in_tenant,
     async_tenant_scope,
 )
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.failures import http_status, is_retryable
 from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
+from selene_core.store.retries import run_in_tenant
 from selene_core.store.scope import tenant_scope
 from selene_core.store.transactions import append_events, rebuild_tenant
 from selene_core.store.work_orders import WorkOrderRepository
@@ -182,16 +185,20 @@ __all__ = [
     "async_check_schema",
     "async_hold_lease",
     "async_rebuild_tenant",
+    "async_run_in_tenant",
     "async_tenant_scope",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
     "hold_lease",
+    "http_status",
     "include_name",
     "include_object",
+    "is_retryable",
     "new_work_order_id",
     "rebuild_tenant",
+    "run_in_tenant",
     "tenant_scope",
     "work_order_event_schema",
 ]

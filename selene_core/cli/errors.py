@@ -18,6 +18,7 @@ from selene_core.cli.terminal import say
 from selene_core.contract.errors import SeleneCoreError, SeleneError
 from selene_core.local.binaries import LocalServerUnavailable
 from selene_core.migrations import MigrationLocked
+from selene_core.store.failures import is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,13 +127,18 @@ def warn(reason: str) -> None:
     say(f"selene-core: warning: {reason}", err=True)
 
 
+def warned_of_none(tenant: str, count: int) -> dict[str, str]:
+    """Warn of a tenant without work orders; return the warning for JSON."""
+    if count:
+        return {}
+    warning = f"tenant {tenant} has 0 work orders: is it spelled right?"
+    warn(warning)
+    return {"warning": warning}
+
+
 def _facts(exc: SeleneError) -> dict[str, Any]:
     told = {fact.name: getattr(exc, fact.name) for fact in fields(exc) if fact.name != "message"}
     return {name: value for name, value in told.items() if value is not None}
-
-
-# The server shuts down, crashed or starts, the database was dropped, too many are connected.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "57P04", "53300"})
 
 
 def _database_failure(exc: BaseException | None) -> Failure | None:
@@ -140,10 +146,9 @@ def _database_failure(exc: BaseException | None) -> Failure | None:
         return None
     # Without PostgreSQL's DETAIL and CONTEXT: one line.
     message, state = exc.diag.message_primary or str(exc), exc.sqlstate
-    gone = isinstance(exc, psycopg.OperationalError) and (state is None or state.startswith("08"))
     facts = {} if state is None else {"sqlstate": state}
     if isinstance(exc, psycopg.ProgrammingError) and state is None:
         return Failure(Status.USAGE, "USAGE", f"the database URL: {message}")
-    if gone or state in _AWAY:
+    if is_lost(exc):
         return Failure(Status.UNREACHABLE, "UNREACHABLE", message, facts)
     return Failure(Status.REFUSED, "DATABASE_ERROR", message, facts)

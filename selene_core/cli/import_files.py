@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
+import sys
 import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from selene_core.contract.errors import ContractViolation
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Iterator
+    from pathlib import Path
 
 LONGEST_LINE: Final = 1 << 20
 """The bytes of the longest line that is imported; an event has a payload of 16 KiB."""
@@ -22,6 +25,19 @@ _COMPRESSED: Final = {
     b"\xfd7zXZ": "compressed by xz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd",
 }
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[io.BufferedReader]:
+    """Open a file, or standard input for -, for read_lines(); raises ContractViolation without an input."""
+    if str(file) != "-":
+        with file.open("rb") as raw:
+            yield raw
+        return
+    standard = getattr(sys.stdin, "buffer", None)
+    if not isinstance(standard, io.BufferedReader):
+        raise ContractViolation(field="file", rule="is standard input, which is closed")
+    yield standard
 
 
 def read_lines(raw: io.BufferedReader) -> Iterator[bytes]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import click
 
 from selene_core.cli.import_files import LONGEST_LINE
 from selene_core.contract.errors import ContractViolation, SeleneError, TenantScopeViolation
@@ -15,9 +18,14 @@ from selene_core.store.transactions import append_events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
+
+    from selene_core.contract.rows import AppendResult
 
 BATCH_SIZE: Final = 500
+MOST_REHEARSED: Final = 10
+"""The tenants whose lines one dry run takes."""
+
 # Many tenants with a few lines each must not gather the whole file in memory.
 _MOST_PENDING: Final = 20 * BATCH_SIZE
 _BOM: Final = b"\xef\xbb\xbf"
@@ -45,11 +53,40 @@ class ImportReport:
 
 _Batch = list[tuple[int, WorkOrderLedgerEventInput]]
 
+_Append: TypeAlias = "Callable[[str, list[WorkOrderLedgerEventInput]], list[AppendResult]]"
+
+
+@contextmanager
+def _real(engine: Engine) -> Iterator[_Append]:
+    """Append each batch in a transaction of its own."""
+    yield lambda tenant_id, events: append_events(engine, tenant_id, events)
+
+
+@contextmanager
+def _rehearsal(engine: Engine) -> Iterator[_Append]:
+    """Append in one transaction for each tenant; all are rolled back at the end."""
+    with ExitStack() as stack:
+        conns: dict[str, Connection] = {}
+
+        def append(tenant_id: str, events: list[WorkOrderLedgerEventInput]) -> list[AppendResult]:
+            if tenant_id not in conns:
+                if len(conns) == MOST_REHEARSED:
+                    raise click.UsageError(f"a dry run takes a file of at most {MOST_REHEARSED} tenants")
+                conns[tenant_id] = stack.enter_context(engine.connect())
+                conns[tenant_id].begin()
+            # A refusal undoes its batch alone.
+            with conns[tenant_id].begin_nested():
+                return append_events(conns[tenant_id], tenant_id, events)
+
+        yield append
+
 
 def import_lines(
     engine: Engine,
     lines: Iterable[bytes],
     progress: Callable[[ImportReport], object] | None = None,
+    *,
+    dry_run: bool = False,
 ) -> ImportReport:
     """Append the events of JSON lines, each an object with the columns' names and `tenant_id`.
 
@@ -57,9 +94,22 @@ def import_lines(
     refused in its turn. The reading ends where `lines` raises ContractViolation, and at a first line that is
     not of JSON lines: that line is reported, and what came before it is imported. Interrupted, it keeps what
     it has done: run it again, and lines with an idempotency_key are replays. `progress` gets the report so
-    far after each line and at the end. Raises what is no refusal of a line, for example a lost connection.
+    far after each line and at the end. With `dry_run` everything is rolled back at the end; each tenant needs
+    a connection until then. Raises what is no refusal of a line, for example a lost connection.
     """
     report = ImportReport()
+    with _rehearsal(engine) if dry_run else _real(engine) as append:
+        _import(append, lines, report, progress or (lambda _report: None))
+    report.refused.sort(key=lambda refused: refused.line)
+    return report
+
+
+def _import(
+    append: _Append,
+    lines: Iterable[bytes],
+    report: ImportReport,
+    progress: Callable[[ImportReport], object],
+) -> None:
     pending: dict[str, _Batch] = {}
     for number, line in _readable(lines, report):
         try:
@@ -70,18 +120,14 @@ def import_lines(
             batch = pending.setdefault(tenant_id, [])
             batch.append((number, event))
             if len(batch) >= BATCH_SIZE:
-                _append(engine, tenant_id, pending.pop(tenant_id), report)
+                _append(append, tenant_id, pending.pop(tenant_id), report)
             elif sum(map(len, pending.values())) >= _MOST_PENDING:
                 largest = max(pending, key=lambda tenant: len(pending[tenant]))
-                _append(engine, largest, pending.pop(largest), report)
-        if progress is not None:
-            progress(report)
-    for tenant_id, batch in pending.items():
-        _append(engine, tenant_id, batch, report)
-    report.refused.sort(key=lambda refused: refused.line)
-    if progress is not None:
+                _append(append, largest, pending.pop(largest), report)
         progress(report)
-    return report
+    for tenant_id, batch in pending.items():
+        _append(append, tenant_id, batch, report)
+    progress(report)
 
 
 def _readable(lines: Iterable[bytes], report: ImportReport) -> Iterator[tuple[int, bytes]]:
@@ -156,7 +202,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def _append(engine: Engine, tenant_id: str, batch: _Batch, report: ImportReport) -> None:
+def _append(append: _Append, tenant_id: str, batch: _Batch, report: ImportReport) -> None:
     """Append a batch; if the database refuses it, find the faulty line and go on without it."""
     todo = [batch]
     while todo:
@@ -164,7 +210,7 @@ def _append(engine: Engine, tenant_id: str, batch: _Batch, report: ImportReport)
         if not part:
             continue
         try:
-            results = append_events(engine, tenant_id, [event for _, event in part])
+            results = append(tenant_id, [event for _, event in part])
         except TenantScopeViolation:
             raise
         except SeleneError as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from selene_core.cli.page import Page
 from selene_core.contract.frozen_json import thaw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from selene_core.contract.rows import ConversationTurn, StepAttempt, WorkOrder, WorkOrderEvent
 
@@ -22,10 +22,11 @@ _WHOLE_PAGE = Page()
 
 def to_json(value: Any) -> str:
     """Return dataclasses, mappings and lists of them as a line of JSON in ASCII, times as RFC 3339 in UTC."""
-    return json.dumps(value, default=_plain)
+    return json.dumps(value, default=plain)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what stands in JSON for a value that JSON does not know."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, UUID):
@@ -40,7 +41,7 @@ def state_lines(order: WorkOrder, *, held: bool | None = None, page: Page = _WHO
     for fact in _facts(order, held):
         yield from page.fold(fact, page.fact_indent)
     for key, value in sorted(order.fields_json.items()):
-        yield from page.cut(f"  {key} = {_inline(value)}", page.fact_indent)
+        yield from page.cut(f"  {key} = {inline(value)}", page.fact_indent)
     for prompt in _prompt_lines(order):
         yield from page.fold(prompt, page.fact_indent)
 
@@ -100,6 +101,50 @@ def attempt_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) 
         yield from page.fold(f"  attempt     {numbered}: {attempt.attempt_status} {since}", page.fact_indent)
         if attempt.next_retry_at is not None:
             yield from page.fold(f"    retry     from {_time(attempt.next_retry_at)}", page.fact_indent)
+
+
+def order_lines(orders: Iterable[WorkOrder], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return work orders: created when, status, id; for whom; whose lease; what each waits for."""
+    for order in orders:
+        head = f"{_time(order.created_at)}  {order.work_order_status:<9}  {order.work_order_id}"
+        yield from page.fold(head, 2)
+        if order.requester_user_id:
+            yield from page.fold(f"  requester   {order.requester_user_id}", page.fact_indent)
+        if order.lease_owner_id:
+            yield from page.fold(f"  lease       {order.lease_owner_id}", page.fact_indent)
+        for line in _approval_lines(order):
+            yield from page.fold(line, page.fact_indent)
+
+
+def lease_lines(leases: Iterable[Mapping[str, Any]], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return leases: until when, whether held, on which order; by whom, behind which fence."""
+    for lease in leases:
+        stands = "held" if lease["held"] else "expired"
+        head = f"{_time(lease['lease_expires_at'])}  {stands:<7}  {lease['work_order_id']}"
+        yield from page.fold(head, 2)
+        since = f"since {_time(lease['acquired_at'])}, fence {lease['fence']}"
+        yield from page.fold(f"  owner       {lease['lease_owner_id']}, {since}", page.fact_indent)
+
+
+def due_lines(attempts: Iterable[StepAttempt], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return the steps to attempt again: due since when, on which order; which step, after which attempt."""
+    for attempt in attempts:
+        due = attempt.next_retry_at or attempt.started_at + timedelta(milliseconds=attempt.timeout_ms)
+        yield from page.fold(f"{_time(due)}  {attempt.work_order_id}", 2)
+        numbered = f"{attempt.step_id} {attempt.attempt_index} of {attempt.max_retries + 1}"
+        over = attempt.attempt_status if attempt.finished_at else "past its timeout"
+        yield from page.fold(f"  attempt     {numbered}: {over}", page.fact_indent)
+
+
+def stats_lines(stats: Mapping[str, Any], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return the counts of a tenant."""
+    for status, count in stats["work_orders"].items():
+        yield f"{count:>12,}  {status}"
+    for name in "active_leases", "expired_leases", "due_retries":
+        yield f"{stats[name]:>12,}  {name.replace('_', ' ')}"
+    if oldest := stats["oldest_pending"]:
+        since = _time(oldest["last_updated_at"])
+        yield from page.fold(f"The oldest pending: {oldest['work_order_id']}, unchanged since {since}", 2)
 
 
 def timeline_lines(events: Iterable[WorkOrderEvent], *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
@@ -168,15 +213,16 @@ def summary(event: WorkOrderEvent) -> str:
         return event.lease_owner_id + until
     if "field_key" in payload:
         return (
-            f"{payload['field_key']} = {_inline(payload['value'])}"
+            f"{payload['field_key']} = {inline(payload['value'])}"
             if "value" in payload
             else payload["field_key"]
         )
     facts = {**payload.pop("fields", {}), **payload} if event.work_order_seq == 1 else payload
-    return ", ".join(f"{key} = {_inline(value)}" for key, value in facts.items())
+    return ", ".join(f"{key} = {inline(value)}" for key, value in facts.items())
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
+    """Return a value as JSON, as people read it."""
     return json.dumps(value, ensure_ascii=False)
 
 

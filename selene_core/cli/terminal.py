@@ -38,6 +38,16 @@ def say(text: str, *, err: bool = False) -> None:
         stream.flush()
 
 
+@contextmanager
+def pouring() -> Iterator[Callable[[str], object]]:
+    """Yield what writes much to standard output, and flush it once at the end."""
+    if (stream := sys.stdout) is None:
+        yield lambda _text: None
+    else:
+        yield stream.write
+        stream.flush()
+
+
 def discard_output() -> None:
     """Discard further standard output: its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,10 +14,10 @@ from sqlalchemy import func, select, union
 
 from selene_core import migrations
 from selene_core.cli import demo as scenario
-from selene_core.cli.errors import going_on, warn
-from selene_core.cli.import_files import read_lines
+from selene_core.cli.errors import going_on, warn, warned_of_none
+from selene_core.cli.import_files import opened, read_lines
 from selene_core.cli.importing import import_lines
-from selene_core.cli.options import engine_on, json_option, url_option
+from selene_core.cli.options import engine_on, json_option, limit_option, moment, required, url_option
 from selene_core.cli.rendering import (
     attempt_lines,
     conversation_lines,
@@ -26,6 +27,7 @@ from selene_core.cli.rendering import (
     to_json,
 )
 from selene_core.cli.terminal import page_on, progress, say
+from selene_core.cli.timeline import timeline_svg
 from selene_core.contract.errors import WorkOrderNotFound
 from selene_core.local import local_database
 from selene_core.store.attempts import StepAttemptRepository
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from selene_core.cli.importing import ImportReport
-    from selene_core.contract.rows import RebuildReport, WorkOrder
+    from selene_core.contract.rows import RebuildReport, WorkOrder, WorkOrderEvent
 
 
 _REFUSED_SHOWN: Final = 20
+_GO_ON: Final = "run it again to go on: events with an idempotency_key are not appended twice"
+_PICTURE: Final = click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path)
 
 
 @click.command()
@@ -60,37 +64,46 @@ def demo() -> None:
 
 
 @click.command(name="import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what an import would do, in transactions that are rolled back. Who writes the same work orders"
+    " waits until it ends.",
+)
 @url_option
 @json_option
-def import_(file: Path, url: str, as_json: bool) -> None:
+def import_(file: Path, dry_run: bool, url: str, as_json: bool) -> None:
     """Import events from FILE, each line of JSON an event with its tenant_id; gzip is read too.
 
-    Can be interrupted and run again: an event with an idempotency_key is appended once.
+    FILE is - for standard input. Can be interrupted and run again: an event with an idempotency_key is
+    appended once.
     """
-    with engine_on(url) as engine, file.open("rb") as raw:
-        size = file.stat().st_size
+    then = "nothing was imported" if dry_run else _GO_ON
+    with engine_on(url) as engine, opened(file) as raw:
+        size = file.stat().st_size if raw.seekable() and str(file) != "-" else 0
         with (
-            going_on("run it again to go on: events with an idempotency_key are not appended twice"),
-            progress("Importing", size, hidden=not _is_watched(as_json)) as reach,
+            going_on(then),
+            progress("Importing", size, hidden=not (size and _is_watched(as_json))) as reach,
         ):
 
             def show(_report: ImportReport) -> None:
                 # The position in the file as it is on disk: what a compressed one will hold is not known.
-                if raw.seekable():
+                if size:
                     reach(raw.tell())
 
-            report = import_lines(engine, read_lines(raw), show)
+            report = import_lines(engine, read_lines(raw), show, dry_run=dry_run)
     if not report.lines:
         warn(f"there are 0 events in {click.format_filename(file)}")
     if as_json:
-        say(to_json(report))
+        say(to_json({**asdict(report), "dry_run": True} if dry_run else report))
     else:
         for refused in report.refused[:_REFUSED_SHOWN]:
             say(f"line {refused.line}: {refused.code}: {refused.reason}", err=True)
         if len(report.refused) > _REFUSED_SHOWN:
             say(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
         say(
+            f"{'Dry run: ' if dry_run else ''}"
             f"{report.lines:,} line{'' if report.lines == 1 else 's'}: {report.appended:,} appended,"
             f" {report.replayed:,} replays, {len(report.refused):,} refused"
         )
@@ -101,30 +114,57 @@ def import_(file: Path, url: str, as_json: bool) -> None:
 @click.argument("tenant")
 @click.argument("work_order")
 @click.option("--conversation", is_flag=True, help="With what was said, turn by turn beside the events.")
+@click.option("--seq", type=click.IntRange(1), metavar="N", help="As it was after its event N.")
+@click.option(
+    "--at",
+    callback=moment,
+    metavar="TIME",
+    help="As it was then: a time with an offset, as 2027-03-14T09:00:00Z.",
+)
+@click.option("--svg", type=_PICTURE, metavar="FILE", help="Draw the time line into FILE; - is the output.")
 @url_option
 @json_option
-def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bool) -> None:
-    """Show the state, lease, attempts and time line of WORK_ORDER."""
+def show(
+    tenant: str,
+    work_order: str,
+    conversation: bool,
+    seq: int | None,
+    at: datetime | None,
+    svg: Path | None,
+    url: str,
+    as_json: bool,
+) -> None:
+    """Show the state, lease, attempts and time line of WORK_ORDER.
+
+    Of an earlier state: the fields and events until then. Lease and attempts are known as they are now, and
+    are left out.
+    """
+    past = seq is not None or at is not None
+    if (seq is not None and at is not None) or (conversation and (past or svg)) or (svg and as_json):
+        raise click.UsageError(
+            "choose one of --seq and --at, one of --svg and --json, and neither of the first three"
+            " with --conversation"
+        )
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         orders = WorkOrderRepository(conn)
-        state = _require(orders, work_order)
-        lease = LeaseRepository(conn).current(work_order)
-        attempts = StepAttemptRepository(conn).history(work_order)
-        events, turns_of = orders.events(work_order), ConversationRepository(conn).turns
+        state = _as_of(orders, work_order, seq, at) if past else required(orders, work_order)
+        events = takewhile(lambda event: event.work_order_seq <= state.last_seq, orders.events(work_order))
+        if svg is not None:
+            _draw(svg, state, [*events], past=past)
+            return
+        lease = None if past else LeaseRepository(conn).current(work_order)
+        attempts = [] if past else StepAttemptRepository(conn).history(work_order)
+        turns_of = ConversationRepository(conn).turns
         if as_json:
-            shown: dict[str, object] = {
-                "state": state,
-                "lease": lease,
-                "attempts": attempts,
-                "events": (kept := list(events)),
-            }
+            now: dict[str, object] = {} if past else {"lease": lease, "attempts": attempts}
+            shown: dict[str, object] = {"state": state, **now, "events": (kept := list(events))}
             if conversation:
                 threads = dict.fromkeys(event.correlation_id for event in kept)
                 shown["conversation"] = [turn for thread in threads for turn in turns_of(thread)]
             say(to_json(shown))
             return
         page = page_on(sys.stdout)
-        for line in state_lines(state, held=lease is not None, page=page):
+        for line in state_lines(state, held=None if past else lease is not None, page=page):
             say(line)
         for line in attempt_lines(attempts, page=page):
             say(line)
@@ -137,13 +177,35 @@ def show(tenant: str, work_order: str, conversation: bool, url: str, as_json: bo
             say(line)
 
 
+def _as_of(orders: WorkOrderRepository, work_order: str, seq: int | None, at: datetime | None) -> WorkOrder:
+    """Return an earlier state; raises WorkOrderNotFound for one that there never was."""
+    now = required(orders, work_order)
+    if seq is not None and seq > now.last_seq:
+        raise WorkOrderNotFound(
+            f"work order {work_order} has no event {seq}: its last is {now.last_seq}",
+            work_order_id=work_order,
+        )
+    if (state := orders.as_of(work_order, seq=seq, at=at)) is None:
+        raise WorkOrderNotFound(f"work order {work_order} did not exist then", work_order_id=work_order)
+    return state
+
+
+def _draw(file: Path, state: WorkOrder, events: list[WorkOrderEvent], *, past: bool) -> None:
+    picture = timeline_svg(state, events, f"As of event {state.last_seq}." if past else "")
+    if str(file) == "-":
+        say(picture.rstrip())
+        return
+    file.write_text(picture, encoding="utf-8")
+    say(f"{click.format_filename(file)}: {len(events):,} event{'' if len(events) == 1 else 's'} drawn")
+
+
 @click.command()
 @click.argument("tenant")
 @click.option("--requester", metavar="USER", help="Only those that this user requested.")
 @click.option(
     "--hours", type=click.IntRange(1, 876_000), help="Only those updated in the last so many hours."
 )
-@click.option("--limit", type=click.IntRange(1, 999), default=20, show_default=True)
+@limit_option
 @click.option("--oldest-first", is_flag=True, help="Those that have waited longest.")
 @url_option
 @json_option
@@ -185,8 +247,8 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
         else:
             count = 1
             if not drifted:
-                _require(WorkOrderRepository(conn), work_order)
-    warning = _warned(tenant, count)
+                required(WorkOrderRepository(conn), work_order)
+    warning = warned_of_none(tenant, count)
     if as_json:
         say(to_json({"clean": not drifted, "work_orders": count, "drifted": drifted, **warning}))
     elif drifted:
@@ -209,7 +271,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         if work_order is not None:
             with tenant_scope(engine, tenant) as conn:
                 report = WorkOrderRepository(conn).rebuild(work_order)
-                _require(WorkOrderRepository(conn), work_order)
+                required(WorkOrderRepository(conn), work_order)
         else:
             watched, total = _is_watched(as_json), 0
             if watched:
@@ -224,7 +286,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                     reach(so_far.work_orders)
 
                 report = rebuild_tenant(engine, tenant, show)
-    warning = _warned(tenant, report.work_orders)
+    warning = warned_of_none(tenant, report.work_orders)
     if as_json:
         say(to_json({**asdict(report), **warning}))
     else:
@@ -232,12 +294,6 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
             f"{_work_orders(report.work_orders)}, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
-
-
-def _require(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
-    if (found := orders.get(work_order)) is None:
-        raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
-    return found
 
 
 def _is_watched(as_json: bool) -> bool:
@@ -253,15 +309,6 @@ def _count_work_orders(conn: Connection, tenant: str) -> int:
 
 def _work_orders(count: int) -> str:
     return f"{count:,} work order{'' if count == 1 else 's'}"
-
-
-def _warned(tenant: str, count: int) -> dict[str, str]:
-    """Warn of a tenant without work orders; return the warning for JSON."""
-    if count:
-        return {}
-    warning = f"tenant {tenant} has 0 work orders: is it spelled right?"
-    warn(warning)
-    return {"warning": warning}
 
 
 WORK_ORDER_COMMANDS: Final = (demo, import_, show, pending, verify, rebuild)

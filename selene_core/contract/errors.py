@@ -54,6 +54,7 @@ class SeleneError(SeleneCoreError):
 
     code: ClassVar[str]
     sqlstate: ClassVar[str]
+    http_status: ClassVar[int]
     retryable: ClassVar[bool] = False
 
     message: str = ""
@@ -77,6 +78,7 @@ class ContractViolation(SeleneError):
 
     code = "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED"
     sqlstate = "SL001"
+    http_status = 422
 
     field: str | None = None
     rule: str | None = None
@@ -92,6 +94,7 @@ class TenantScopeViolation(SeleneError):
 
     code = "OS_WORK_ORDER_TENANT_SCOPE_VIOLATION"
     sqlstate = "SL002"
+    http_status = 500
 
 
 @dataclass(eq=False, kw_only=True)
@@ -100,6 +103,7 @@ class AppendOnlyViolation(SeleneError):
 
     code = "OS_WORK_ORDER_APPEND_ONLY_VIOLATION"
     sqlstate = "SL003"
+    http_status = 500
 
     table: str | None = None
     operation: str | None = None
@@ -111,6 +115,7 @@ class CancelInvalidState(SeleneError):
 
     code = "OS_WORK_ORDER_CANCEL_INVALID_STATE"
     sqlstate = "SL004"
+    http_status = 409
 
     work_order_id: str | None = None
     work_order_status: str | None = None
@@ -123,6 +128,7 @@ class IdempotencyConflict(SeleneError):
 
     code = "OS_WORK_ORDER_IDEMPOTENCY_CONFLICT"
     sqlstate = "SL005"
+    http_status = 422
 
     work_order_id: str | None = None
     idempotency_key: str | None = None
@@ -140,6 +146,7 @@ class ConcurrencyConflict(SeleneError):
 
     code = "OS_WORK_ORDER_CONCURRENCY_CONFLICT"
     sqlstate = "SL006"
+    http_status = 409
     retryable = True
 
     work_order_id: str | None = None
@@ -154,6 +161,7 @@ class InvalidTransition(SeleneError):
 
     code = "OS_WORK_ORDER_INVALID_TRANSITION"
     sqlstate = "SL007"
+    http_status = 409
 
     work_order_id: str | None = None
     work_order_status: str | None = None
@@ -167,6 +175,7 @@ class PromptSuppressed(SeleneError):
 
     code = "OS_WORK_ORDER_PROMPT_SUPPRESSED"
     sqlstate = "SL008"
+    http_status = 409
 
     work_order_id: str | None = None
     field_key: str | None = None
@@ -180,6 +189,7 @@ class ExternalApprovalPending(SeleneError):
 
     code = "OS_WORK_ORDER_EXTERNAL_APPROVAL_PENDING"
     sqlstate = "SL009"
+    http_status = 409
 
     work_order_id: str | None = None
     request_id: str | None = None
@@ -192,6 +202,7 @@ class LeaseHeld(SeleneError):
 
     code = "OS_WORK_ORDER_LEASE_HELD"
     sqlstate = "SL010"
+    http_status = 409
     retryable = True
 
     work_order_id: str | None = None
@@ -206,6 +217,7 @@ class LeaseLost(SeleneError):
 
     code = "OS_WORK_ORDER_LEASE_LOST"
     sqlstate = "SL011"
+    http_status = 409
 
     work_order_id: str | None = None
     event_index: int | None = None
@@ -217,6 +229,7 @@ class AttemptConflict(SeleneError):
 
     code = "OS_WORK_ORDER_ATTEMPT_CONFLICT"
     sqlstate = "SL012"
+    http_status = 409
 
     work_order_id: str | None = None
     step_id: str | None = None
@@ -232,6 +245,7 @@ class BoundExceeded(SeleneError):
 
     code = "OS_WORK_ORDER_BOUND_EXCEEDED"
     sqlstate = "SL013"
+    http_status = 422
 
     work_order_id: str | None = None
     bound: str | None = None
@@ -245,6 +259,7 @@ class CorrelationConflict(SeleneError):
 
     code = "OS_WORK_ORDER_CORRELATION_CONFLICT"
     sqlstate = "SL014"
+    http_status = 409
 
     work_order_id: str | None = None
     correlation_id: UUID | None = None
@@ -256,6 +271,7 @@ class WorkOrderIdUnavailable(SeleneError):
 
     code = "OS_WORK_ORDER_ID_UNAVAILABLE"
     sqlstate = "SL015"
+    http_status = 409
 
     work_order_id: str | None = None
 
@@ -266,6 +282,7 @@ class WorkOrderNotFound(SeleneError):
 
     code = "OS_WORK_ORDER_NOT_FOUND"
     sqlstate = "SL016"
+    http_status = 404
 
     work_order_id: str | None = None
     event_index: int | None = None
@@ -277,6 +294,7 @@ class ProjectionDamaged(SeleneError):
 
     code = "OS_WORK_ORDER_PROJECTION_DAMAGED"
     sqlstate = "SL017"
+    http_status = 503
 
     work_order_id: str | None = None
 
@@ -287,6 +305,7 @@ class IdentityNotFound(SeleneError):
 
     code = "OS_IDENTITY_NOT_FOUND"
     sqlstate = "SL020"
+    http_status = 404
 
     user_id: str | None = None
 
@@ -297,6 +316,7 @@ class DeviceNotFound(SeleneError):
 
     code = "OS_DEVICE_NOT_FOUND"
     sqlstate = "SL021"
+    http_status = 404
 
     user_id: str | None = None
     device_id: str | None = None
@@ -308,6 +328,7 @@ class SessionNotFound(SeleneError):
 
     code = "OS_SESSION_NOT_FOUND"
     sqlstate = "SL022"
+    http_status = 404
 
     user_id: str | None = None
     session_id: str | None = None
@@ -319,6 +340,7 @@ class SessionStateInvalid(SeleneError):
 
     code = "OS_SESSION_STATE_INVALID"
     sqlstate = "SL023"
+    http_status = 409
 
     session_id: str | None = None
     session_state: str | None = None
@@ -331,6 +353,7 @@ class DeviceIdUnavailable(SeleneError):
 
     code = "OS_DEVICE_ID_UNAVAILABLE"
     sqlstate = "SL024"
+    http_status = 409
 
     user_id: str | None = None
     device_id: str | None = None
@@ -342,6 +365,7 @@ class ConversationTurnNotFound(SeleneError):
 
     code = "OS_CONVERSATION_TURN_NOT_FOUND"
     sqlstate = "SL025"
+    http_status = 404
 
     correlation_id: UUID | None = None
     conversation_turn_id: int | None = None
@@ -353,6 +377,7 @@ class TombstoneConflict(SeleneError):
 
     code = "OS_CONVERSATION_TOMBSTONE_CONFLICT"
     sqlstate = "SL026"
+    http_status = 409
 
     correlation_id: UUID | None = None
     conversation_turn_id: int | None = None
@@ -366,6 +391,7 @@ class SchemaError(SeleneCoreError):
     """
 
     code: ClassVar[str] = "OS_SCHEMA_MISMATCH"
+    http_status: ClassVar[int] = 503
 
     def __init__(
         self, message: str, revision: str | None, expected: str, problems: tuple[str, ...] = ()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from alembic import context as process_wide
 from alembic.operations import Operations
@@ -16,8 +17,15 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from selene_core.store.logs import log_revision
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep, StampStep
+
+    Steps: TypeAlias = Callable[[Any, MigrationContext], Iterable[Any]]
 
 _MIXED: Final = (
     "another run of Alembic in this process has taken this one's place. Nothing was changed by this one:"
@@ -33,14 +41,15 @@ class Run(EnvironmentContext):
     """
 
     def __init__(
-        self, config: Config, script: ScriptDirectory, *, only_looks: bool = False, **options: Any
+        self, config: Config, script: ScriptDirectory, *, fn: Steps, only_looks: bool = False, **options: Any
     ) -> None:
-        super().__init__(config, script, **options)
+        super().__init__(config, script, **options, fn=self._noting(fn))
         told = self.get_x_argument(as_dictionary=True).get("allow-data-loss") == "yes"
         # Revisions that drop rows look for it in op.get_context().opts.
         self.context_opts.setdefault("allow_data_loss", told or config.attributes.get("allow_data_loss"))
         self.only_looks = only_looks
         self.seen_waiting: tuple[str, ...] | None = None
+        self._uncommitted: list[MigrationInfo] = []
 
     def start(self) -> None:
         """Run env.py with this context."""
@@ -56,6 +65,26 @@ class Run(EnvironmentContext):
         for revision in self.script.walk_revisions():
             vars(revision.module)["op"] = operations
         self.get_context().run_migrations(**arguments)
+
+    def log_steps(self) -> None:
+        """Log the steps that are committed by now."""
+        steps, self._uncommitted = self._uncommitted, []
+        for step in steps:
+            kind = "stamp" if step.is_stamp else "upgrade" if step.is_upgrade else "downgrade"
+            log_revision(step.up_revision_id or "base", kind)
+
+    def _noting(self, fn: Steps) -> Steps:
+        @wraps(fn)
+        def steps(heads: Any, context: MigrationContext) -> Iterator[RevisionStep | StampStep]:
+            for step in fn(heads, context):
+                yield step
+                # Reached once the step is done, and committed if it has a transaction of its own.
+                if not (self.only_looks or context.as_sql):
+                    self._uncommitted.append(step.info)
+                if context._transaction_per_migration:
+                    self.log_steps()
+
+        return steps
 
 
 _STARTED: ContextVar[Run | None] = ContextVar("selene_core_alembic_run", default=None)

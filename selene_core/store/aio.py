@@ -6,8 +6,9 @@ for the server without blocking the event loop. So both send the same statements
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import wraps
 from itertools import islice
@@ -24,6 +25,7 @@ from selene_core.store.conversation import ConversationRepository
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.repository import Repository
+from selene_core.store.retries import Attempts
 from selene_core.store.scope import tenant_scope
 from selene_core.store.transactions import append_alone, append_joined, rebuild_groups
 from selene_core.store.work_orders import WorkOrderRepository, batch_to_wire
@@ -205,3 +207,24 @@ async def async_rebuild_tenant(
     tenant_id = check_tenant_id(tenant_id)
     async with owned.connect() as conn:
         return await conn.run_sync(rebuild_groups, tenant_id, progress)
+
+
+async def async_run_in_tenant(
+    engine: AsyncEngine,
+    tenant_id: str,
+    work: Callable[[AsyncConnection], Awaitable[T]],
+    attempts: int = 5,
+    *,
+    retry_unknown: bool = False,
+) -> T:
+    """Return await work(conn), run and run again as run_in_tenant() does (contract §14)."""
+    owned: AsyncEngine = checked("async_run_in_tenant", "an AsyncEngine", engine, AsyncEngine)
+    attempting = Attempts(tenant_id, attempts, retry_unknown)
+    while True:
+        try:
+            async with async_tenant_scope(owned, attempting.tenant_id) as conn:
+                with attempting.one_on(await conn.run_sync(lambda twin_conn: twin_conn)):
+                    return await work(conn)
+        except Exception as exc:
+            pause = attempting.pause_after(exc)
+        await asyncio.sleep(pause)

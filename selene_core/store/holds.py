@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
@@ -22,9 +21,9 @@ from selene_core.store.aio import async_tenant_scope
 from selene_core.store.binds import checked
 from selene_core.store.instants import Instant
 from selene_core.store.leases import LeaseRepository
+from selene_core.store.logs import log_lost_lease, log_stranded_lease
 from selene_core.store.scope import tenant_scope
 
-_LOG: Final = logging.getLogger("selene_core.leases")
 _NOW: Final = select(func.clock_timestamp(type_=Instant()))
 
 
@@ -82,7 +81,7 @@ class _Hold:
             self._retrying = True
             if isinstance(exc, SeleneError) and not exc.retryable and not self._lost:
                 self._order_ended = isinstance(exc, InvalidTransition)
-                self._lose(str(exc))
+                self._lose(type(exc).__name__)
 
     def _lose(self, why: str) -> None:
         self._lost = True
@@ -90,7 +89,7 @@ class _Hold:
         held = self.lease
         if self._order_ended:
             return
-        _LOG.warning("%s lost the lease on work order %s: %s", held.lease_owner_id, held.work_order_id, why)
+        log_lost_lease(held.tenant_id, held.work_order_id, why)
 
     def _seconds_left(self) -> float:
         return max(0.0, self._ends_at - monotonic())
@@ -105,12 +104,7 @@ class _Hold:
     def _is_stranded(self, exc: Exception) -> None:
         """Take note that the lease could not be given back: it ends by itself."""
         held = self.lease
-        _LOG.warning(
-            "%s could not give back the lease on work order %s, which ends by itself: %s",
-            held.lease_owner_id,
-            held.work_order_id,
-            type(exc).__name__,
-        )
+        log_stranded_lease(held.tenant_id, held.work_order_id, type(exc).__name__)
 
 
 class LeaseHold(_Hold):

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Integer, Text, bindparam, column, func, literal_column, select, values
 
+from selene_core.contract.errors import LeaseLost
 from selene_core.store.binds import checked
+from selene_core.store.logs import log_lost_lease
 from selene_core.store.scope import confirm_scope, scope_tenant, translate_errors
 
 if TYPE_CHECKING:
@@ -53,8 +55,12 @@ class Repository:
 
 def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
     """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
-    with translate_errors():
-        return conn.execute(statement, parameters).mappings().all()
+    try:
+        with translate_errors():
+            return conn.execute(statement, parameters).mappings().all()
+    except LeaseLost as exc:
+        log_lost_lease(str(parameters["tenant_id"]), exc.work_order_id, "a call was refused")
+        raise
 
 
 def call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any) -> Select[Any]:

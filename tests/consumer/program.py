@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from alembic import context
 from sqlalchemy import Connection, Engine, MetaData
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from selene_core import (
@@ -101,16 +101,20 @@ from selene_core import (
     async_check_schema,
     async_hold_lease,
     async_rebuild_tenant,
+    async_run_in_tenant,
     async_tenant_scope,
     check_schema,
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
     hold_lease,
+    http_status,
     include_name,
     include_object,
+    is_retryable,
     new_work_order_id,
     rebuild_tenant,
+    run_in_tenant,
     tenant_scope,
     work_order_event_schema,
 )
@@ -207,6 +211,28 @@ def start_booking(sessions: sessionmaker[Session], tenant_id: str, order: WorkOr
             leases = LeaseRepository(conn)
             log.info("%s", leases.current(order.work_order_id))
         return result
+
+
+def cancel_safely(engine: Engine, tenant_id: str, work_order_id: str) -> int:
+    def work(conn: Connection) -> AppendResult:
+        return WorkOrderRepository(conn).cancel(work_order_id, reason_code=7, idempotency_key="cancel")
+
+    try:
+        result: AppendResult = run_in_tenant(engine, tenant_id, work, attempts=3, retry_unknown=True)
+    except SeleneError as exc:
+        status: int = http_status(exc)
+        again: bool = is_retryable(exc, retry_unknown=True)
+        log.info("%d %s %d", status, again, exc.http_status)
+        return status
+    return 201 if result.replayed else 200
+
+
+async def seen_safely(engine: AsyncEngine, tenant_id: str, work_order_id: str) -> WorkOrder | None:
+    async def work(conn: AsyncConnection) -> WorkOrder | None:
+        return await AsyncWorkOrderRepository(conn).get(work_order_id)
+
+    found: WorkOrder | None = await async_run_in_tenant(engine, tenant_id, work, retry_unknown=True)
+    return found
 
 
 def known(session: scoped_session[Session], tenant_id: str, work_order_id: str) -> bool:

@@ -461,6 +461,11 @@ def test_import__file_that_is_no_gzip_is_one_line(run: Run, tmp_path: Path) -> N
         ("verify acme --work-order wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
         ("rebuild acme --work-order wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
         ("sql no-such-revision", 1, {"code": "MIGRATION_REFUSED"}),
+        ("cancel acme wo_none --reason 7", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
+        ("show acme wo_none --seq 1", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
+        ("list acme --after wo_none", 1, {"code": "OS_WORK_ORDER_NOT_FOUND"}),
+        ("stats a/../..\x1b", 1, {"code": "OS_WORK_ORDER_CONTRACT_VALIDATION_FAILED", "field": "tenant_id"}),
+        ("list acme --status GONE", 2, {"code": "USAGE"}),
         ("verify", 2, {"code": "USAGE"}),
         ("pending acme --limit x", 2, {"code": "USAGE"}),
         ("no-such-command", 2, {"code": "USAGE"}),
@@ -661,7 +666,7 @@ def test_output__a_name_that_is_not_utf_8(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", ["show acme wo_unusual", "show acme wo_unusual --json", "sql", "history"]
+    "arguments", ["show acme wo_unusual", "show acme wo_unusual --json", "export acme", "sql", "history"]
 )
 def test_output__into_a_pipe_that_is_closed(database: Database, unusual: str, arguments: str) -> None:
     url = database.app_url.render_as_string(hide_password=False)

@@ -1,5 +1,6 @@
 """The how-to guides of operators, step by step: their commands and statements are run as they stand there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,22 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from selene_core import AppendResult, WorkOrderRepository, append_events, tenant_scope
+from selene_core import (
+    AppendResult,
+    LeaseRepository,
+    StepAttemptRepository,
+    WorkOrderRepository,
+    append_events,
+    tenant_scope,
+)
 from selene_core.migrations import upgrade
 from tests.integration.test_documents import guides_block
 from tests.migrations.runs import catalogue_of, run_all
+from tests.support.commands import selene_core
 from tests.support.factories import created, event
 from tests.support.races import wait_until
 from tests.support.servers import Database, Server, embedded_server
+from tests.support.workers import LIMITS
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +299,44 @@ def test_monitoring__finds(database: Database, admin_engine: sa.Engine, damage: 
 def test_monitoring__finds_privileged_logins(filled: Database) -> None:
     run_all(filled, ["ALTER ROLE restored_service BYPASSRLS"])
     assert [row["privileged"] for row in alarms(filled)] == ["restored_service"]
+
+
+def test_stats__the_guides_queries_say_what_the_command_says(database: Database, engine: sa.Engine) -> None:
+    fill(engine)
+    append_events(engine, "acme", [created(order := "numbers")])
+    with tenant_scope(engine, "acme") as conn:
+        held = LeaseRepository(conn).acquire(order, "worker-1", ttl_ms=3_600_000)
+        attempts = StepAttemptRepository(conn)
+        first = attempts.start(
+            order, "book", **{**LIMITS, "retry_backoff_ms": 1}, idempotency_key="b", lease_token=held.token
+        )
+        attempts.finish(
+            first.step_attempt_id, outcome="FAILED", reason_code=1, retryable=True, lease_token=held.token
+        )
+
+    def due() -> object:
+        with tenant_scope(engine, "acme") as conn:
+            return StepAttemptRepository(conn).due_retries()
+
+    wait_until(due, "the retry is due")
+    setting, *queries = statements("stats")
+    found: dict[str, Any] = {}
+    for login in ("app", "readonly"):
+        for query in queries[: 4 if login == "app" else 3]:
+            with database.engine(login).begin() as conn:
+                conn.exec_driver_sql(setting)
+                rows = [dict(row) for row in conn.exec_driver_sql(query).mappings()]
+            if "work_order_status" in rows[0]:
+                found["work_orders"] = {row["work_order_status"]: row["work_orders"] for row in rows}
+            else:
+                found |= rows[0]
+    url = database.app_url.render_as_string(hide_password=False)
+    told = json.loads(selene_core("stats", "acme", "--json", "--url", url).stdout)
+    assert {name: count for name, count in told["work_orders"].items() if count} == found["work_orders"]
+    for name in "active_leases", "expired_leases", "due_retries":
+        assert told[name] == found[name]
+    assert (found["active_leases"], found["due_retries"]) == (1, 1)
+    assert 0 <= found["oldest_pending_seconds"] <= told["oldest_pending"]["seconds"]
 
 
 # --- logical replication

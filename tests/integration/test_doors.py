@@ -26,10 +26,12 @@ from selene_core import (
     async_check_schema,
     async_hold_lease,
     async_rebuild_tenant,
+    async_run_in_tenant,
     async_tenant_scope,
     check_schema,
     hold_lease,
     rebuild_tenant,
+    run_in_tenant,
     tenant_scope,
 )
 from selene_core.store.aio import AsyncRepository
@@ -58,6 +60,7 @@ SYNC_DOORS: dict[str, Callable[[Any], object]] = {
     "append_events": lambda bind: append_events(bind, TENANT, []),
     "rebuild_tenant": lambda bind: rebuild_tenant(bind, TENANT),
     "check_schema": check_schema,
+    "run_in_tenant": lambda bind: run_in_tenant(bind, TENANT, lambda _conn: None),
     "hold_lease": lambda engine: hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__enter__(),
     **{cls.__name__: cls for cls in REPOSITORIES},
 }
@@ -66,11 +69,13 @@ ASYNC_DOORS: dict[str, Callable[[Any], Any]] = {
     "async_append_events": lambda bind: async_append_events(bind, TENANT, []),
     "async_rebuild_tenant": lambda bind: async_rebuild_tenant(bind, TENANT),
     "async_check_schema": async_check_schema,
+    "async_run_in_tenant": lambda bind: async_run_in_tenant(bind, TENANT, lambda _conn: asyncio.sleep(0)),
     "async_hold_lease": lambda engine: async_hold_lease(engine, TENANT, "order", "w", ttl_ms=1).__aenter__(),
     **{cls.__name__: cls for cls in AsyncRepository.__subclasses__()},
 }
 DOORS = SYNC_DOORS | ASYNC_DOORS
-ENGINE_ONLY = {"rebuild_tenant", "async_rebuild_tenant", "hold_lease", "async_hold_lease"}
+_ALONE = ("rebuild_tenant", "hold_lease", "run_in_tenant")
+ENGINE_ONLY = {*_ALONE, *(f"async_{name}" for name in _ALONE)}
 SECRET = "postgresql://someone:hushed@127.0.0.1:1/none"
 NOWHERE = sa.create_engine(SECRET.replace("postgresql", "postgresql+psycopg"))
 NOWHERE_ASYNC = create_async_engine(NOWHERE.url)
@@ -172,7 +177,7 @@ def test_door__knows_an_asynchronous_engine_from_inside(door: str) -> None:
     assert f"pass that to async_{door}" in told(door, NOWHERE_ASYNC.sync_engine)
 
 
-@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name != "async_rebuild_tenant"])
+@pytest.mark.parametrize("door", [name for name in ASYNC_DOORS if name not in ENGINE_ONLY])
 def test_async_door__wants_a_connection_that_is_open(door: str) -> None:
     assert "await it first" in told(door, NOWHERE_ASYNC.connect())
 

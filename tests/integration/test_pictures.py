@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 
 from pictures.catalogue import read_tables
 from pictures.schema import schema_svg
-from pictures.timeline import timeline_svg
+from pictures.timeline import demo_svg
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -26,7 +26,7 @@ def test_schema__is_up_to_date(admin_engine: Engine) -> None:
 
 
 def test_timeline__is_up_to_date(engine: Engine, admin_engine: Engine) -> None:
-    drawn = timeline_svg(engine, admin_engine)
+    drawn = demo_svg(engine, admin_engine)
     assert drawn == (DOCS / "timeline.svg").read_text(encoding="utf-8"), "make docs"
 
 

@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: SVG as text, the same on every run, legible on light and dark pages."""
+"""What pictures are drawn with: SVG as text, the same on every run, legible on light and dark pages."""
 
 from __future__ import annotations
 
