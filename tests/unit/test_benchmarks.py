@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks import instructions
 from benchmarks.databases import Databases, databases
 from benchmarks.events import TENANT, append_all, batches, life, orders
 from benchmarks.replay import fold_ledger
 from benchmarks.report import table
 from benchmarks.scale import TINY
 from benchmarks.suite import SUITE
+from selene_core.local.binaries import find_binaries
 from tests.support.servers import Server
 
 
@@ -45,3 +47,15 @@ def test_python_fold__agrees_with_the_database(places: Databases) -> None:
 
 def _json(state: dict[str, Any]) -> str:
     return json.dumps(state, default=str)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("valgrind")
+def test_instructions__are_counted_and_repeat() -> None:
+    names = ["FIELD_SET", "refused: leased", "event of a batch: 2 of 2 orders"]
+    (version,) = [find_binaries().version]
+    first, again = (instructions.count([version], names) for _ in range(2))
+    assert [each.name for each in first] == names
+    for one, other in zip(first, again, strict=True):
+        assert one.instructions[version] == pytest.approx(other.instructions[version], rel=0.01)
+    assert "FIELD_SET" in instructions.table(first)
