@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -25,15 +27,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
-from selene_core.contract.rows import WorkOrder, WorkOrderEvent
-from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, call, in_scope
+from selene_core.contract.rows import AppendResult, WorkOrder, WorkOrderEvent
+from selene_core.store.instants import Instant, instant
+from selene_core.store.repository import SCOPED_TENANT, TENANT, DriverStatement, call, in_scope
 from selene_core.store.tables import IS_PENDING, work_order_ledger, work_orders_current
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy import ColumnElement, FromClause, RowMapping, Select, Table
+
+R = TypeVar("R", WorkOrder, WorkOrderEvent)
 
 REBUILD_GROUP_SIZE: Final = 200
 EVENTS_PAGE: Final = 256
@@ -63,6 +67,35 @@ def event(row: RowMapping) -> WorkOrderEvent:
     return WorkOrderEvent(**{**found, **words})
 
 
+def _array(row_type: type[R], rows: FromClause) -> ColumnElement[Any]:
+    """Select what a row type has as one JSON array, whose first value is never null.
+
+    Each column by itself would be work for the driver and for SQLAlchemy.
+    """
+    columns = [rows.c[each.name] for each in fields(row_type)]
+    times = Instant()
+    return func.json_build_array(
+        *(times.column_expression(each) if isinstance(each.type, Instant) else each for each in columns)
+    )
+
+
+def _reader(row_type: type[R], table: Table) -> Callable[[Sequence[Any]], R]:
+    """Make what reads the array of _array()."""
+    readers: dict[type, Callable[[Any], Any]] = {Instant: instant, Uuid: UUID}
+    words = {"work_order_status": WorkOrderStatus, "event_type": WorkOrderEventType}
+    found = [words.get(each.name, readers.get(type(table.c[each.name].type))) for each in fields(row_type)]
+    places = [(place, reader) for place, reader in enumerate(found) if reader is not None]
+
+    def read(values: Sequence[Any]) -> R:
+        values = [*values]
+        for place, reader in places:
+            if values[place] is not None:
+                values[place] = reader(values[place])
+        return row_type(*values)
+
+    return read
+
+
 _WORK_ORDER: Final = bindparam("work_order_id", type_=Text)
 _AFTER: Final = bindparam("after", type_=BigInteger)
 
@@ -85,8 +118,13 @@ def _append(tenant: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-APPEND: Final = _append(TENANT)
-APPEND_IN_SCOPE: Final = _append(SCOPED_TENANT)
+def _appended(row: Sequence[Any]) -> AppendResult:
+    event_id, seq, replayed, created_at = row
+    return AppendResult(event_id, seq, replayed, instant(created_at))
+
+
+APPEND: Final = DriverStatement(_append(TENANT), _appended)
+APPEND_IN_SCOPE: Final = DriverStatement(_append(SCOPED_TENANT), _appended)
 
 _REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
 REBUILD_ONE: Final = call("rebuild_work_order", [SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
@@ -110,12 +148,27 @@ AS_OF: Final = call(
 )
 
 _CURRENT: Final = work_orders_current.columns
-GET: Final = in_scope(
-    work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
+_read_work_order: Final = _reader(WorkOrder, work_orders_current)
+
+
+def _work_orders(rows: FromClause, on: ColumnElement[bool]) -> Select[Any]:
+    return in_scope(rows, on, _array(WorkOrder, rows))
+
+
+GET: Final = DriverStatement(
+    _work_orders(
+        work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
+    ),
+    _read_work_order,
 )
-GET_BY_CORRELATION: Final = in_scope(
-    work_orders_current,
-    and_(_CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)),
+GET_BY_CORRELATION: Final = DriverStatement(
+    _work_orders(
+        work_orders_current,
+        and_(
+            _CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)
+        ),
+    ),
+    _read_work_order,
 )
 
 _LEDGER: Final = work_order_ledger.columns
@@ -123,10 +176,13 @@ _PAGE: Final = (
     select(work_order_ledger)
     .where(_LEDGER.tenant_id == TENANT, _LEDGER.work_order_id == _WORK_ORDER, _LEDGER.work_order_seq > _AFTER)
     .order_by(_LEDGER.work_order_seq)
-    .limit(EVENTS_PAGE)
+    .limit(literal_column(str(EVENTS_PAGE), Integer))
     .lateral("event")
 )
-EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
+EVENTS: Final = DriverStatement(
+    in_scope(_PAGE, true(), _array(WorkOrderEvent, _PAGE)).order_by(_PAGE.c.work_order_seq),
+    _reader(WorkOrderEvent, work_order_ledger),
+)
 
 LOCK: Final = call("lock_work_order", [SCOPED_TENANT, _WORK_ORDER], **_WORK_ORDER_COLUMNS)
 EVENT_OF_KEY: Final = in_scope(
@@ -157,7 +213,9 @@ CANCEL: Final = call(
 
 
 @cache
-def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool) -> Select[Any]:
+def pending(
+    *, of_requester: bool, within: bool, after: bool, oldest_first: bool
+) -> DriverStatement[WorkOrder]:
     """Select a page of pending work orders; the statuses are literals, so that its partial index is used."""
     place = (_CURRENT.last_updated_at, _CURRENT.last_event_id)
     start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_event_id", type_=BigInteger))
@@ -173,4 +231,5 @@ def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool
     order = place if oldest_first else tuple(column.desc() for column in place)
     limited = page.order_by(*order).limit(bindparam("limit", type_=Integer)).lateral("pending")
     outer = (limited.c.last_updated_at, limited.c.last_event_id)
-    return in_scope(limited, true()).order_by(*(outer if oldest_first else (c.desc() for c in outer)))
+    ordered = _work_orders(limited, true()).order_by(*(outer if oldest_first else (c.desc() for c in outer)))
+    return DriverStatement(ordered, _read_work_order)
