@@ -58,6 +58,7 @@ from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
     AppendResult,
     ConversationTurn,
+    Created,
     Device,
     DriftedOrder,
     HeldLease,
@@ -117,6 +118,7 @@ __all__ = [
     "ConversationTurn",
     "ConversationTurnNotFound",
     "CorrelationConflict",
+    "Created",
     "Device",
     "DeviceIdUnavailable",
     "DeviceNotFound",

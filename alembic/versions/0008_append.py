@@ -28,6 +28,7 @@ def upgrade() -> None:
     op.execute(sql("append/lease_refusal", version=1))
     op.execute(sql("continuity/continuity_refusal", version=1))
     op.execute(sql("append/same_content", version=1))
+    op.execute(sql("append/event_completed", version=1))
     op.execute(sql("refusal/refuse_event", version=1))
     op.execute(sql("refusal/refuse_replay", version=1))
     op.execute(sql("refusal/refuse_bound", version=1))
@@ -55,6 +56,9 @@ def downgrade() -> None:
     op.execute(
         "DROP FUNCTION os_core.refuse_event("
         "text, integer, os_core.work_order_ledger, os_core.work_orders_current, bigint)"
+    )
+    op.execute(
+        "DROP FUNCTION os_core.event_completed(os_core.work_orders_current, os_core.work_order_ledger)"
     )
     op.execute("DROP FUNCTION os_core.same_content(os_core.work_order_ledger, os_core.work_order_ledger)")
     op.execute(

@@ -1,4 +1,4 @@
-"""Cancel, notify once, and find what is pending by requester (contract §7 and §9).
+"""Ask, cancel, notify once, and find what is pending by requester (contract §6, §7 and §9).
 
 Revision ID: 0011
 Revises: 0010
@@ -24,6 +24,9 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )
+    op.execute(sql("continuity/decide_prompt", version=1))
+    op.execute(sql("continuity/field_keys_violation", version=1))
+    op.execute(sql("continuity/ask_field", version=1))
     op.execute(sql("continuity/cancel_work_order", version=1))
     op.execute(sql("continuity/notify_wait", version=1))
 
@@ -31,6 +34,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.notify_wait(text, text, bigint, bigint)")
     op.execute("DROP FUNCTION os_core.cancel_work_order(text, text, bigint, text, text)")
+    op.execute("DROP FUNCTION os_core.ask_field(text, text, text[], text[], bigint, bigint, text)")
+    op.execute("DROP FUNCTION os_core.field_keys_violation(text, text[], integer, integer)")
+    op.execute("DROP FUNCTION os_core.decide_prompt(os_core.work_orders_current, text[], text[])")
     op.drop_index(
         op.f("ix_work_orders_current_pending_requester"), table_name="work_orders_current", schema="os_core"
     )

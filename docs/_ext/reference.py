@@ -59,7 +59,7 @@ class PublicNames(SphinxDirective):
         "enums": ("autoclass", ":members:", ":undoc-members:"),
         "events": ("autoclass", ":members: from_mapping, to_wire, model_copy"),
         "async-repositories": ("autoclass",),
-        "repositories": ("autoclass", ":members:"),
+        "repositories": ("autoclass", ":members:", ":inherited-members:"),
         "rows": ("autoclass", ":members:", ":exclude-members: count, index"),
     }
 

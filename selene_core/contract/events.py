@@ -29,7 +29,7 @@ from selene_core.contract.enums import (
 )
 from selene_core.contract.errors import ContractViolation
 from selene_core.contract.frozen_json import freeze_object, jsonb_order, label, thaw
-from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TENANT_ID
+from selene_core.contract.rules import ENVELOPE_RULES, EVENT_RULES, PAYLOAD_RULES, TENANT_ID
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -64,16 +64,20 @@ class WorkOrderLedgerEventInput(BaseModel):
     An event that breaks the contract raises ContractViolation: `field` names the key, `rule` says what it
     must be. If the event is part of another pydantic model, it is a line of that model's ValidationError,
     with its place in `loc`. No error shows a value.
+
+    `correlation_id`, `turn_id`, `work_order_status` and `reason_code` may be left out: they are then the
+    order's own when the event is recorded. WORK_ORDER_CREATED gives all four, STATUS_CHANGED its status, a
+    cancel its reason_code. A status that was read before and is given here undoes what others set since.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     work_order_id: str
-    correlation_id: UUID
-    turn_id: int
+    correlation_id: UUID | None = None
+    turn_id: int | None = None
     event_type: WorkOrderEventType
-    work_order_status: WorkOrderStatus
-    reason_code: int
+    work_order_status: WorkOrderStatus | None = None
+    reason_code: int | None = None
     # default= by name: otherwise type checkers do not see it.
     payload: SkipValidation[Mapping[str, Any]] = Field(default={}, validate_default=True)
     step_id: str | None = None
@@ -146,8 +150,8 @@ class WorkOrderLedgerEventInput(BaseModel):
     def _check_event(cls, data: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             event = build(data)
-            if rule := STATUS_RULES.get(event.event_type):
-                rule.check("work_order_status", event.work_order_status)
+            if envelope := ENVELOPE_RULES.get(event.event_type):
+                envelope.check(event.event_type, dict(event))
             if rules := PAYLOAD_RULES.get(event.event_type):
                 rules.check(event.event_type, event.payload)
         except ValidationError as exc:

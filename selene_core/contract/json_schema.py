@@ -7,10 +7,17 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from selene_core.contract.enums import WorkOrderEventType
+from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.events import WorkOrderLedgerEventInput
 from selene_core.contract.frozen_json import MAX_INT64, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_DEPTH, MIN_INT64
-from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TEXT_PATTERN, PayloadRules
+from selene_core.contract.rules import (
+    ENVELOPE_RULES,
+    EVENT_RULES,
+    PAYLOAD_RULES,
+    TEXT_PATTERN,
+    EnvelopeRules,
+    PayloadRules,
+)
 
 SCHEMA_PATH: Final = Path(__file__).parents[1] / "work_order_event.schema.json"
 
@@ -55,21 +62,37 @@ def _property(name: str, *, required: bool) -> dict[str, Any]:
     if name == "payload":
         return {"type": "object", **_JSON, "default": {}}
     schema = {"description": EVENT_RULES[name].sentence, **EVENT_RULES[name].schema}
-    return schema if required else {"anyOf": [schema, {"type": "null"}], "default": None}
+    return schema if required else {**_optional(schema), "default": None}
 
 
 def _case(kind: WorkOrderEventType) -> dict[str, Any]:
     """Say what an event of this type must be besides."""
-    properties = {"payload": _payload(PAYLOAD_RULES[kind])}
-    if kind in STATUS_RULES:
-        properties["work_order_status"] = STATUS_RULES[kind].schema
-    then: dict[str, Any] = {"properties": properties}
-    if PAYLOAD_RULES[kind].required:
-        then["required"] = ["payload"]
-    return {
-        "if": {"properties": {"event_type": {"const": kind.value}}, "required": ["event_type"]},
-        "then": then,
-    }
+    then: dict[str, Any] = {"properties": {"payload": _payload(PAYLOAD_RULES[kind])}}
+    required = ["payload"] if PAYLOAD_RULES[kind].required else []
+    if envelope := ENVELOPE_RULES.get(kind):
+        then["properties"] |= {name: _given(name, envelope) for name in envelope.required}
+        required += envelope.required
+        if "work_order_status" not in envelope.required:
+            then["properties"]["work_order_status"] = _optional(envelope.status.schema)
+        if "reason_code" not in envelope.required:
+            then |= _when("work_order_status", WorkOrderStatus.CANCELED, _must_give("reason_code"))
+    return _when("event_type", kind, {**then, "required": required} if required else then)
+
+
+def _when(name: str, value: str, then: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"properties": {name: {"const": str(value)}}, "required": [name]}, "then": then}
+
+
+def _must_give(name: str) -> dict[str, Any]:
+    return {"properties": {name: EVENT_RULES[name].schema}, "required": [name]}
+
+
+def _given(name: str, envelope: EnvelopeRules) -> dict[str, Any]:
+    return envelope.status.schema if name == "work_order_status" else EVENT_RULES[name].schema
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _payload(rules: PayloadRules) -> dict[str, Any]:

@@ -37,6 +37,22 @@ class AppendResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Created:
+    """The work order that create made, or had made already, and what append did (contract §14)."""
+
+    work_order_id: str
+    work_order_event_id: int
+    work_order_seq: int
+    replayed: bool
+    created_at: datetime
+
+    @property
+    def code(self) -> str | None:
+        """The code of a replay; None for a new order."""
+        return IDEMPOTENCY_REPLAY_CODE if self.replayed else None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkOrder:
     """The state of a work order: a row of os_core.work_orders_current (contract §2)."""
 

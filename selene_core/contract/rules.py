@@ -286,17 +286,41 @@ PAYLOAD_RULES: Final[Mapping[WorkOrderEventType, PayloadRules]] = {
 }
 """The table of contract §3; STEP_*, which are not in it, take a free object."""
 
-STATUS_RULES: Final[Mapping[WorkOrderEventType, Rule[WorkOrderStatus]]] = {
-    _KIND.WORK_ORDER_CREATED: choice(
-        WorkOrderStatus, without=TERMINAL_STATUSES, because=" in WORK_ORDER_CREATED"
+
+class EnvelopeRules(NamedTuple):
+    """What an event type asks of the envelope; what it does not require is else the order's own."""
+
+    required: tuple[str, ...]
+    status: Rule[WorkOrderStatus] = _STATUS
+
+    def check(self, event_type: WorkOrderEventType, given: Mapping[str, Any]) -> None:
+        """Refuse an envelope that breaks these rules; raises ContractViolation."""
+        for key in self.required:
+            if given[key] is None:
+                raise ContractViolation(field=key, rule=f"is required by {event_type}")
+        self.status.check_optional("work_order_status", given["work_order_status"])
+        if given["work_order_status"] is WorkOrderStatus.CANCELED and given["reason_code"] is None:
+            raise ContractViolation(field="reason_code", rule=f"is required by {event_type} to CANCELED")
+
+
+ENVELOPE: Final = ("correlation_id", "turn_id", "work_order_status", "reason_code")
+"""The keys that may be left out: they are then the order's own (contract §3)."""
+
+ENVELOPE_RULES: Final[Mapping[WorkOrderEventType, EnvelopeRules]] = {
+    _KIND.WORK_ORDER_CREATED: EnvelopeRules(
+        ENVELOPE, choice(WorkOrderStatus, without=TERMINAL_STATUSES, because=" in WORK_ORDER_CREATED")
     ),
-    _KIND.WORK_ORDER_CANCELED: choice(
-        WorkOrderStatus,
-        without=frozenset(WorkOrderStatus) - {WorkOrderStatus.CANCELED},
-        because=" in WORK_ORDER_CANCELED",
+    _KIND.STATUS_CHANGED: EnvelopeRules(("work_order_status",)),
+    _KIND.WORK_ORDER_CANCELED: EnvelopeRules(
+        ("reason_code",),
+        choice(
+            WorkOrderStatus,
+            without=frozenset(WorkOrderStatus) - {WorkOrderStatus.CANCELED},
+            because=" in WORK_ORDER_CANCELED",
+        ),
     ),
 }
-"""The event types that narrow the status (contract §3)."""
+"""The event types that require or narrow something of the envelope (contract §3)."""
 
 # --- users, devices, sessions and turns (contract §2)
 

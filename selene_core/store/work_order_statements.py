@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Integer,
@@ -101,7 +102,7 @@ _AFTER: Final = bindparam("after", type_=BigInteger)
 
 
 _INSTANT: Final = Instant()
-_APPENDED: Final[dict[str, Any]] = {
+APPENDED: Final[dict[str, Any]] = {
     "work_order_event_id": BigInteger,
     "work_order_seq": BigInteger,
     "replayed": Boolean,
@@ -114,7 +115,7 @@ _WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
 
 def _append(tenant: ColumnElement[Any]) -> Select[Any]:
     return call(
-        "append_work_order_events", [tenant, cast(bindparam("events", type_=Text), JSONB)], **_APPENDED
+        "append_work_order_events", [tenant, cast(bindparam("events", type_=Text), JSONB)], **APPENDED
     )
 
 
@@ -184,20 +185,28 @@ EVENTS: Final = DriverStatement(
     _reader(WorkOrderEvent, work_order_ledger),
 )
 
-LOCK: Final = call("lock_work_order", [SCOPED_TENANT, _WORK_ORDER], **_WORK_ORDER_COLUMNS)
-EVENT_OF_KEY: Final = in_scope(
-    work_order_ledger,
-    and_(
-        _LEDGER.tenant_id == TENANT,
-        _LEDGER.work_order_id == _WORK_ORDER,
-        _LEDGER.idempotency_key == bindparam("idempotency_key", type_=Text),
-    ),
-)
+_TURN: Final = bindparam("turn_id", type_=BigInteger)
 _REASON: Final = bindparam("reason_code", type_=BigInteger)
+_KEY: Final = bindparam("idempotency_key", type_=Text)
+ASK: Final = call(
+    "ask_field",
+    [
+        SCOPED_TENANT,
+        _WORK_ORDER,
+        bindparam("required_fields", type_=ARRAY(Text)),
+        bindparam("prefilled_fields", type_=ARRAY(Text)),
+        _TURN,
+        _REASON,
+        _KEY,
+    ],
+    decision=Text,
+    field_key=Text,
+    prompt_dedupe_key=Text,
+    reason=Text,
+    **APPENDED,
+)
 NOTIFY_WAIT: Final = select(
-    func.os_core.notify_wait(
-        SCOPED_TENANT, _WORK_ORDER, bindparam("turn_id", type_=BigInteger), _REASON, type_=Boolean
-    ).label("speaks")
+    func.os_core.notify_wait(SCOPED_TENANT, _WORK_ORDER, _TURN, _REASON, type_=Boolean).label("speaks")
 )
 CANCEL: Final = call(
     "cancel_work_order",
@@ -205,10 +214,10 @@ CANCEL: Final = call(
         SCOPED_TENANT,
         _WORK_ORDER,
         _REASON,
-        bindparam("idempotency_key", type_=Text),
+        _KEY,
         bindparam("note", type_=Text),
     ],
-    **_APPENDED,
+    **APPENDED,
 )
 
 

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from selene_core.contract.enums import TERMINAL_STATUSES, PromptAction, PromptReason, WorkOrderEventType
-from selene_core.contract.errors import ContractViolation, IdempotencyConflict, InvalidTransition
+from selene_core.contract.errors import ContractViolation
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
 from selene_core.contract.frozen_json import MAX_INT64
-from selene_core.contract.prompts import (
-    PromptDecision,
-    check_prefilled_fields,
-    check_required_fields,
-    decide_prompt,
-)
 from selene_core.contract.rows import (
     AppendResult,
     DriftedOrder,
@@ -32,9 +24,10 @@ from selene_core.contract.rows import (
     WorkOrderEvent,
     check_pending_cursor,
 )
-from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, flag, identifier, integer, time_span
+from selene_core.contract.rules import EVENT_RULES, flag, identifier, integer, time_span
 from selene_core.store import work_order_statements as statements
-from selene_core.store.repository import Repository, Secret, send
+from selene_core.store.intentions import Intentions
+from selene_core.store.repository import Secret, send
 from selene_core.store.scope import scope_tenant
 
 if TYPE_CHECKING:
@@ -48,11 +41,10 @@ _POSITION: Final = integer(0, MAX_INT64)
 _LIMIT: Final = integer(1, MAX_PENDING)
 _FLAG: Final = flag()
 _WINDOW: Final = time_span(timedelta(days=36_500))
-_NOTE: Final = PAYLOAD_RULES[WorkOrderEventType.WORK_ORDER_CANCELED].optional["note"]
 _USER: Final = identifier(128)
 
 
-class WorkOrderRepository(Repository):
+class WorkOrderRepository(Intentions):
     """Append to, read and rebuild work orders, for the tenant of the connection's tenant_scope.
 
     Every method raises TenantScopeViolation outside the scope, and after its transaction has ended.
@@ -127,94 +119,6 @@ class WorkOrderRepository(Repository):
             after_event_id=cursor and cursor.last_event_id,
         )
 
-    def cancel(
-        self, work_order_id: str, reason_code: int, idempotency_key: str, note: str | None = None
-    ) -> AppendResult:
-        """Append WORK_ORDER_CANCELED with the order's thread and turn (contract §9).
-
-        The same key again returns the original, replayed. Raises ContractViolation, WorkOrderNotFound,
-        CancelInvalidState if the order has ended, IdempotencyConflict and ProjectionDamaged.
-        """
-        rows = self._run(
-            statements.CANCEL,
-            work_order_id=check_work_order_id(work_order_id),
-            reason_code=EVENT_RULES["reason_code"].check("reason_code", reason_code),
-            idempotency_key=EVENT_RULES["idempotency_key"].check("idempotency_key", idempotency_key),
-            note=_NOTE.check_optional("note", note),
-        )
-        return AppendResult(**rows[0])
-
-    def ask(
-        self,
-        work_order_id: str,
-        required_fields: Iterable[str],
-        prefilled_fields: Iterable[str] = (),
-        turn_id: int | None = None,
-        reason_code: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> PromptDecision:
-        """Lock the order, decide by decide_prompt() and record the prompt, if any (contract §6).
-
-        If several processes ask at once, one may; the others get the next field or nothing. The prompt has
-        the order's thread and status, and its turn_id and last_reason_code if none are given. The key of a
-        recorded prompt returns that prompt, with prompt.replayed.
-
-        Raises ContractViolation, WorkOrderNotFound, BoundExceeded and ProjectionDamaged; IdempotencyConflict
-        if another event has the key; InvalidTransition if it would ask about an order that has ended.
-        """
-        work_order_id = check_work_order_id(work_order_id)
-        given = {
-            "turn_id": EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
-            "reason_code": EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
-        }
-        key = EVENT_RULES["idempotency_key"].check_optional("idempotency_key", idempotency_key)
-        required, prefilled = check_required_fields(required_fields), check_prefilled_fields(prefilled_fields)
-        current = statements.work_order(self._run(statements.LOCK, work_order_id=work_order_id)[0])
-        decided = decide_prompt(current, required, prefilled)
-        if key is not None and (recorded := self._event_of_key(work_order_id, key)):
-            return self._recorded_prompt(recorded, required, prefilled)
-        if decided.field_key is None:
-            return decided
-        if current.work_order_status in TERMINAL_STATUSES:
-            # The prompt repeats the status: on a canceled order it would be taken for a cancel.
-            raise InvalidTransition(
-                f"work order {work_order_id} is {current.work_order_status}: nothing is asked",
-                work_order_id=work_order_id,
-                work_order_status=current.work_order_status,
-                event_type=WorkOrderEventType.FIELD_PROMPTED,
-            )
-        prompt = self.append(
-            WorkOrderLedgerEventInput(
-                work_order_id=work_order_id,
-                correlation_id=current.correlation_id,
-                turn_id=given["turn_id"] or current.turn_id,
-                event_type=WorkOrderEventType.FIELD_PROMPTED,
-                work_order_status=current.work_order_status,
-                reason_code=given["reason_code"] or current.last_reason_code,
-                payload={"field_key": decided.field_key, "prompt_dedupe_key": decided.prompt_dedupe_key},
-                idempotency_key=key,
-            )
-        )
-        return replace(decided, prompt=prompt)
-
-    def notify_wait(
-        self, work_order_id: str, turn_id: int | None = None, reason_code: int | None = None
-    ) -> bool:
-        """Tell whether this caller must tell the user of the wait for an approval, and record that it does.
-
-        True once for each request, and once more after its expiry. False if the user was told or nothing is
-        pending. The event has the order's turn_id and last_reason_code if none are given. Raises
-        ContractViolation, WorkOrderNotFound and ProjectionDamaged (contract §7).
-        """
-        rows = self._run(
-            statements.NOTIFY_WAIT,
-            work_order_id=check_work_order_id(work_order_id),
-            turn_id=EVENT_RULES["turn_id"].check_optional("turn_id", turn_id),
-            reason_code=EVENT_RULES["reason_code"].check_optional("reason_code", reason_code),
-        )
-        speaks: bool = rows[0]["speaks"]
-        return speaks
-
     def rebuild(
         self, work_order_id: str | None = None, progress: Callable[[RebuildReport], object] | None = None
     ) -> RebuildReport:
@@ -260,35 +164,6 @@ class WorkOrderRepository(Repository):
             at=EVENT_RULES["occurred_at"].check_optional("at", at),
         )
         return statements.only_work_order(rows)
-
-    def _event_of_key(self, work_order_id: str, idempotency_key: str) -> WorkOrderEvent | None:
-        rows = self._read(
-            statements.EVENT_OF_KEY, work_order_id=work_order_id, idempotency_key=idempotency_key
-        )
-        return statements.event(rows[0]) if rows else None
-
-    def _recorded_prompt(
-        self, event: WorkOrderEvent, required: tuple[str, ...], prefilled: tuple[str, ...]
-    ) -> PromptDecision:
-        """Return the decision that recorded the event, computed from the state before it."""
-        if event.event_type is not WorkOrderEventType.FIELD_PROMPTED:
-            raise IdempotencyConflict(
-                work_order_id=event.work_order_id,
-                idempotency_key=event.idempotency_key,
-                work_order_event_id=event.work_order_event_id,
-            )
-        prompt = AppendResult(event.work_order_event_id, event.work_order_seq, True, event.created_at)
-        asked = (event.payload["field_key"], event.payload["prompt_dedupe_key"])
-        reason = PromptReason.POLICY_NEXT_FIELD
-        before = self.as_of(event.work_order_id, seq=event.work_order_seq - 1)
-        if before is not None:
-            decided = decide_prompt(before, required, prefilled)
-            if (decided.field_key, decided.prompt_dedupe_key) == asked:
-                return replace(decided, prompt=prompt)
-            # The prompt was for other required fields, or from a caller with a policy of its own.
-            if before.conflicts_json.get(asked[0], {}).get("asked") is False:
-                reason = PromptReason.POLICY_CONFLICT_REQUIRES_ONE_ASK
-        return PromptDecision(PromptAction.ASK, *asked, reason, prompt)
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
         # Pages, not a cursor: nothing stays open if the caller stops, and each page checks the tenant.

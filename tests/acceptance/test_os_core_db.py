@@ -146,6 +146,7 @@ def check_no_function_takes_a_second_tenant(logins: Logins) -> None:
         ("lock_work_order('rival', 'theirs')", []),
         ("cancel_work_order('rival', 'theirs', 1, 'key')", []),
         ("notify_wait('rival', 'theirs')", []),
+        ("ask_field('rival', 'theirs', '{place}')", []),
     ]
     for call, parameters in calls:
         with refused("SL002") as refusal, tenant(logins.app, "acme"):

@@ -40,6 +40,7 @@ from selene_core import (
     ConversationTurn,
     ConversationTurnNotFound,
     CorrelationConflict,
+    Created,
     Device,
     DeviceIdUnavailable,
     DeviceNotFound,
@@ -190,8 +191,6 @@ def start_booking(sessions: sessionmaker[Session], tenant_id: str, order: WorkOr
     """Append in the transaction of a host's ORM."""
     confirmed = WorkOrderLedgerEventInput(
         work_order_id=order.work_order_id,
-        correlation_id=order.correlation_id,
-        turn_id=order.turn_id,
         event_type=WorkOrderEventType.STATUS_CHANGED,
         work_order_status=WorkOrderStatus.EXECUTING,
         reason_code=3,
@@ -209,8 +208,36 @@ def known(session: scoped_session[Session], tenant_id: str, work_order_id: str) 
         return WorkOrderRepository(conn).get(work_order_id) is not None
 
 
+def begin(engine: Engine, tenant_id: str, correlation_id: UUID, message: str) -> Created:
+    with tenant_scope(engine, tenant_id) as conn:
+        created: Created = WorkOrderRepository(conn).create(
+            correlation_id=correlation_id,
+            turn_id=1,
+            reason_code=1,
+            fields={"city": "Bern"},
+            requester_user_id="alice",
+            status=WorkOrderStatus.CLARIFY,
+            idempotency_key=message,
+        )
+        log.info("%s %s %s", created.work_order_id, created.work_order_seq, created.code)
+        return created
+
+
+def settle(engine: Engine, tenant_id: str, work_order_id: str, turn_id: int) -> AppendResult:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        orders.detect_conflict(work_order_id, "city", candidates=["Bern", None], turn_id=turn_id)
+        orders.resolve_conflict(work_order_id, "city", {"name": "Bern"}, idempotency_key="city")
+        orders.request_approval(work_order_id, "ask-1", "bob", expires_at=datetime.now(UTC), reason_code=2)
+        orders.resolve_approval(work_order_id, "ask-1", ApprovalOutcome.EXPIRED, work_order_status=None)
+        moved: AppendResult = orders.change_status(
+            work_order_id, "EXECUTING", previous_status=WorkOrderStatus.CLARIFY, note="go", expected_seq=5
+        )
+        return moved
+
+
 def answer(
-    engine: Engine, tenant_id: str, correlation_id: UUID, key: str, value: object
+    engine: Engine, tenant_id: str, correlation_id: UUID, turn_id: int, key: str, value: object
 ) -> AppendResult | None:
     with tenant_scope(engine, tenant_id) as conn:
         orders = WorkOrderRepository(conn)
@@ -219,11 +246,8 @@ def answer(
             return None
         said = WorkOrderLedgerEventInput(
             work_order_id=order.work_order_id,
-            correlation_id=order.correlation_id,
-            turn_id=order.turn_id + 1,
+            turn_id=turn_id,
             event_type=WorkOrderEventType.FIELD_SET,
-            work_order_status=order.work_order_status,
-            reason_code=2,
             payload={"field_key": key, "value": value},
             idempotency_key=f"{key}-answer",
         )
@@ -445,12 +469,15 @@ async def serve(engine: AsyncEngine, tenant_id: str, first: WorkOrderLedgerEvent
     async with async_tenant_scope(engine, tenant_id) as conn:
         orders = AsyncWorkOrderRepository(conn)
         order: WorkOrder | None = await orders.get(first.work_order_id)
+        set_again: AppendResult = await orders.set_field(first.work_order_id, "city", 1, reason_code=2)
+        log.info("%d", set_again.work_order_seq)
         events: AsyncIterator[WorkOrderEvent] = orders.events(first.work_order_id)
         seqs = [event.work_order_seq async for event in events]
         lease: HeldLease = await AsyncLeaseRepository(conn).acquire(first.work_order_id, "w", ttl_ms=1_000)
         history: list[StepAttempt] = await AsyncStepAttemptRepository(conn).history(first.work_order_id)
         user: UserIdentity = await AsyncIdentityRepository(conn).register_identity("alice")
-        said = [turn.text async for turn in AsyncConversationRepository(conn).turns(first.correlation_id)]
+        thread = order.correlation_id if order else uuid4()
+        said = [turn.text async for turn in AsyncConversationRepository(conn).turns(thread)]
         log.info("%s %s %s %s %s %s", order, seqs, lease.fence, history, user.user_id, said)
     return await async_rebuild_tenant(engine, tenant_id)
 

@@ -109,6 +109,22 @@ def test_face__does_what_its_twin_does(database: Database, engine: sa.Engine) ->
             await orders.append(event("FIELD_SET", "order"))
             await orders.append(event("EXTERNAL_APPROVAL_REQUESTED", "order"))
             assert await orders.notify_wait("order") is True
+            new: dict[str, Any] = {
+                "correlation_id": uuid4(),
+                "turn_id": 1,
+                "reason_code": 1,
+                "idempotency_key": "k",
+            }
+            made = [await orders.create(**new) for _ in range(2)]
+            other = made[0].work_order_id
+            assert [(each.work_order_id, each.replayed) for each in made] == [(other, False), (other, True)]
+            await orders.detect_conflict(other, "place")
+            await orders.resolve_conflict(other, "place", "Oslo")
+            await orders.set_field(other, "place", "Rome", turn_id=2)
+            await orders.request_approval(other, "r1", "bob")
+            await orders.resolve_approval(other, "r1", "APPROVED")
+            ended = await orders.change_status(other, "DONE", previous_status="DRAFT")
+            assert ended.work_order_seq == 7
             found = await orders.get("order")
             assert found is not None
             assert await orders.get_by_correlation(found.correlation_id) == found
@@ -116,10 +132,10 @@ def test_face__does_what_its_twin_does(database: Database, engine: sa.Engine) ->
             assert [row.work_order_seq async for row in orders.events("order", after=1)] == [2, 3, 4, 5]
             assert await orders.as_of("order", seq=found.last_seq) == found
             assert await orders.verify() == []
-            assert (await orders.rebuild()).events == 5
+            assert (await orders.rebuild()).events == 12
             await orders.cancel("order", reason_code=1, idempotency_key="cancel")
         report = await async_rebuild_tenant(async_engine, TENANT)
-        assert (report.work_orders, report.events, report.changed) == (1, 6, 0)
+        assert (report.work_orders, report.events, report.changed) == (2, 13, 0)
 
     run(database, story)
     with tenant_scope(engine, TENANT) as conn:

@@ -203,7 +203,12 @@ BAD_COLUMNS: dict[tuple[str, str], tuple[Any, ...]] = {
     ("WORK_ORDER_CREATED", "event_type"): ("", "created", "WORK_ORDER_DONE", None, 5),
     # Only the lease functions write these.
     ("FIELD_SET", "event_type"): ("LEASE_ACQUIRED", "LEASE_RENEWED", "LEASE_RELEASED"),
-    ("FIELD_SET", "work_order_status"): ("", "draft", "OPEN", None, 5),
+    ("FIELD_SET", "work_order_status"): ("", "draft", "OPEN", 5),
+    ("STATUS_CHANGED", "work_order_status"): (None,),
+    ("WORK_ORDER_CANCELED", "reason_code"): (None,),
+    ("FIELD_SET", "correlation_id"): ("", "x", 5, [str(uuid4())]),
+    ("FIELD_SET", "turn_id"): (0, 1.5, 2**63, "1", True, [1]),
+    ("FIELD_SET", "reason_code"): (0, 1.5, 2**32, "1", True, [1]),
     ("WORK_ORDER_CREATED", "work_order_status"): TERMINAL,
     ("WORK_ORDER_CANCELED", "work_order_status"): (*OPEN, "DONE", "REFUSED", "FAILED"),
     ("FIELD_SET", "step_id"): ("", " ", "a\tb", "x" * 97, 5, []),

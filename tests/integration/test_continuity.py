@@ -311,7 +311,13 @@ def test_ask__lists_without_an_end_are_refused(engine: sa.Engine) -> None:
 
 @pytest.mark.parametrize("order", [None, "", " ", "a b", "x" * 129])
 @pytest.mark.parametrize(
-    "call", ["lock_work_order(%s, %s)", "notify_wait(%s, %s)", "cancel_work_order(%s, %s, 1, 'key')"]
+    "call",
+    [
+        "lock_work_order(%s, %s)",
+        "notify_wait(%s, %s)",
+        "cancel_work_order(%s, %s, 1, 'key')",
+        "ask_field(%s, %s, '{place}')",
+    ],
 )
 def test_commands__refuse_what_is_no_id_in_the_database_too(
     acme: Tenant, call: str, order: str | None
@@ -424,6 +430,7 @@ def test_commands__on_an_order_that_is_not_the_tenants(
         "SELECT os_core.notify_wait(%s, %s)",
         "SELECT * FROM os_core.cancel_work_order(%s, %s, 1, 'cancel')",
         "SELECT * FROM os_core.lock_work_order(%s, %s)",
+        "SELECT * FROM os_core.ask_field(%s, %s, '{place}')",
     ],
 )
 def test_commands__in_a_frozen_snapshot_a_conflict_is_a_serialization_failure(

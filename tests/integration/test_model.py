@@ -19,7 +19,7 @@ from selene_core import WorkOrder, decide_prompt
 from selene_core.contract.prompts import may_be_asked
 from tests.support.calls import Appended, Event, Row, Tenant, refused
 from tests.support.factories import new_id, wire
-from tests.support.model import TERMINAL, Model, Refused, State, equal, exact, fold
+from tests.support.model import ENVELOPE, TERMINAL, Model, Refused, State, equal, exact, fold, required
 from tests.support.sessions import Sessions
 
 JSON_COLUMNS = (
@@ -101,7 +101,7 @@ def events(draw: st.DrawFn) -> Event:
         case _:
             statuses = [*PENDING * 6, *sorted(TERMINAL)]
     order = draw(st.sampled_from(ORDERS))
-    return {
+    event = {
         "work_order_id": order,
         "correlation_id": draw(rarely("shared", *ORDERS)) or order,
         "turn_id": draw(st.integers(1, 3)),
@@ -115,6 +115,15 @@ def events(draw: st.DrawFn) -> Event:
         "expected_seq": draw(rarely(0, 1, 2, 3, 4)),
         "lease_token": draw(rarely("t" * 16, among=40)),
     }
+    given = draw(st.sets(st.sampled_from(sorted(ENVELOPE)))) if draw(st.booleans()) else {*ENVELOPE}
+    return without(event, {*ENVELOPE} - given, as_null=draw(st.booleans()))
+
+
+def without(event: Event, names: set[str], *, as_null: bool) -> Event:
+    """Leave out of the envelope what the event may leave out of these."""
+    left_out = names - required(event)
+    kept = {name: value for name, value in event.items() if name not in left_out}
+    return {**kept, **dict.fromkeys(left_out)} if as_null else kept
 
 
 def sequel(luck: Random, order: str, state: State) -> Event:
@@ -127,12 +136,14 @@ def sequel(luck: Random, order: str, state: State) -> Event:
         "idempotency_key": luck.choice((None, None, f"after-{state['last_seq']}")),
         "expected_seq": luck.choice((None, None, state["last_seq"])),
     }
-    return {
+    sequel = {
         **event,
         **optional,
         "correlation_id": state["correlation_id"],
         "work_order_status": "CANCELED" if event_type == "WORK_ORDER_CANCELED" else status,
     }
+    left_out = {name for name in ENVELOPE if luck.random() < 0.3}
+    return without(sequel, left_out, as_null=luck.random() < 0.5)
 
 
 def suggestions(luck: Random, state: State) -> Iterator[tuple[str, Event]]:
@@ -218,6 +229,12 @@ def thread(drawn: str | UUID) -> UUID:
     return drawn if isinstance(drawn, UUID) else uuid5(NAMESPACE_OID, drawn)
 
 
+def threads(event: Event) -> Event:
+    """Return the event's correlation, if it gives one."""
+    drawn = event.get("correlation_id")
+    return {} if drawn is None else {"correlation_id": str(thread(drawn))}
+
+
 class Histories(RuleBasedStateMachine):
     """One tenant a history; everything that happens to it happens to the model too."""
 
@@ -234,11 +251,7 @@ class Histories(RuleBasedStateMachine):
     def call(self, *drawn: Event) -> bool:
         """Append, compare the answer with the model's, and tell whether it was accepted."""
         batch = [
-            {
-                **event,
-                "work_order_id": f"{self.prefix}-{event['work_order_id']}",
-                "correlation_id": str(thread(event["correlation_id"])),
-            }
+            {**event, "work_order_id": f"{self.prefix}-{event['work_order_id']}", **threads(event)}
             for event in drawn
         ]
         plan = self.model.plan(batch)
@@ -322,6 +335,13 @@ class Histories(RuleBasedStateMachine):
             return
         current = WorkOrder(**row)
         decided = decide_prompt(current, required)
+        assert self.asked(row["work_order_id"], required) == (
+            decided.decision,
+            decided.field_key,
+            decided.prompt_dedupe_key,
+            decided.reason,
+            decided.field_key and row["last_seq"] + 1,
+        )
         for key in required:
             attempts = row["asked_fields_json"].get(key, {"attempts": 0})["attempts"]
             prompt = wire(
@@ -337,6 +357,15 @@ class Histories(RuleBasedStateMachine):
                 assert (decided.field_key, decided.prompt_dedupe_key) == (key, f"{key}#{attempts + 1}")
                 return
         assert decided.field_key is None
+
+    def asked(self, order: str, required: list[str]) -> Any:
+        """Return what os_core.ask_field decides and would record."""
+        with self.tenant.app.transaction(force_rollback=True):
+            return self.tenant.app.execute(
+                "SELECT decision, field_key, prompt_dedupe_key, reason, work_order_seq"
+                " FROM os_core.ask_field(%s, %s, %s)",
+                (self.tenant.id, order, required),
+            ).fetchone()
 
     @rule(which=st.integers(0, 99))
     def replay(self, which: int) -> None:

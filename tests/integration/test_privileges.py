@@ -92,6 +92,7 @@ CALLS = {
     "verify_work_orders": "'acme'",
     "work_order_as_of": "'acme', 'wo-1', p_seq => 1",
     "require_tenant": "'acme'",
+    "ask_field": "'acme', 'wo-1', '{place}'",
     "notify_wait": "'acme', 'wo-1'",
     "cancel_work_order": "'acme', 'wo-1', 1, 'cancel'",
     "register_identity": "'acme', 'alice'",

@@ -34,7 +34,7 @@ from selene_core.migrations import downgrade, upgrade
 from selene_core.schema.drift import expected_schema
 from selene_core.store.tables import METADATA
 from tests.migrations.runs import held, run_all, stands_at
-from tests.support.factories import created, event
+from tests.support.factories import correlation_of, created, event
 from tests.support.pooler import is_pooled
 from tests.support.races import wait_until
 from tests.support.scratch import NEXT, upgrade_further
@@ -419,7 +419,7 @@ class Service:
             assert WorkOrderRepository(conn).verify(order.work_order_id) == []
 
     def _talk_about(self, order: WorkOrderLedgerEventInput) -> None:
-        session, thread = order.work_order_id, order.correlation_id
+        session, thread = order.work_order_id, correlation_of(order.work_order_id)
         with tenant_scope(self._engine, "acme") as conn:
             users, conversation = IdentityRepository(conn), ConversationRepository(conn)
             users.register_identity("alice")

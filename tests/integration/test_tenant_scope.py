@@ -41,6 +41,10 @@ EVERY_CALL: list[Callable[[WorkOrderRepository], object]] = [
     lambda repository: repository.list_pending(),
     lambda repository: repository.ask("order", required_fields=["place"]),
     lambda repository: repository.notify_wait("order"),
+    lambda repository: repository.create(
+        correlation_id=correlation_of("new"), turn_id=1, reason_code=1, idempotency_key="create"
+    ),
+    lambda repository: repository.set_field("order", "place", "Oslo"),
     lambda repository: repository.cancel("order", reason_code=1, idempotency_key="cancel"),
     lambda repository: LeaseRepository(repository._conn).acquire("order", "worker-1", ttl_ms=1_000),
     lambda repository: LeaseRepository(repository._conn).renew("order", "t" * 20, ttl_ms=1_000),

@@ -14,6 +14,7 @@ PUBLIC_FUNCTIONS = (
     "conversation.tombstone_turn(text,uuid,bigint,bigint,bigint,text)",
     "os_core.acquire_lease(text,text,text,text,bigint,text)",
     "os_core.append_work_order_events(text,jsonb)",
+    "os_core.ask_field(text,text,text[],text[],bigint,bigint,text)",
     "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.due_step_retries(text,integer)",
     "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",

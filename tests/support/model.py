@@ -29,6 +29,13 @@ CONTENT = (
     "step_input_hash",
     "payload",
 )
+# Section 3: these may be left out, or None, and are then the order's own.
+ENVELOPE = {
+    "correlation_id": "correlation_id",
+    "turn_id": "turn_id",
+    "work_order_status": "work_order_status",
+    "reason_code": "last_reason_code",
+}
 # Section 6: these never count as a state change, even with a new status.
 NEVER_A_CHANGE = {"FIELD_PROMPTED", "EXTERNAL_APPROVAL_WAIT_NOTIFIED"}
 APPROVAL = {
@@ -79,6 +86,36 @@ def equal(one: Any, other: Any) -> bool:
 def json_time(at: datetime) -> str:
     """Write an instant as it stands inside JSON."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def required(event: Event) -> set[str]:
+    """Return what an event must give of the envelope."""
+    match event["event_type"]:
+        case "WORK_ORDER_CREATED":
+            return {*ENVELOPE}
+        case "WORK_ORDER_CANCELED":
+            return {"reason_code"}
+        case "STATUS_CHANGED" if event["work_order_status"] == "CANCELED":
+            return {"work_order_status", "reason_code"}
+        case "STATUS_CHANGED":
+            return {"work_order_status"}
+    return set()
+
+
+def completed(state: State | None, event: Event) -> State:
+    """Return the event with what it leaves out of the envelope."""
+    found = {**event}
+    if event["event_type"] == "WORK_ORDER_CANCELED":
+        found["work_order_status"] = "CANCELED"
+    for name, column in ENVELOPE.items():
+        if found.get(name) is None and state is not None:
+            found[name] = str(state[column]) if name == "correlation_id" else state[column]
+    return found
+
+
+def _same_content(original: Event, event: Event) -> bool:
+    compared = [name for name in CONTENT if name not in ENVELOPE or event.get(name) is not None]
+    return all(equal(original.get(name), event.get(name)) for name in compared)
 
 
 def fold(before: State | None, event: Event) -> State:
@@ -233,13 +270,14 @@ class Model:
         for index, event in enumerate(batch):
             order = draft.setdefault(event["work_order_id"], Order())
             if original := _same_key(order, event):
-                if not all(equal(original.get(name), event.get(name)) for name in CONTENT):
+                if not _same_content(original, event):
                     raise Refused("SL005", index)
                 answers.append(Answer(original["work_order_seq"], replay=True))
                 continue
             cancelers = canceled_by.setdefault(event["work_order_id"], set())
             if sqlstate := _refusal(order.state, event, cancelers):
                 raise Refused(sqlstate, index)
+            event = completed(order.state, event)
             if event["work_order_status"] == "CANCELED":
                 cancelers.add(event["event_type"])
             seq = len(order.events) + 1
@@ -255,9 +293,10 @@ class Model:
         """Take over what the database made of a batch: ids, numbers and times."""
         for event, row in zip(batch, rows, strict=True):
             if not row.replayed:
-                self.orders.setdefault(event["work_order_id"], Order()).add(
+                order = self.orders.setdefault(event["work_order_id"], Order())
+                order.add(
                     {
-                        **event,
+                        **completed(order.state, event),
                         "work_order_event_id": row.work_order_event_id,
                         "work_order_seq": row.work_order_seq,
                         "created_at": row.created_at,
@@ -272,7 +311,9 @@ def _same_key(order: Order, event: Event) -> State | None:
 
 def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | None:
     """Return the SQLSTATE of steps 3 to 6, or None."""
-    event_type, status = event["event_type"], event["work_order_status"]
+    event_type, status = event["event_type"], event.get("work_order_status")
+    if event_type == "WORK_ORDER_CANCELED":
+        status = "CANCELED"
     expected_seq, last_seq = event.get("expected_seq"), state["last_seq"] if state else 0
     if expected_seq is not None and expected_seq != last_seq:
         return "SL006"
@@ -299,10 +340,10 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
 
 def _may_not_now(state: State, event: Event) -> str | None:
     """Return what section 7 says while an approval is pending."""
-    moves = event["work_order_status"] != state["work_order_status"]
+    moves = event.get("work_order_status") not in (None, state["work_order_status"])
     if state["external_approval_pending"] and (
         event["event_type"] in {"FIELD_PROMPTED", "STEP_STARTED", "EXTERNAL_APPROVAL_REQUESTED"}
-        or (moves and event["work_order_status"] in {"EXECUTING", "DONE"})
+        or (moves and event.get("work_order_status") in {"EXECUTING", "DONE"})
     ):
         return "SL009"
     return None

@@ -183,6 +183,12 @@ class Story:
             "SELECT work_order_status, last_seq, fields_json::text FROM os_core.lock_work_order(%s, %s)",
             order,
         )
+        for _ in range(2):
+            self._answer(
+                "SELECT decision, field_key, reason, replayed"
+                " FROM os_core.ask_field(%s, %s, '{place,date}', '{date}', NULL, 7, 'ask')",
+                order,
+            )
         held = self._id("held")
         self._append(self._wire("WORK_ORDER_CREATED", "held"))
         self._answer(lease + "acquire_lease(%s, %s, 'worker', %s, %s)", held, token, ttl)

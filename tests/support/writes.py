@@ -70,6 +70,8 @@ STORY = {
     "step": STEP,
     "batch": re.sub(r"\[(.*)\]", r"[\1, \1]", STEP, flags=re.DOTALL),
     "release": f"os_core.release_lease({ORDER}, {TOKEN})",
+    "ask": f"os_core.ask_field({ORDER}, '{{{{place}}}}', p_idempotency_key => 'ask')",
+    "ask, again": f"os_core.ask_field({ORDER}, '{{{{place}}}}', p_idempotency_key => 'ask')",
     "notify": f"os_core.notify_wait({ORDER})",
     "cancel": f"os_core.cancel_work_order({ORDER}, 7, 'cancel')",
     "as of": f"os_core.work_order_as_of({ORDER}, p_seq => 1)",

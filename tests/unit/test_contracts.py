@@ -166,11 +166,51 @@ def test_event__has_the_defaults_of_the_specification() -> None:
     }
 
 
-@pytest.mark.parametrize("key", REQUIRED)
+@pytest.mark.parametrize("key", ["work_order_id", "event_type"])
 def test_event__needs(key: str) -> None:
     with pytest.raises(ContractViolation) as caught:
         WorkOrderLedgerEventInput(**{name: value for name, value in REQUIRED.items() if name != key})
     assert (caught.value.field, caught.value.rule) == (key, "is required")
+
+
+ENVELOPE = ["correlation_id", "turn_id", "work_order_status", "reason_code"]
+
+
+@pytest.mark.parametrize("key", ENVELOPE)
+def test_envelope__may_be_left_out(key: str) -> None:
+    made = WorkOrderLedgerEventInput(**{name: value for name, value in REQUIRED.items() if name != key})
+    assert made == event(**{key: None})
+    assert key not in made.to_wire()
+    bare = WorkOrderLedgerEventInput(work_order_id="wo_1", event_type=WorkOrderEventType.STEP_STARTED)
+    assert list(bare.to_wire()) == ["work_order_id", "event_type", "payload"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "rule"),
+    [
+        *(({"event_type": "WORK_ORDER_CREATED", key: None}, key, "WORK_ORDER_CREATED") for key in ENVELOPE),
+        ({"event_type": "STATUS_CHANGED", "work_order_status": None}, "work_order_status", "STATUS_CHANGED"),
+        (
+            {"event_type": "STATUS_CHANGED", "work_order_status": "CANCELED", "reason_code": None},
+            "reason_code",
+            "STATUS_CHANGED to CANCELED",
+        ),
+        (
+            {"event_type": "WORK_ORDER_CANCELED", "work_order_status": "CANCELED", "reason_code": None},
+            "reason_code",
+            "WORK_ORDER_CANCELED",
+        ),
+    ],
+    ids=short,
+)
+def test_envelope__is_required_by(changes: dict[str, Any], key: str, rule: str) -> None:
+    refused = refusal(**changes)
+    assert (refused.field, refused.rule) == (key, f"is required by {rule}")
+
+
+def test_envelope__a_cancel_needs_no_status() -> None:
+    made = event(event_type="WORK_ORDER_CANCELED", work_order_status=None)
+    assert made.work_order_status is None
 
 
 @pytest.mark.parametrize(
@@ -222,8 +262,8 @@ NO_LINES = ["a\0", "a\n", "a\tb", "\x1f", "a\x7f", "a\x85b", "a\x9f", "a\ud800",
 BLANKS = ["", " ", "  ", "\u00a0", "\u2003\u3000", "\u2028"]
 REFUSED: dict[str, list[Any]] = {
     "work_order_id": BAD_IDS,
-    "turn_id": [None, *NO_INTEGERS, 0, -1, 2**63],
-    "reason_code": [None, *NO_INTEGERS, 0, -1, 2**32],
+    "turn_id": [*NO_INTEGERS, 0, -1, 2**63],
+    "reason_code": [*NO_INTEGERS, 0, -1, 2**32],
     "expected_seq": [*NO_INTEGERS, -1, 2**63],
     "step_id": [*(value for value in BAD_IDS if value is not None), "s" * 97],
     "step_input_hash": [*NO_LINES, *BLANKS, " h", "h ", "h" * 129],
@@ -239,7 +279,7 @@ REFUSED: dict[str, list[Any]] = {
         10**20,
     ],
     "event_type": [None, "", "UNKNOWN", "field_set", "FIELD_SET ", 1, [], "DRAFT"],
-    "work_order_status": [None, "", "PENDING", "draft", "DRAFT\n", 1, [], {}],
+    "work_order_status": ["", "PENDING", "draft", "DRAFT\n", 1, [], {}],
     "payload": [None, [], "{}", 1, b"{}", (("a", 1),)],
 }
 
@@ -309,7 +349,7 @@ def test_event__takes_the_correlation_id(value: object) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(CORRELATION_ID.hex, CORRELATION_ID.urn, f"{{{CORRELATION_ID}}}", f"{CORRELATION_ID}\n", "", None),
+        *(CORRELATION_ID.hex, CORRELATION_ID.urn, f"{{{CORRELATION_ID}}}", f"{CORRELATION_ID}\n", ""),
         *(CORRELATION_ID.int, CORRELATION_ID.bytes, "1234567-81234-1234-1234-123456789abc", "٣" + "1" * 35),
     ],
     ids=short,
@@ -832,7 +872,7 @@ WIRE: dict[str, Any] = event(event_type="FIELD_SET", payload={"field_key": "f", 
 FAULTS: dict[str, tuple[Any, list[tuple[str, ...]]]] = {
     "a value": (WIRE | {"turn_id": 0}, [("turn_id",)]),
     "two values": (WIRE | {"turn_id": 0, "reason_code": -1}, [("turn_id",), ("reason_code",)]),
-    "a key that is missing": ({k: v for k, v in WIRE.items() if k != "turn_id"}, [("turn_id",)]),
+    "a key that is missing": ({k: v for k, v in WIRE.items() if k != "event_type"}, [("event_type",)]),
     "a key that is unknown": (WIRE | {"extra": 1}, [("extra",)]),
     "no object": (7, [()]),
     "null": (WIRE | {"payload": None}, [("payload",)]),
@@ -905,7 +945,7 @@ def test_host__may_have_a_subclass() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"turn_id": 0}, {"extra": 1}, {"payload": {"x": b""}}, {"turn_id": ...}]
+    "changes", [{}, {"turn_id": 0}, {"extra": 1}, {"payload": {"x": b""}}, {"event_type": ...}]
 )
 @pytest.mark.parametrize("host", [name for name in HOSTS if "json" not in name])
 def test_host__is_shown_no_value(host: str, changes: dict[str, Any]) -> None:
@@ -917,7 +957,7 @@ def test_host__is_shown_no_value(host: str, changes: dict[str, Any]) -> None:
 
 
 def test_model_json_schema__works_for_those_who_embed_the_model() -> None:
-    assert set(WorkOrderLedgerEventInput.model_json_schema()["required"]) == set(REQUIRED)
+    assert set(WorkOrderLedgerEventInput.model_json_schema()["required"]) == {"work_order_id", "event_type"}
 
 
 # --- secrets

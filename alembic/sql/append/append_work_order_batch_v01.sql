@@ -136,10 +136,8 @@ BEGIN
           _prior := _priors[_ordinal];
         END IF;
         IF _prior.work_order_event_id IS NULL AND _event.idempotency_key IS NOT NULL AND _firsts[_ordinal] < _ordinal THEN
-          _prior := _events[_firsts[_ordinal]];
-          _prior.work_order_event_id := _event_ids[_firsts[_ordinal]];
-          _prior.work_order_seq := _seqs[_firsts[_ordinal]];
-          _prior.created_at := _times[_firsts[_ordinal]];
+          -- The first event with this key is in _new, as it was completed. _new holds the events that are no replays, in order.
+          _prior := _new[pg_catalog.cardinality(pg_catalog.array_positions(_replays[1:_firsts[_ordinal]], FALSE))];
         END IF;
         IF _prior.work_order_event_id IS NOT NULL THEN
           IF NOT os_core.same_content(_prior, _event) THEN
@@ -168,6 +166,12 @@ BEGIN
           _state.last_seq, _state.work_order_status, _event.event_type, _event.work_order_status,
           _event.payload ->> 'previous_status', _expected_seqs[_ordinal], _canceled_by[_slot]
         );
+        IF _refusal IS NULL AND (
+          _event.correlation_id IS NULL OR _event.turn_id IS NULL OR _event.work_order_status IS NULL OR _event.reason_code IS NULL
+        ) THEN
+          -- _events keeps what was given: after a lost race the events are completed anew.
+          _event := os_core.event_completed(_state, _event);
+        END IF;
         IF _refusal IS NULL AND (_lease_tokens[_ordinal] IS NOT NULL OR _state.lease_expires_at IS NOT NULL) THEN
           _refusal := os_core.lease_refusal(_state, _event, _lease_tokens[_ordinal]);
         END IF;

@@ -1,5 +1,6 @@
 -- os_core.append_work_order_event: does the seven steps of contract section 4 for one event of a caller or of our own functions.
--- It sets id, seq and created_at; all other columns come from p_event. Idempotency is decided at step 2.
+-- It sets id, seq and created_at. What p_event leaves out of thread, turn, status and reason is the order's; all other columns come
+-- from p_event. Idempotency is decided at step 2, by what was given.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
   p_event os_core.work_order_ledger,
   p_expected_seq bigint,
@@ -17,6 +18,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _prior os_core.work_order_ledger;
+  _given os_core.work_order_ledger;
   _state os_core.work_orders_current;
   _next os_core.work_orders_current;
   _refusal text;
@@ -39,6 +41,12 @@ BEGIN
       _state.last_seq, _state.work_order_status, p_event.event_type, p_event.work_order_status,
       p_event.payload ->> 'previous_status', p_expected_seq, NULL
     );
+    IF _refusal IS NULL AND (
+      p_event.correlation_id IS NULL OR p_event.turn_id IS NULL OR p_event.work_order_status IS NULL OR p_event.reason_code IS NULL
+    ) THEN
+      _given := p_event;
+      p_event := os_core.event_completed(_state, p_event);
+    END IF;
     IF _refusal IS NULL AND (p_lease_token IS NOT NULL OR _state.lease_expires_at IS NOT NULL) THEN
       _refusal := os_core.lease_refusal(_state, p_event, p_lease_token);
     END IF;
@@ -123,7 +131,7 @@ BEGIN
         AND ledger.work_order_id = p_event.work_order_id
         AND ledger.idempotency_key = p_event.idempotency_key;
       IF FOUND THEN
-        IF NOT os_core.same_content(_prior, p_event) THEN
+        IF NOT os_core.same_content(_prior, COALESCE(_given, p_event)) THEN
           PERFORM os_core.refuse_replay(0, p_event, _prior.work_order_event_id);
         END IF;
         work_order_event_id := _prior.work_order_event_id;

@@ -1,6 +1,7 @@
 -- os_core.event_from_json: turns a caller's JSON event into a ledger row, or raises ContractViolation (contract section 3).
 -- Every append comes through here, so it checks as much as it can at once: JSON types, casts, then os_core.is_event_row.
--- Only for an invalid event does os_core.event_violation look for the sentence.
+-- Only for an invalid event does os_core.event_violation look for the sentence. Thread, turn, status and reason stay NULL where they
+-- are left out; a cancel's status is CANCELED.
 CREATE OR REPLACE FUNCTION os_core.event_from_json(p_tenant_id text, p_event jsonb, p_event_index integer)
 RETURNS os_core.work_order_ledger
 LANGUAGE plpgsql
@@ -10,13 +11,17 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   _event os_core.work_order_ledger;
+  _complete boolean := TRUE;
 BEGIN
   IF pg_catalog.jsonb_typeof(p_event) = 'object'
     AND p_event - '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code,step_id,step_input_hash,payload,idempotency_key,occurred_at,expected_seq,lease_token}'::text[] = '{}'
     AND p_event @@ '$.work_order_id.type() == "string" && $.event_type.type() == "string"
-      && $.work_order_status.type() == "string" && $.correlation_id.type() == "string"
-      && $.turn_id.type() == "number" && $.turn_id >= 1 && $.turn_id <= 9223372036854775807
-      && $.reason_code.type() == "number" && $.reason_code >= 1 && $.reason_code <= 4294967295
+      && !($.work_order_status.type() != "string" && $.work_order_status.type() != "null")
+      && !($.correlation_id.type() != "string" && $.correlation_id.type() != "null")
+      && !($.turn_id.type() != "number" && $.turn_id.type() != "null")
+      && !($.turn_id < 1 || $.turn_id > 9223372036854775807)
+      && !($.reason_code.type() != "number" && $.reason_code.type() != "null")
+      && !($.reason_code < 1 || $.reason_code > 4294967295)
       && !($.step_id.type() != "string" && $.step_id.type() != "null")
       && !($.step_input_hash.type() != "string" && $.step_input_hash.type() != "null")
       && !($.idempotency_key.type() != "string" && $.idempotency_key.type() != "null")
@@ -24,9 +29,9 @@ BEGIN
       && !($.lease_token.type() != "string" && $.lease_token.type() != "null")
       && !($.occurred_at.type() != "string" && $.occurred_at.type() != "null")
       && !($.expected_seq.type() != "number" && $.expected_seq.type() != "null")'
-    AND os_core.is_uuid(p_event ->> 'correlation_id')
-    AND p_event ->> 'turn_id' NOT LIKE '%.%'
-    AND p_event ->> 'reason_code' NOT LIKE '%.%'
+    AND os_core.is_uuid(p_event ->> 'correlation_id') IS NOT FALSE
+    AND (p_event ->> 'turn_id' LIKE '%.%') IS NOT TRUE
+    AND (p_event ->> 'reason_code' LIKE '%.%') IS NOT TRUE
     AND (p_event ->> 'expected_seq' IS NULL OR os_core.is_event_seq(p_event ->> 'expected_seq'))
     AND (p_event ->> 'lease_token' IS NULL OR os_core.is_lease_token(p_event ->> 'lease_token'))
   THEN
@@ -41,7 +46,22 @@ BEGIN
     END IF;
     _event := pg_catalog.jsonb_populate_record(_event, p_event);
     _event.tenant_id := p_tenant_id;
-    IF os_core.is_event_row(
+    IF _event.correlation_id IS NULL OR _event.turn_id IS NULL OR _event.work_order_status IS NULL OR _event.reason_code IS NULL THEN
+      CASE _event.event_type
+        WHEN 'WORK_ORDER_CREATED' THEN
+          _complete := FALSE;
+        WHEN 'STATUS_CHANGED' THEN
+          _complete := _event.work_order_status IS NOT NULL
+            AND (_event.work_order_status <> 'CANCELED' OR _event.reason_code IS NOT NULL);
+        WHEN 'WORK_ORDER_CANCELED' THEN
+          _complete := _event.reason_code IS NOT NULL;
+          _event.work_order_status := COALESCE(_event.work_order_status, 'CANCELED');
+        ELSE
+          NULL;
+      END CASE;
+    END IF;
+    IF _complete
+      AND os_core.is_event_row(
         p_tenant_id, _event.work_order_id, NULL, _event.turn_id, _event.event_type, _event.work_order_status, _event.reason_code,
         _event.step_id, _event.step_input_hash, NULL, NULL, NULL, _event.payload, _event.idempotency_key, _event.occurred_at, NULL
       ) IS NOT FALSE

@@ -1,5 +1,5 @@
 -- os_core.event_violation: returns the first rule that a JSON event breaks, as 'field: rule', or NULL (contract sections 2 and 3).
--- It checks the known keys in the order below, then unknown keys, then what the event type requires of status and payload.
+-- It checks the known keys in the order below, then unknown keys, then what the event type requires of envelope and payload.
 -- Python uses the same order and the same sentences.
 CREATE OR REPLACE FUNCTION os_core.event_violation(p_event jsonb)
 RETURNS text
@@ -9,8 +9,8 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _required constant text[] := '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code}';
-  _optional constant text[] := '{payload,step_id,step_input_hash,idempotency_key,occurred_at,expected_seq,lease_token}';
+  _required text[] := '{work_order_id,event_type}';
+  _keys constant text[] := '{work_order_id,correlation_id,turn_id,event_type,work_order_status,reason_code,payload,step_id,step_input_hash,idempotency_key,occurred_at,expected_seq,lease_token}';
   _event_type constant text := p_event ->> 'event_type';
   _key text;
   _value jsonb;
@@ -21,12 +21,12 @@ BEGIN
   IF pg_catalog.jsonb_typeof(p_event) <> 'object' THEN
     RETURN 'event: must be an object';
   END IF;
-  FOREACH _key IN ARRAY _required || _optional LOOP
+  FOREACH _key IN ARRAY _keys LOOP
     _value := p_event -> _key;
     IF _value IS NULL AND _key = ANY(_required) THEN
       RETURN _key || ': is required';
     END IF;
-    CONTINUE WHEN _value IS NULL OR _value = 'null' AND _key = ANY(_optional) AND _key <> 'payload';
+    CONTINUE WHEN _value IS NULL OR _value = 'null' AND _key <> ALL(_required) AND _key <> 'payload';
     -- '' breaks every rule for text and NULL every rule for numbers, so a value of another type gets the same sentence.
     _text := CASE WHEN pg_catalog.jsonb_typeof(_value) = 'string' THEN p_event ->> _key ELSE '' END;
     _number := CASE WHEN _value::text ~ '^-?[0-9]+$' THEN _value::text::numeric END;
@@ -73,17 +73,31 @@ BEGIN
       RETURN _violation;
     END IF;
   END LOOP;
-  IF p_event - _required - _optional <> '{}' THEN
+  IF p_event - _keys <> '{}' THEN
     -- The first in jsonb's order: by length, then by bytes.
     RETURN pg_catalog.concat(os_core.key_shown(unknown.key), ': is not a key of an event')
-    FROM pg_catalog.jsonb_object_keys(p_event - _required - _optional) AS unknown (key)
+    FROM pg_catalog.jsonb_object_keys(p_event - _keys) AS unknown (key)
     LIMIT 1;
   END IF;
+  -- What may be left out of other events.
+  _required := CASE _event_type
+    WHEN 'WORK_ORDER_CREATED' THEN '{correlation_id,turn_id,work_order_status,reason_code}'
+    WHEN 'STATUS_CHANGED' THEN '{work_order_status}'
+    WHEN 'WORK_ORDER_CANCELED' THEN '{reason_code}'
+    ELSE '{}'
+  END;
+  FOREACH _key IN ARRAY _required LOOP
+    IF p_event ->> _key IS NULL THEN
+      RETURN pg_catalog.concat(_key, ': is required by ', _event_type);
+    END IF;
+  END LOOP;
   RETURN CASE
     WHEN _event_type = 'WORK_ORDER_CREATED' AND os_core.is_terminal(p_event ->> 'work_order_status')
       THEN 'work_order_status: must be one of DRAFT, CLARIFY, CONFIRM, EXECUTING in WORK_ORDER_CREATED'
     WHEN _event_type = 'WORK_ORDER_CANCELED' AND p_event ->> 'work_order_status' <> 'CANCELED'
       THEN 'work_order_status: must be CANCELED in WORK_ORDER_CANCELED'
+    WHEN _event_type = 'STATUS_CHANGED' AND p_event ->> 'work_order_status' = 'CANCELED' AND p_event ->> 'reason_code' IS NULL
+      THEN 'reason_code: is required by STATUS_CHANGED to CANCELED'
     ELSE os_core.payload_violation(_event_type, COALESCE(p_event -> 'payload', '{}'))
   END;
 END;

@@ -27,7 +27,7 @@ DECLARE
   );
 BEGIN
   _event.step_id := p_attempt.step_id;
-  _event.reason_code := COALESCE(p_attempt.reason_code, p_state.last_reason_code);
+  _event.reason_code := p_attempt.reason_code;
   IF p_state.step_id IS DISTINCT FROM p_attempt.step_id THEN
     _event.step_input_hash := NULL;
   END IF;

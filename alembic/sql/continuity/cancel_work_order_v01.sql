@@ -1,6 +1,4 @@
 -- os_core.cancel_work_order: appends WORK_ORDER_CANCELED with the order's thread and turn (contract section 9).
--- A retry with the same key has the same content: after a cancel only LEASE_RELEASED follows, which keeps thread and turn (in a
--- batch also STATUS_CHANGED to CANCELED).
 CREATE OR REPLACE FUNCTION os_core.cancel_work_order(
   p_tenant_id text, p_work_order_id text, p_reason_code bigint, p_idempotency_key text, p_note text DEFAULT NULL
 )
@@ -10,13 +8,11 @@ VOLATILE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-  _state os_core.work_orders_current;
 BEGIN
   IF p_idempotency_key IS NULL THEN
     PERFORM os_core.refuse_contract(NULL, 'idempotency_key: is required to cancel');
   END IF;
-  _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
+  PERFORM os_core.enter_tenant(p_tenant_id);
   RETURN QUERY
   SELECT appended.*
   FROM os_core.append_work_order_event(
@@ -24,10 +20,7 @@ BEGIN
       p_tenant_id,
       pg_catalog.jsonb_build_object(
         'work_order_id', p_work_order_id,
-        'correlation_id', _state.correlation_id,
-        'turn_id', _state.turn_id,
         'event_type', 'WORK_ORDER_CANCELED',
-        'work_order_status', 'CANCELED',
         'reason_code', p_reason_code,
         'payload', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('note', p_note)),
         'idempotency_key', p_idempotency_key

@@ -19,11 +19,9 @@ BEGIN
     p_tenant_id,
     pg_catalog.jsonb_build_object(
       'work_order_id', p_work_order_id,
-      'correlation_id', _state.correlation_id,
-      'turn_id', COALESCE(p_turn_id, _state.turn_id),
+      'turn_id', p_turn_id,
       'event_type', 'EXTERNAL_APPROVAL_WAIT_NOTIFIED',
-      'work_order_status', _state.work_order_status,
-      'reason_code', COALESCE(p_reason_code, _state.last_reason_code),
+      'reason_code', p_reason_code,
       'payload', pg_catalog.jsonb_build_object('request_id', COALESCE(_state.external_approval_request_id, 'none'))
     ),
     NULL

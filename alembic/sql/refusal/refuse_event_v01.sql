@@ -46,7 +46,7 @@ BEGIN
       _message := CASE
         WHEN p_event.event_type = 'WORK_ORDER_CREATED'
           THEN pg_catalog.format('work order %s exists already', p_event.work_order_id)
-        WHEN os_core.is_terminal(p_state.work_order_status) AND p_event.work_order_status <> 'CANCELED'
+        WHEN os_core.is_terminal(p_state.work_order_status) AND p_event.work_order_status IS DISTINCT FROM 'CANCELED'
           THEN pg_catalog.format('work order %s is %s: nothing follows', p_event.work_order_id, p_state.work_order_status)
         WHEN p_event.event_type LIKE 'EXTERNAL_APPROVAL%'
           AND p_state.external_approval_request_id = p_event.payload ->> 'request_id'

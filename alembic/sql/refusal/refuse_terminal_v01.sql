@@ -1,5 +1,5 @@
 -- os_core.refuse_terminal: raises InvalidTransition if the work order has ended: no new lease or attempt (contract sections 4 and 8).
--- Checked before the event is written: the event repeats the order's status, and CANCELED would count as a cancel.
+-- Called before any other rule is looked at: append would refuse the event, too, but later.
 CREATE OR REPLACE FUNCTION os_core.refuse_terminal(p_state os_core.work_orders_current, p_event_type text)
 RETURNS void
 LANGUAGE plpgsql
