@@ -84,6 +84,7 @@ from selene_core.store.aio import (
     async_rebuild_tenant,
     async_tenant_scope,
 )
+from selene_core.store.appenders import Appender, AsyncAppender
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
@@ -99,7 +100,9 @@ __all__ = [
     "TERMINAL_STATUSES",
     "AppendOnlyViolation",
     "AppendResult",
+    "Appender",
     "ApprovalOutcome",
+    "AsyncAppender",
     "AsyncConversationRepository",
     "AsyncIdentityRepository",
     "AsyncLeaseRepository",

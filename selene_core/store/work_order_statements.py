@@ -17,6 +17,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     func,
     literal_column,
@@ -44,7 +45,6 @@ REBUILD_GROUP_SIZE: Final = 200
 EVENTS_PAGE: Final = 256
 
 _WORK_ORDER_NAMES: Final = tuple(work_orders_current.columns.keys())
-_EVENT_NAMES: Final = tuple(work_order_ledger.columns.keys())
 
 
 def only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
@@ -56,16 +56,6 @@ def work_order(row: RowMapping) -> WorkOrder:
     """Return the work order of a row."""
     found = {name: row[name] for name in _WORK_ORDER_NAMES}
     return WorkOrder(**{**found, "work_order_status": WorkOrderStatus(row["work_order_status"])})
-
-
-def event(row: RowMapping) -> WorkOrderEvent:
-    """Return the event of a row."""
-    found = {name: row[name] for name in _EVENT_NAMES}
-    words = {
-        "event_type": WorkOrderEventType(row["event_type"]),
-        "work_order_status": WorkOrderStatus(row["work_order_status"]),
-    }
-    return WorkOrderEvent(**{**found, **words})
 
 
 def _array(row_type: type[R], rows: FromClause) -> ColumnElement[Any]:
@@ -125,6 +115,20 @@ def _appended(row: Sequence[Any]) -> AppendResult:
 
 
 APPEND: Final = DriverStatement(_append(TENANT), _appended)
+
+
+def _append_briefly() -> Select[Any]:
+    """Append as a transaction of its own that waits for each lock no longer than its lock_timeout."""
+    waits = func.set_config(
+        literal_column("'lock_timeout'"), bindparam("lock_timeout", type_=Text), true()
+    ).label("waits")
+    given = select(waits).subquery("given")
+    # The tenant depends on the timeout, so that this is set first.
+    appended = _append(case((given.c.waits.is_not(None), TENANT))).lateral("appended")
+    return select(appended).select_from(given.join(appended, true()))
+
+
+APPEND_BRIEFLY: Final = DriverStatement(_append_briefly(), _appended)
 APPEND_IN_SCOPE: Final = DriverStatement(_append(SCOPED_TENANT), _appended)
 
 _REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
