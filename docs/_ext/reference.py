@@ -39,6 +39,7 @@ def kind_of(name: str) -> str:
         ("errors", issubclass(value, Exception)),
         ("enums", issubclass(value, enum.Enum)),
         ("events", issubclass(value, BaseModel)),
+        ("appenders", name.endswith("Appender")),
         ("async-repositories", name.startswith("Async")),
         ("repositories", name.endswith("Repository")),
         ("rows", dataclasses.is_dataclass(value) or issubclass(value, tuple)),
@@ -60,6 +61,7 @@ class PublicNames(SphinxDirective):
         "events": ("autoclass", ":members: from_mapping, to_wire, model_copy"),
         "async-repositories": ("autoclass",),
         "repositories": ("autoclass", ":members:", ":inherited-members:"),
+        "appenders": ("autoclass", ":members:"),
         "rows": ("autoclass", ":members:", ":exclude-members: count, index"),
     }
 
