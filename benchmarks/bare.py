@@ -8,6 +8,7 @@ what it means for fields_json.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.sql import SQL, Identifier
@@ -17,7 +18,7 @@ from benchmarks.events import TENANT, append_all, batches, created
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.databases import Database
+    from benchmarks.databases import Connection, Database
     from benchmarks.events import Event, Order
 
 _COPY: Final = """
@@ -91,6 +92,10 @@ SET_FIELD: Final = """
       AND current.last_seq = event.work_order_seq - 1
     RETURNING event.work_order_event_id, event.work_order_seq, event.created_at
 """
+SET_FIELD_NAMES: Final = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", SET_FIELD)))
+PREPARE_SET_FIELD: Final = "PREPARE set_field AS " + re.sub(
+    r"%\((\w+)\)s", lambda found: f"${SET_FIELD_NAMES.index(found[1]) + 1}", SET_FIELD
+)
 # The same with SQLAlchemy's parameters.
 SET_FIELD_TEXT: Final[str] = SET_FIELD.replace("%(", ":").replace(")s", "")
 
@@ -156,11 +161,15 @@ def make_copies(database: Database, orders: Sequence[Order], batch: int) -> None
     """Create the orders through the append function, and the copies with the same rows."""
     with database.admin() as admin, database.app() as app:
         append_all(app, batches(map(created, orders), batch))
-        admin.execute(_COPY)
-        login = Identifier(database.app_url.username or "")
-        admin.execute(SQL(_GRANT).format(login=login))
-        for statement in _FILL.split(";"):  # VACUUM runs alone
-            admin.execute(statement.encode())
+        copy_tables(admin, database.app_url.username or "")
+
+
+def copy_tables(admin: Connection, login: str) -> None:
+    """Make the copies, with the rows that are there."""
+    admin.execute(_COPY)
+    admin.execute(SQL(_GRANT).format(login=Identifier(login)))
+    for statement in _FILL.split(";"):  # VACUUM runs alone
+        admin.execute(statement.encode())
 
 
 def check_equal_work(database: Database, *, events: int) -> None:

@@ -70,8 +70,8 @@ def growth(databases: Databases, scale: Scale) -> list[Result]:
             single.append(_timed(app, list(batches([*first, *second], 1))) / (2 * len(few)))
     total = f"{steps * scale.batch:,} orders"
     return [
-        _tenths("growth", f"batches, to {total}", batched),
-        _tenths("growth", f"singly, to {total}", single),
+        _tenths("session", f"batches, to {total}", batched),
+        _tenths("session", f"singly, to {total}", single),
     ]
 
 

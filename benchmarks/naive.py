@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy as sa
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -12,6 +14,8 @@ from benchmarks.fold import fold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from sqlalchemy import Engine
 
     from benchmarks.databases import Connection
 
@@ -52,6 +56,25 @@ _UPDATE: Final = """
       last_state_change_seq = %(last_state_change_seq)s
     WHERE tenant_id = %(tenant_id)s AND work_order_id = %(work_order_id)s AND last_seq = %(expected_seq)s
 """
+_BY_SQLALCHEMY: Final = {
+    statement: sa.text(re.sub(r"%\((\w+)\)s", r":\1", statement))
+    for statement in (_SET_TENANT, _LOCK, _INSERT, _UPDATE)
+}
+
+
+def append_by_sqlalchemy(engine: Engine, arguments: Mapping[str, Any]) -> None:
+    """Append one event to the copies, through an engine."""
+    with engine.begin() as conn:
+        conn.execute(_BY_SQLALCHEMY[_SET_TENANT])
+        state = conn.execute(_BY_SQLALCHEMY[_LOCK], arguments).mappings().one()
+        event = conn.execute(_BY_SQLALCHEMY[_INSERT], {**arguments, "last_seq": state["last_seq"]})
+        after = {
+            name: Jsonb(value) if isinstance(value, dict) else value
+            for name, value in fold(dict(state), dict(event.mappings().one())).items()
+        }
+        written = conn.execute(_BY_SQLALCHEMY[_UPDATE], {**after, "expected_seq": state["last_seq"]})
+        if written.rowcount != 1:
+            raise LookupError(arguments["work_order_id"])
 
 
 def append(conn: Connection, arguments: Mapping[str, Any]) -> None:

@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 _REPOSITORY: Final = ("repository", "get() of the repository")
 _SQL: Final = ("sql", "its SQL, psycopg")
+_PLAIN: Final = ("plain", "plain SELECT in the scope")
 _BARE: Final = ("bare", "bare SELECT, SQLAlchemy")
 _BARE_SQL: Final = ("bare_sql", "bare SELECT, psycopg")
 _GROUP: Final = "get"
+_PLAIN_SELECT: Final = sa.text(
+    "SELECT * FROM os_core.work_orders_current"
+    " WHERE tenant_id = :tenant_id AND work_order_id = :work_order_id"
+)
 
 
 def get(databases: Databases, scale: Scale) -> list[Result]:
@@ -43,6 +48,7 @@ def get(databases: Databases, scale: Scale) -> list[Result]:
             rounds=scale.rounds,
         )
     return [
+        compare("get", timings, _REPOSITORY, _PLAIN, 0.95),
         compare("get", timings, _REPOSITORY, _BARE, None),
         compare("get", timings, _SQL, _BARE_SQL, None),
     ]
@@ -65,6 +71,12 @@ def _open_lanes(database: Database, operations: int, _worker: int) -> Iterator[M
                     if work_orders.get(work_order_id) is None:
                         raise LookupError(work_order_id)
 
+        def plain() -> None:
+            with tenant_scope(engine, TENANT) as conn:
+                for work_order_id in ids:
+                    given = {"tenant_id": TENANT, "work_order_id": work_order_id}
+                    conn.execute(_PLAIN_SELECT, given).one()
+
         def by_select() -> None:
             with engine.begin() as conn:
                 for work_order_id in ids:
@@ -83,6 +95,7 @@ def _open_lanes(database: Database, operations: int, _worker: int) -> Iterator[M
             name: Lane(len(ids), _same_each_round(work))
             for name, work in (
                 (_REPOSITORY[0], repository),
+                (_PLAIN[0], plain),
                 (_BARE[0], by_select),
                 (_SQL[0], partial(by_sql, statement, parameters)),
                 (_BARE_SQL[0], partial(by_sql, bare_statement, {})),

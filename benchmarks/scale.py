@@ -26,6 +26,12 @@ class Scale:
     few_orders: int = 3_000
     conversations: int = 1_000
     turns: int = 100_000
+    writers: int = 16
+    tasks: int = 64
+    events_of_task: int = 10
+    appends_of_order: int = 20
+    growth_steps: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    growth_operations: int = 400
     use_helpdesk: bool = True
 
 
@@ -48,5 +54,11 @@ TINY: Final = Scale(
     few_orders=4,
     conversations=2,
     turns=20,
+    writers=2,
+    tasks=4,
+    events_of_task=2,
+    appends_of_order=4,
+    growth_steps=(20, 60),
+    growth_operations=3,
     use_helpdesk=False,
 )

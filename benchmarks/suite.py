@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import appends, batches, conversations, imports, leases, reads, replay
+from benchmarks import appends, batches, conversations, imports, leases, reads, replay, writers, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,8 +24,12 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "batch-new": batches.batch_new,
     "batch-old": batches.batch_old,
     "import": imports.first_import,
-    "growth": imports.growth,
+    "session": imports.growth,
     "rebuild": replay.rebuild,
     "get": reads.get,
     "turns": conversations.turns,
+    "hot-16": writers.hot_16,
+    "tasks-64": writers.tasks_64,
+    "hot": writes.hot_updates,
+    "wal": writes.wal_bytes,
 }

@@ -87,6 +87,7 @@ from selene_core.store.aio import (
     async_run_in_tenant,
     async_tenant_scope,
 )
+from selene_core.store.appenders import Appender, AsyncAppender
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
@@ -105,7 +106,9 @@ __all__ = [
     "TERMINAL_STATUSES",
     "AppendOnlyViolation",
     "AppendResult",
+    "Appender",
     "ApprovalOutcome",
+    "AsyncAppender",
     "AsyncConversationRepository",
     "AsyncIdentityRepository",
     "AsyncLeaseHold",

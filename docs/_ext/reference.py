@@ -40,6 +40,7 @@ def kind_of(name: str) -> str:
         ("enums", issubclass(value, enum.Enum)),
         ("events", issubclass(value, BaseModel)),
         ("holds", name.endswith("LeaseHold")),
+        ("appenders", name.endswith("Appender")),
         ("async-repositories", name.startswith("Async")),
         ("repositories", name.endswith("Repository")),
         ("rows", dataclasses.is_dataclass(value) or issubclass(value, tuple)),
@@ -62,6 +63,7 @@ class PublicNames(SphinxDirective):
         "holds": ("autoclass", ":members:", ":inherited-members:"),
         "async-repositories": ("autoclass",),
         "repositories": ("autoclass", ":members:", ":inherited-members:"),
+        "appenders": ("autoclass", ":members:"),
         "rows": ("autoclass", ":members:", ":exclude-members: count, index"),
     }
 

@@ -31,4 +31,9 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Convert microseconds to a datetime."""
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+        return None if value is None else instant(value)
+
+
+def instant(microseconds: int) -> datetime:
+    """Return the time so many microseconds after the beginning of 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -85,7 +86,7 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
         if joins and conn.exec_driver_sql(_TENANT_OF_TRANSACTION).scalar() not in (None, "", tenant_id):
             raise TenantScopeViolation("the transaction belongs to another tenant")
         # SET LOCAL and not set_config(): a distributed engine forwards the statement to its nodes.
-        conn.exec_driver_sql(SQL("SET LOCAL selene.tenant_id = {}").format(Literal(tenant_id)).as_string())
+        conn.exec_driver_sql(_set_tenant(tenant_id))
         outer = conn.get_execution_options().get(_SCOPE)
         # On the Connection and not in conn.info, which the pool keeps for the next user of the session.
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})
@@ -93,6 +94,11 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
             yield
         finally:
             conn.execution_options(**{_SCOPE: outer})
+
+
+@lru_cache(maxsize=1024)
+def _set_tenant(tenant_id: str) -> str:
+    return SQL("SET LOCAL selene.tenant_id = {}").format(Literal(tenant_id)).as_string()
 
 
 def in_autocommit(conn: Connection) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -11,12 +11,14 @@ from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_
 from selene_core.contract.rows import AppendResult, RebuildReport
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import Bind, bound, checked, joined
-from selene_core.store.repository import fetch
+from selene_core.store.repository import DriverStatement, fetch, send
 from selene_core.store.scope import in_autocommit, tenant_scope
 from selene_core.store.work_orders import batch_to_wire, rebuild_by_groups
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
+
+T = TypeVar("T")
 
 
 def append_events(
@@ -39,20 +41,46 @@ def append_events(
 
 
 def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
-    """Append the text of batch_to_wire() on a connection that has no transaction yet."""
-    # In autocommit the statement is the transaction; the function sets its tenant.
-    conn.execution_options(isolation_level="AUTOCOMMIT")
-    return append_joined(conn, tenant_id, wire)
+    """Append the text of batch_to_wire() on a connection of an engine's, which has no transaction yet."""
+    return alone(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
+
+
+def alone(conn: Connection, statement: DriverStatement[T], **parameters: object) -> list[T]:
+    """Send a statement that is a transaction of its own; the function that it calls sets the tenant.
+
+    SQLAlchemy's AUTOCOMMIT does the same for twice the work.
+    """
+    driver: Any = conn.connection.dbapi_connection
+    if in_autocommit(conn):
+        return [statement.read(row) for row in send(conn, statement, **parameters)]
+    try:
+        driver.autocommit = True
+        rows = send(conn, statement, **parameters)
+    finally:
+        _leave_autocommit(conn, driver)
+    return [statement.read(row) for row in rows]
+
+
+def _leave_autocommit(conn: Connection, driver: Any) -> None:
+    """Make the connection what it was, or give it up: the pool's next user must not get autocommit."""
+    if conn.invalidated:
+        return
+    try:
+        driver.autocommit = False
+    except BaseException as exc:
+        conn.invalidate()
+        if not isinstance(exc, Exception):
+            raise  # canceled here
 
 
 def append_joined(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
     """Append the text of batch_to_wire(), in the connection's transaction if it has one."""
     if in_autocommit(conn):
-        rows = fetch(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
+        rows = send(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
     else:
         with tenant_scope(conn, tenant_id):
-            rows = fetch(conn, statements.APPEND_IN_SCOPE, tenant_id=tenant_id, events=wire)
-    return [AppendResult(**row) for row in rows]
+            rows = send(conn, statements.APPEND_IN_SCOPE, tenant_id=tenant_id, events=wire)
+    return [statements.APPEND.read(row) for row in rows]
 
 
 def rebuild_tenant(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Integer,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     column,
     func,
@@ -27,21 +29,22 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
-from selene_core.contract.rows import WorkOrder, WorkOrderEvent
-from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, call, in_scope
+from selene_core.contract.rows import AppendResult, WorkOrder, WorkOrderEvent
+from selene_core.store.instants import Instant, instant
+from selene_core.store.repository import SCOPED_TENANT, TENANT, DriverStatement, call, in_scope
 from selene_core.store.tables import IS_PENDING, bucket_of, work_order_ledger, work_orders_current
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy import ColumnElement, FromClause, RowMapping, Select, Table
+
+R = TypeVar("R", WorkOrder, WorkOrderEvent)
 
 REBUILD_GROUP_SIZE: Final = 200
 EVENTS_PAGE: Final = 256
 
 _WORK_ORDER_NAMES: Final = tuple(work_orders_current.columns.keys())
-_EVENT_NAMES: Final = tuple(work_order_ledger.columns.keys())
 
 
 def only_work_order(rows: Sequence[RowMapping]) -> WorkOrder | None:
@@ -55,14 +58,33 @@ def work_order(row: RowMapping) -> WorkOrder:
     return WorkOrder(**{**found, "work_order_status": WorkOrderStatus(row["work_order_status"])})
 
 
-def event(row: RowMapping) -> WorkOrderEvent:
-    """Return the event of a row."""
-    found = {name: row[name] for name in _EVENT_NAMES}
-    words = {
-        "event_type": WorkOrderEventType(row["event_type"]),
-        "work_order_status": WorkOrderStatus(row["work_order_status"]),
-    }
-    return WorkOrderEvent(**{**found, **words})
+def _array(row_type: type[R], rows: FromClause) -> ColumnElement[Any]:
+    """Select what a row type has as one JSON array, whose first value is never null.
+
+    Each column by itself would be work for the driver and for SQLAlchemy.
+    """
+    columns = [rows.c[each.name] for each in fields(row_type)]
+    times = Instant()
+    return func.json_build_array(
+        *(times.column_expression(each) if isinstance(each.type, Instant) else each for each in columns)
+    )
+
+
+def _reader(row_type: type[R], table: Table) -> Callable[[Sequence[Any]], R]:
+    """Make what reads the array of _array()."""
+    readers: dict[type, Callable[[Any], Any]] = {Instant: instant, Uuid: UUID}
+    words = {"work_order_status": WorkOrderStatus, "event_type": WorkOrderEventType}
+    found = [words.get(each.name, readers.get(type(table.c[each.name].type))) for each in fields(row_type)]
+    places = [(place, reader) for place, reader in enumerate(found) if reader is not None]
+
+    def read(values: Sequence[Any]) -> R:
+        values = [*values]
+        for place, reader in places:
+            if values[place] is not None:
+                values[place] = reader(values[place])
+        return row_type(*values)
+
+    return read
 
 
 _INSTANT: Final = Instant()
@@ -87,8 +109,27 @@ def _append(tenant: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-APPEND: Final = _append(TENANT)
-APPEND_IN_SCOPE: Final = _append(SCOPED_TENANT)
+def _appended(row: Sequence[Any]) -> AppendResult:
+    event_id, seq, replayed, created_at = row
+    return AppendResult(event_id, seq, replayed, instant(created_at))
+
+
+APPEND: Final = DriverStatement(_append(TENANT), _appended)
+
+
+def _append_briefly() -> Select[Any]:
+    """Append as a transaction of its own that waits for each lock no longer than its lock_timeout."""
+    waits = func.set_config(
+        literal_column("'lock_timeout'"), bindparam("lock_timeout", type_=Text), true()
+    ).label("waits")
+    given = select(waits).subquery("given")
+    # The tenant depends on the timeout, so that this is set first.
+    appended = _append(case((given.c.waits.is_not(None), TENANT))).lateral("appended")
+    return select(appended).select_from(given.join(appended, true()))
+
+
+APPEND_BRIEFLY: Final = DriverStatement(_append_briefly(), _appended)
+APPEND_IN_SCOPE: Final = DriverStatement(_append(SCOPED_TENANT), _appended)
 
 _REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
 REBUILD_ONE: Final = call("rebuild_work_order", [SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
@@ -112,12 +153,27 @@ AS_OF: Final = call(
 )
 
 _CURRENT: Final = work_orders_current.columns
-GET: Final = in_scope(
-    work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
+_read_work_order: Final = _reader(WorkOrder, work_orders_current)
+
+
+def _work_orders(rows: FromClause, on: ColumnElement[bool]) -> Select[Any]:
+    return in_scope(rows, on, _array(WorkOrder, rows))
+
+
+GET: Final = DriverStatement(
+    _work_orders(
+        work_orders_current, and_(_CURRENT.tenant_id == TENANT, _CURRENT.work_order_id == _WORK_ORDER)
+    ),
+    _read_work_order,
 )
-GET_BY_CORRELATION: Final = in_scope(
-    work_orders_current,
-    and_(_CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)),
+GET_BY_CORRELATION: Final = DriverStatement(
+    _work_orders(
+        work_orders_current,
+        and_(
+            _CURRENT.tenant_id == TENANT, _CURRENT.correlation_id == bindparam("correlation_id", type_=Uuid)
+        ),
+    ),
+    _read_work_order,
 )
 
 _LEDGER: Final = work_order_ledger.columns
@@ -125,10 +181,13 @@ _PAGE: Final = (
     select(work_order_ledger)
     .where(_LEDGER.tenant_id == TENANT, _LEDGER.work_order_id == _WORK_ORDER, _LEDGER.work_order_seq > _AFTER)
     .order_by(_LEDGER.work_order_seq)
-    .limit(EVENTS_PAGE)
+    .limit(literal_column(str(EVENTS_PAGE), Integer))
     .lateral("event")
 )
-EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
+EVENTS: Final = DriverStatement(
+    in_scope(_PAGE, true(), _array(WorkOrderEvent, _PAGE)).order_by(_PAGE.c.work_order_seq),
+    _reader(WorkOrderEvent, work_order_ledger),
+)
 
 _TURN: Final = bindparam("turn_id", type_=BigInteger)
 _REASON: Final = bindparam("reason_code", type_=BigInteger)
@@ -167,7 +226,9 @@ CANCEL: Final = call(
 
 
 @cache
-def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest_first: bool) -> Select[Any]:
+def by_creation(
+    *, of_requester: bool, of_lease_owner: bool, after: bool, oldest_first: bool
+) -> DriverStatement[WorkOrder]:
     """Select a page of work orders by creation: an index range for each status, merged."""
     place = (_CURRENT.created_at, _CURRENT.work_order_id)
     start = tuple_(bindparam("after_at", type_=_INSTANT), bindparam("after_work_order_id", type_=Text))
@@ -193,9 +254,10 @@ def by_creation(*, of_requester: bool, of_lease_owner: bool, after: bool, oldest
         .limit(limit)
         .lateral("page")
     )
-    return in_scope(page, true()).order_by(
+    ordered = _work_orders(page, true()).order_by(
         *_directed((page.c.created_at, page.c.work_order_id), oldest_first)
     )
+    return DriverStatement(ordered, _read_work_order)
 
 
 def _directed(place: tuple[ColumnElement[Any], ...], oldest_first: bool) -> tuple[ColumnElement[Any], ...]:
@@ -203,7 +265,9 @@ def _directed(place: tuple[ColumnElement[Any], ...], oldest_first: bool) -> tupl
 
 
 @cache
-def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool) -> Select[Any]:
+def pending(
+    *, of_requester: bool, within: bool, after: bool, oldest_first: bool
+) -> DriverStatement[WorkOrder]:
     """Select a page of pending work orders.
 
     Its index has the bucket of last_updated_at and no more: so the bounds are said of the bucket, too, and
@@ -229,4 +293,5 @@ def pending(*, of_requester: bool, within: bool, after: bool, oldest_first: bool
         .lateral("pending")
     )
     outer = (limited.c.last_updated_at, limited.c.last_event_id)
-    return in_scope(limited, true()).order_by(*(outer if oldest_first else (c.desc() for c in outer)))
+    ordered = _work_orders(limited, true()).order_by(*(outer if oldest_first else (c.desc() for c in outer)))
+    return DriverStatement(ordered, _read_work_order)

@@ -31,7 +31,7 @@ from selene_core.contract.rows import (
 from selene_core.contract.rules import EVENT_RULES, flag, identifier, integer, time_span
 from selene_core.store import work_order_statements as statements
 from selene_core.store.intentions import Intentions
-from selene_core.store.repository import Secret
+from selene_core.store.repository import Secret, send
 from selene_core.store.scope import scope_tenant
 
 if TYPE_CHECKING:
@@ -68,17 +68,20 @@ class WorkOrderRepository(Intentions):
         (conn.begin_nested()).
         """
         wire = batch_to_wire(events)
-        return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
+        tenant_id = scope_tenant(self._conn)
+        rows = send(self._conn, statements.APPEND_IN_SCOPE, tenant_id=tenant_id, events=wire)
+        return [statements.APPEND_IN_SCOPE.read(row) for row in rows]
 
     def get(self, work_order_id: str) -> WorkOrder | None:
         """Return the work order as it is now, or None; raises ContractViolation (contract §9)."""
-        rows = self._read(statements.GET, work_order_id=check_work_order_id(work_order_id))
-        return statements.only_work_order(rows)
+        found = self._read_in_scope(statements.GET, work_order_id=check_work_order_id(work_order_id))
+        return found[0] if found else None
 
     def get_by_correlation(self, correlation_id: UUID) -> WorkOrder | None:
         """Return the work order whose newest thread this is; raises ContractViolation (contract §9)."""
         checked = EVENT_RULES["correlation_id"].check("correlation_id", correlation_id)
-        return statements.only_work_order(self._read(statements.GET_BY_CORRELATION, correlation_id=checked))
+        found = self._read_in_scope(statements.GET_BY_CORRELATION, correlation_id=checked)
+        return found[0] if found else None
 
     def events(self, work_order_id: str, after: int = 0) -> Iterator[WorkOrderEvent]:
         """Iterate over the events with work_order_seq > `after` in order, a page in memory at a time.
@@ -111,7 +114,7 @@ class WorkOrderRepository(Intentions):
             after=after is not None,
             oldest_first=_FLAG.check("oldest_first", oldest_first),
         )
-        rows = self._read(
+        return self._read_in_scope(
             statement,
             requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
             within=_WINDOW.check_optional("within", within),
@@ -119,7 +122,6 @@ class WorkOrderRepository(Intentions):
             after_at=cursor and cursor.last_updated_at,
             after_event_id=cursor and cursor.last_event_id,
         )
-        return [statements.work_order(row) for row in rows]
 
     def list_orders(
         self,
@@ -144,7 +146,7 @@ class WorkOrderRepository(Intentions):
             after=after is not None,
             oldest_first=_FLAG.check("oldest_first", oldest_first),
         )
-        rows = self._read(
+        return self._read_in_scope(
             statement,
             statuses=check_statuses(WorkOrderStatus if statuses is None else statuses),
             requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
@@ -153,7 +155,6 @@ class WorkOrderRepository(Intentions):
             after_at=cursor and cursor.created_at,
             after_work_order_id=cursor and cursor.work_order_id,
         )
-        return [statements.work_order(row) for row in rows]
 
     def rebuild(
         self, work_order_id: str | None = None, progress: Callable[[RebuildReport], object] | None = None
@@ -203,11 +204,11 @@ class WorkOrderRepository(Intentions):
 
     def _events(self, work_order_id: str, after: int) -> Iterator[WorkOrderEvent]:
         # Pages, not a cursor: nothing stays open if the caller stops, and each page checks the tenant.
-        while page := self._read(statements.EVENTS, work_order_id=work_order_id, after=after):
-            yield from map(statements.event, page)
+        while page := self._read_in_scope(statements.EVENTS, work_order_id=work_order_id, after=after):
+            yield from page
             if len(page) < statements.EVENTS_PAGE:
                 return
-            after = page[-1]["work_order_seq"]
+            after = page[-1].work_order_seq
 
 
 def rebuild_by_groups(

@@ -52,7 +52,6 @@ CHANGED = {
 SOME_VALUE = {
     "text[]": "ARRAY['EXECUTING']",
     "text": "'{tenant}-order'",
-    "text[]": "ARRAY['place']",
     "uuid": "'{thread}'",
     "bigint": "1",
     "integer": "1",

@@ -4,8 +4,10 @@ It is checked, not run. tests/packaging/test_consumer.py fails for a public name
 that is not used here.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -19,9 +21,11 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from selene_core import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,
+    Appender,
     AppendOnlyViolation,
     AppendResult,
     ApprovalOutcome,
+    AsyncAppender,
     AsyncConversationRepository,
     AsyncIdentityRepository,
     AsyncLeaseHold,
@@ -293,6 +297,22 @@ def answer(
         result: AppendResult = orders.append(said)
         more: list[AppendResult] = orders.append_many([resolved])
         return max(result, *more, key=lambda each: each.work_order_seq)
+
+
+def record_steps(engine: Engine, tenant_id: str, steps: list[WorkOrderLedgerEventInput]) -> list[int]:
+    """Record steps of several orders, each from a thread of its own."""
+    with Appender(engine, calls=2) as appender, ThreadPoolExecutor() as pool:
+        appended: list[AppendResult] = list(pool.map(lambda step: appender.append(tenant_id, step), steps))
+    return [each.work_order_seq for each in appended]
+
+
+async def record_steps_asynchronously(
+    engine: AsyncEngine, tenant_id: str, steps: list[WorkOrderLedgerEventInput]
+) -> list[int]:
+    """Record steps of several orders, each from a task of its own."""
+    async with AsyncAppender(engine) as appender:
+        appended = await asyncio.gather(*(appender.append(tenant_id, step) for step in steps))
+    return [each.work_order_seq for each in appended]
 
 
 def next_step(status: WorkOrderStatus) -> str:

@@ -33,6 +33,7 @@ from selene_core import (
 from tests.integration.test_documents import guides_block
 from tests.support.factories import created, event
 from tests.support.pooler import driver_options
+from tests.support.races import wait_until_blocked, wait_until_gone
 from tests.support.servers import Database
 
 TENANT = "acme"
@@ -356,3 +357,57 @@ def test_async_check_schema__on_whatever_is_asynchronous(database: Database, eng
         assert set(found) == {check_schema(engine)}
 
     run(database, story, pool_size=1, max_overflow=0)
+
+
+# --- append_events on an engine: autocommit for one statement, and not for the pool's next user
+
+
+def test_append_events__leaves_no_autocommit_behind(database: Database, admin_engine: sa.Engine) -> None:
+    one = database.engine("app", pool_size=1, max_overflow=0)
+
+    def check() -> int:
+        with one.connect() as conn:
+            pid: int = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            conn.execute(sa.insert(Booking).values(booking_id="rolled back"))
+            conn.rollback()
+        assert bookings(one) == []
+        return pid
+
+    Base.metadata.create_all(admin_engine)
+    with admin_engine.begin() as conn:
+        conn.exec_driver_sql("GRANT SELECT, INSERT ON bookings TO selene_app")
+    append_events(one, TENANT, [created("order")])
+    pid = check()
+    with pytest.raises(WorkOrderNotFound):
+        append_events(one, TENANT, [event("STEP_STARTED", "nowhere")])
+    assert check() == pid
+    with admin_engine.connect() as admin:
+        admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        wait_until_gone(admin, pid)
+    with pytest.raises(sa.exc.DBAPIError):
+        append_events(one, TENANT, [event("STEP_STARTED", "order")])
+    assert check() != pid
+
+
+def test_async_append_events__canceled_leaves_no_autocommit_behind(
+    database: Database, engine: sa.Engine, admin_engine: sa.Engine
+) -> None:
+    append_events(engine, TENANT, [created("order")])
+
+    async def story(one: AsyncEngine) -> None:
+        async with one.connect() as conn:
+            pid = (await conn.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+        with engine.begin() as holder, admin_engine.connect() as admin:
+            append_events(holder, TENANT, [event("STEP_STARTED", "order")])
+            step = event("STEP_FINISHED", "order")
+            task = asyncio.create_task(async_append_events(one, TENANT, [step]))
+            await asyncio.to_thread(wait_until_blocked, admin, pid)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with one.connect() as conn:
+            await conn.execute(sa.insert(Booking).values(booking_id="rolled back"))
+            await conn.rollback()
+
+    run(database, story, pool_size=1, max_overflow=0)
+    assert bookings(engine) == []

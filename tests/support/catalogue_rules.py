@@ -47,8 +47,8 @@ HIDDEN_COLUMNS = ("conversation.conversation_ledger.text",)
 """What no role may read from the table itself."""
 
 UNPINNED_FUNCTIONS = (
-    # On the way of an append, a SET clause would cost more than the rest of such a function. They are only called
-    # from functions and CHECKs that run under a pinned path: no stranger reaches them with a path of his own.
+    # On the way of an append a SET clause would cost more than the rest of such a function. They are called only
+    # from functions and CHECKs that run under a pinned path: no stranger reaches them with one of his own.
     "append_work_order_event",
     "event_carried",
     "event_completed",

@@ -38,9 +38,16 @@ def find_server(version: int) -> list[str] | None:
         return None
 
 
+def find_valgrind() -> list[str] | None:
+    """Find valgrind, which counts instructions."""
+    program = shutil.which("valgrind")
+    return None if program is None else [program]
+
+
 PROGRAMS: Mapping[str, Callable[[], list[str] | None]] = {
     "pgbouncer": find_pgbouncer,
     "docker compose": find_compose,
+    "valgrind": find_valgrind,
     "PostgreSQL 15": partial(find_server, 15),
     "PostgreSQL 18": partial(find_server, 18),
 }

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import growth, instructions, page, plot
 from benchmarks.databases import Databases, databases
 from benchmarks.events import TENANT, append_all, batches, life, orders
 from benchmarks.replay import fold_ledger
 from benchmarks.report import table
 from benchmarks.scale import TINY
 from benchmarks.suite import SUITE
+from selene_core.local.binaries import find_binaries
 from tests.support.servers import Server
 
 
@@ -27,7 +30,7 @@ def test_benchmark__runs(name: str, places: Databases) -> None:
     results = SUITE[name](places, TINY)
     assert results
     assert {result.benchmark for result in results} == {name}
-    assert all(result.ratio > 0 for result in results)
+    assert all(result.ratio >= 0 for result in results)
     assert max(len(line) for line in table(results).splitlines()) <= 100
 
 
@@ -45,3 +48,34 @@ def test_python_fold__agrees_with_the_database(places: Databases) -> None:
 
 def _json(state: dict[str, Any]) -> str:
     return json.dumps(state, default=str)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("valgrind")
+def test_instructions__are_counted_and_repeat() -> None:
+    names = ["FIELD_SET", "refused: leased", "event of a batch: 2 of 2 orders"]
+    (version,) = [find_binaries().version]
+    first, again = (instructions.count([version], names) for _ in range(2))
+    assert [each.name for each in first] == names
+    for one, other in zip(first, again, strict=True):
+        assert one.instructions[version] == pytest.approx(other.instructions[version], rel=0.01)
+    assert "FIELD_SET" in instructions.table(first)
+
+
+def test_growth__measures_and_draws_each_step(places: Databases) -> None:
+    steps = list(growth.grow(places, TINY))
+    assert [step.events for step in steps] == list(TINY.growth_steps)
+    assert all(step.ledger_bytes > 0 and min(step.ratios.values()) > 0 for step in steps)
+    assert len(growth.table(steps).splitlines()) == 2 + len(steps)
+    times = {name: [step.seconds[name] for step in steps] for name in steps[0].seconds}
+    drawn = plot.lines("Time & more", "s", [step.events for step in steps], times)
+    root = ElementTree.fromstring(drawn)  # noqa: S314 - drawn here
+    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == len(times)
+
+
+def test_page__has_the_places_for_what_is_written() -> None:
+    text = (page.DOCS / "performance.md").read_text(encoding="utf-8")
+    for name in ("instructions", "growth"):
+        assert "| new |" in page.put(text, name, "| new |")
+    with pytest.raises(LookupError):
+        page.put(text, "nothing", "")
