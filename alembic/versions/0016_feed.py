@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{HEADS}"))
     op.execute(sql("feed/consumer_isolation", version=1))
     op.execute(f"GRANT SELECT ON os_core.{FEED}, os_core.{HEADS} TO selene_app, selene_readonly")
-    # selene_feed sees these columns of every tenant: a login that is in selene_app too must not see more of them.
+    # selene_feed sees these columns of every tenant. So a login that is in selene_app, too, sees no more.
     op.execute(
         f"GRANT SELECT (tenant_id, consumer, feed_position) ON os_core.{CONSUMERS}"
         " TO selene_app, selene_readonly, selene_feed"
@@ -52,15 +52,13 @@ def create_tables() -> None:
         sa.Column("work_order_event_id", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "feed_position", name=op.f("pk_work_order_feed")),
         # An event has one position, whatever happens. No foreign key: it would lock every event's row.
-        sa.UniqueConstraint(
-            "tenant_id", "work_order_event_id", name=op.f("ux_work_order_feed_tenant_event")
-        ),
+        sa.UniqueConstraint("tenant_id", "work_order_event_id", name=op.f("ux_work_order_feed_tenant_event")),
         sa.CheckConstraint("feed_position > 0", name=op.f("ck_work_order_feed_contract")),
         schema="os_core",
     )
     # A row for each tenant. Its lock makes positions gapless, and visible in their order.
     # settled_event_id: every event up to this id has its position, and no transaction can still bring one.
-    # mark_*: the next value of it. All ids up to mark_event_id were drawn by transactions with an xid below mark_xid.
+    # mark_*: its next value. All ids up to mark_event_id were drawn by transactions below mark_xid.
     op.create_table(
         HEADS,
         sa.Column("tenant_id", text, nullable=False),
@@ -101,7 +99,7 @@ def downgrade() -> None:
         for table in (FEED, CONSUMERS):
             op.execute(sql("run/refuse_data_loss", version=1, table=f"os_core.{table}"))
     op.execute("DROP FUNCTION os_core.verify_feed(text)")
-    op.execute("DROP FUNCTION os_core.feed_status(text)")
+    op.execute("DROP FUNCTION os_core.feed_status(text, text)")
     op.execute("DROP FUNCTION os_core.release_feed(text, text, bigint)")
     op.execute("DROP FUNCTION os_core.ack_feed(text, text, bigint, bigint, bigint)")
     op.execute("DROP FUNCTION os_core.lease_feed(text, text, text, bigint)")

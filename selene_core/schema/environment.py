@@ -29,7 +29,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
             sql = f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''}"
         # No statement: it may be a migration login that is in selene_app, too, or the grantor of one.
         if any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
-            command = f"if it serves: {sql}; If it migrates: take it out of selene_app, selene_readonly and selene_feed"
+            command = f"if it serves: {sql}; If it migrates: take it out of our service roles"
             yield Fault(f"role {name}, {who} {what}", command=command)
         else:
             yield Fault(f"role {name}, {who} {what}", sql=f"{sql}{' CASCADE' if granted else ''};")
@@ -124,7 +124,7 @@ _OWNED_ELSEWHERE: Final = """
 _MEMBERS: Final = f"""
     WITH RECURSIVE {EDGES},
     readers AS (
-      SELECT r.oid AS role FROM pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly', 'selene_feed')
+      SELECT r.oid AS role FROM pg_roles AS r WHERE r.rolname ~ '^selene_(app|readonly|feed)$'
       UNION
       SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role
       WHERE m.is_usable AND NOT m.is_own

@@ -439,9 +439,7 @@ work_order_feed_heads: Final = Table(
     Column("mark_event_id", BigInteger, nullable=False),
     Column("mark_xid", BigInteger),
     PrimaryKeyConstraint("tenant_id", name="pk_work_order_feed_heads"),
-    CheckConstraint(
-        "last_position >= 0 AND settled_event_id >= 0 AND mark_event_id >= 0", name="contract"
-    ),
+    CheckConstraint("last_position >= 0 AND settled_event_id >= 0 AND mark_event_id >= 0", name="contract"),
     postgresql_with={"fillfactor": 50},
 )
 

@@ -1,7 +1,7 @@
--- os_core.feed_status: returns where each consumer of the tenant's feed stands (contract section 16). It only reads.
+-- os_core.feed_status: returns where the consumers of the tenant's feed stand, or one of them (contract section 16). It only reads.
 -- behind: positions after its place, and events without a position; these are counted up to 10,000. waiting_since: when the first of
 -- all these was appended.
-CREATE OR REPLACE FUNCTION os_core.feed_status(p_tenant_id text)
+CREATE OR REPLACE FUNCTION os_core.feed_status(p_tenant_id text, p_consumer text DEFAULT NULL)
 RETURNS TABLE (
   consumer text,
   feed_position bigint,
@@ -30,6 +30,9 @@ DECLARE
   _first timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
+  IF p_consumer IS NOT NULL AND os_core.is_identifier(p_consumer, 128) IS NOT TRUE THEN
+    PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('consumer', p_consumer, 128));
+  END IF;
   SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
   SELECT pg_catalog.count(*), pg_catalog.min(found.created_at) INTO _unnumbered, _first
   FROM (
@@ -66,9 +69,9 @@ BEGIN
     listed.lease_expires_at,
     listed.updated_at
   FROM os_core.work_order_feed_consumers AS listed
-  WHERE listed.tenant_id = p_tenant_id
+  WHERE listed.tenant_id = p_tenant_id AND (p_consumer IS NULL OR listed.consumer = p_consumer)
   ORDER BY listed.consumer;
 END;
 $$;
 
-GRANT EXECUTE ON FUNCTION os_core.feed_status(text) TO selene_app, selene_readonly;
+GRANT EXECUTE ON FUNCTION os_core.feed_status(text, text) TO selene_app, selene_readonly;
