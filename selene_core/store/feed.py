@@ -209,7 +209,7 @@ class Place:
 
     def enroll(self, conn: Connection) -> bool:
         """Make the consumer; tell whether it is new."""
-        is_new: bool = self._call(conn, statements.ENROLL)[0]["is_new"]
+        is_new: bool = self._call(conn, statements.ENROLL)[0]["result"]
         return is_new
 
     def advance(self, conn: Connection, *, enroll: bool) -> bool:
@@ -277,9 +277,7 @@ def ack_target(events: Sequence[FeedEvent], acked: int, feed_position: int | Non
 def give_positions(conn: Connection, tenant_id: str) -> int | None:
     """Give positions to events that have none; None if another transaction is at it."""
     try:
-        numbered: int | None = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=_STEP)[0][
-            "numbered"
-        ]
+        numbered: int | None = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=_STEP)[0]["result"]
     except DBAPIError as exc:
         # Where a role's default is REPEATABLE READ: another has been at it since the snapshot.
         if not isinstance(exc.orig, psycopg.errors.SerializationFailure):

@@ -27,8 +27,8 @@ _EVENTS: Final[dict[str, Any]] = {
     **{column.name: column.type for column in work_order_ledger.columns},
 }
 
-ADVANCE: Final = call("advance_feed", [TENANT, _LIMIT], numbered=Integer)
-ENROLL: Final = call("enroll_feed", [TENANT, _CONSUMER], is_new=Boolean)
+ADVANCE: Final = call("advance_feed", [TENANT, _LIMIT], result=Integer)
+ENROLL: Final = call("enroll_feed", [TENANT, _CONSUMER], result=Boolean)
 READ: Final = call("read_feed", [TENANT, _AFTER, _LIMIT], **_EVENTS)
 TAKE: Final = call("take_feed", [SCOPED_TENANT, _CONSUMER, _LIMIT], **_EVENTS)
 LEASE: Final = call(
@@ -41,9 +41,9 @@ LEASE: Final = call(
 ACK: Final = call(
     "ack_feed",
     [TENANT, _CONSUMER, _FENCE, bindparam("from", type_=BigInteger), bindparam("to", type_=BigInteger)],
-    moved=Boolean,
+    result=Boolean,
 )
-RELEASE: Final = call("release_feed", [TENANT, _CONSUMER, _FENCE], released=Boolean)
+RELEASE: Final = call("release_feed", [TENANT, _CONSUMER, _FENCE], result=Boolean)
 STATUS: Final = call(
     "feed_status",
     [TENANT, _CONSUMER],

@@ -38,7 +38,8 @@ BEGIN
 
   SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
   _settled := COALESCE(_head.settled_event_id, 0);
-  _drawn := COALESCE(pg_catalog.pg_sequence_last_value('os_core.work_order_ledger_work_order_event_id_seq'), 0);
+  -- Read as a table: pg_sequence_last_value() takes a lock that writers take.
+  SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
   IF _drawn < _settled THEN
     -- Set back, it would give ids that are settled already: nobody would look for them.
     PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
@@ -112,9 +113,9 @@ BEGIN
     RETURNING feed.work_order_event_id
   )
   SELECT pg_catalog.count(*), pg_catalog.max(numbered.work_order_event_id) INTO _count, _last FROM numbered;
-  IF _count = p_limit THEN
+  IF _count = p_limit AND _certain > _last THEN
     -- Nobody has looked at what is above.
-    _certain := LEAST(_certain, _last);
+    _certain := _last;
   END IF;
   _settled := GREATEST(_settled, _certain);
 
