@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -61,7 +61,7 @@ class AsyncFeed:
 
     async def follow(
         self, *, stop: AsyncStop | None = None
-    ) -> AsyncIterator[tuple[AsyncConnection, FeedEvent]]:
+    ) -> AsyncGenerator[tuple[AsyncConnection, FeedEvent]]:
         """Iterate over the events for ever, as Feed.follow() does.
 
         After a break, close it (contextlib.aclosing), or the last batch's transaction stays open.

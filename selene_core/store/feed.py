@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -78,7 +78,7 @@ class Feed:
         with tenant_scope(self._engine, self._place.tenant_id) as conn:
             yield conn, self._place.take(conn)
 
-    def follow(self, *, stop: Stop | None = None) -> Iterator[tuple[Connection, FeedEvent]]:
+    def follow(self, *, stop: Stop | None = None) -> Generator[tuple[Connection, FeedEvent]]:
         """Iterate over the events for ever, each with the connection of its batch's transaction.
 
         A batch is committed when its last event is done and the next is asked for. A break, an exception or a
