@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from selene_core.contract.rows import FeedConsumer, FeedEvent, FeedProblem
 from selene_core.store.aio import async_tenant_scope
 from selene_core.store.binds import AsyncBind, async_bound, async_joined, checked
 from selene_core.store.feed import (
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Connection
-
-    from selene_core.contract.rows import FeedConsumer, FeedEvent, FeedProblem
 
 T = TypeVar("T")
 

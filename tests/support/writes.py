@@ -37,7 +37,7 @@ CALLS = {
     .replace("{source}", "SELENE_OUTPUT")
     .replace("{text}", "Good day"),
     "positions": "os_core.advance_feed('{tenant}')",
-    "consumer": "os_core.take_feed('{tenant}', 'billing', 1)",
+    "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
     "tombstone": """conversation.tombstone_turn('{tenant}', '{thread}', (
         SELECT conversation_turn_id FROM conversation.read_turns('{tenant}', '{thread}', 0, 1)), 7)""",
 }
