@@ -32,6 +32,8 @@ from selene_core import (
     tenant_scope,
     verify_feed,
 )
+from selene_core.cli import cli
+from tests.integration.test_documents import guides_block
 from tests.support.commands import selene_core
 from tests.support.factories import created, event
 from tests.support.races import DEADLINE_SECONDS, wait_until
@@ -393,3 +395,72 @@ def test_feed_verify__names_what_was_lost(engine: sa.Engine, database: Database)
     assert ran.stdout == f"event 5, work order {ORDER}: the event was never given a position\n"
     told = json.loads(command(database, "feed", "verify", "acme", "--json").stdout)
     assert told["problems"][0]["work_order_event_id"] == 5
+
+
+# --- the guide
+
+
+def play(name: str, **given: object) -> None:
+    exec(guides_block(name, "python"), given)  # noqa: S102 - as it stands in the guide
+
+
+def test_guide__its_projection_is_filled(engine: sa.Engine, database: Database) -> None:
+    with connect(database.admin_url, autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA billing AUTHORIZATION selene_app")
+        admin.execute("CREATE TABLE billing.lines (work_order_id text, event_type text)")
+        admin.execute("GRANT ALL ON billing.lines TO selene_app")
+        lines = "SELECT count(*) FROM billing.lines"
+
+        def stopping() -> bool:
+            return admin.execute(lines).fetchone() == (5,)
+
+        play("feed-projection", engine=engine, text=sa.text, stopping=stopping)
+        assert admin.execute(lines).fetchone() == (5,)
+
+
+def test_guide__its_relay_sends_and_acknowledges(engine: sa.Engine) -> None:
+    sent: list[tuple[str, int]] = []
+
+    def send(key: str, event: FeedEvent, *, fence: int) -> None:
+        sent.append((key, fence))
+
+    for _ in range(2):
+        play("feed-relay", engine=engine, send=send)
+    assert sent == [(f"acme/{number}", 1) for number in range(1, 6)]
+
+
+def test_guide__one_relay_serves_all_tenants(engine: sa.Engine, database: Database) -> None:
+    sent: list[str] = []
+
+    def send(key: str, event: FeedEvent, *, fence: int) -> None:
+        sent.append(key)
+
+    for tenant in "acme", "bolt":
+        Feed(engine, tenant, "broker").enroll()
+    append_events(engine, "bolt", [created("bolt-order")])
+    login = f"relay_{database.name}"
+    made = guides_block("feed-login", "sql").replace("ROLE relay ", f"ROLE {login} ")
+    with connect(database.admin_url, autocommit=True) as admin:
+        admin.execute(made.encode())
+        try:
+            relay = sa.create_engine(
+                database.admin_url.set(username=login, password="change-me"), poolclass=sa.NullPool
+            )
+            play("feed-all", engine=relay, send=send)
+        finally:
+            admin.execute(f"DROP ROLE {login}".encode())
+    assert sent == [*(f"acme/{number}" for number in range(1, 6)), "bolt/1"]
+
+
+def test_guide__a_consumer_is_forgotten_by_the_owner(engine: sa.Engine, database: Database) -> None:
+    for consumer in "billing", "other":
+        Feed(engine, "acme", consumer).enroll()
+    with connect(database.owner_url, autocommit=True) as owner:
+        owner.execute(guides_block("feed-forget", "sql").encode())
+    assert [each.consumer for each in feed_status(engine, "acme")] == ["other"]
+
+
+def test_guide__tail_is_a_command() -> None:
+    (line,) = guides_block("feed-tail", "sh").splitlines()
+    name, *arguments = line.split()[1:]
+    assert cli.commands[name].make_context(name, [*arguments, "--url", "postgresql://h/d"]).params["follow"]
