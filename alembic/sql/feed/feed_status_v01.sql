@@ -26,6 +26,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _head os_core.work_order_feed_heads;
+  _settled bigint;
   _unnumbered bigint;
   _first timestamptz;
 BEGIN
@@ -34,15 +35,18 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('consumer', p_consumer, 128));
   END IF;
   SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
+  -- A variable: behind row-level security an index takes no COALESCE.
+  _settled := COALESCE(_head.settled_event_id, 0);
   SELECT pg_catalog.count(*), pg_catalog.min(found.created_at) INTO _unnumbered, _first
   FROM (
     SELECT ledger.created_at
     FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id
-      AND ledger.work_order_event_id > COALESCE(_head.settled_event_id, 0)
+      AND ledger.work_order_event_id > _settled
       AND NOT EXISTS (
         SELECT FROM os_core.work_order_feed AS feed
         WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
+        OFFSET 0
       )
     ORDER BY ledger.work_order_event_id
     LIMIT 10000
@@ -57,8 +61,12 @@ BEGIN
       (
         SELECT ledger.created_at
         FROM os_core.work_order_feed AS feed
-        JOIN os_core.work_order_ledger AS ledger
-          ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+        CROSS JOIN LATERAL (
+          SELECT event.created_at
+          FROM os_core.work_order_ledger AS event
+          WHERE event.tenant_id = p_tenant_id AND event.work_order_event_id = feed.work_order_event_id
+          LIMIT 1
+        ) AS ledger
         WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > listed.feed_position
         ORDER BY feed.feed_position
         LIMIT 1

@@ -69,8 +69,13 @@ BEGIN
     ledger.occurred_at,
     ledger.created_at
   FROM os_core.work_order_feed AS feed
-  JOIN os_core.work_order_ledger AS ledger
-    ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+  -- One index probe for each position: LIMIT prevents a join, which looks as cheap while the tables are empty.
+  CROSS JOIN LATERAL (
+    SELECT event.*
+    FROM os_core.work_order_ledger AS event
+    WHERE event.tenant_id = p_tenant_id AND event.work_order_event_id = feed.work_order_event_id
+    LIMIT 1
+  ) AS ledger
   WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > p_after
   ORDER BY feed.feed_position
   LIMIT p_limit;
