@@ -74,10 +74,10 @@ def test_plans__walk_through_nothing(explained: tuple[Connection, list[Any]]) ->
     conn, plans = explained
     for filled in False, True:
         if filled:
-            for number in range(3):
-                order = f"order-{number}"
+            for number in range(6):  # another tenant's rows lie between
+                tenant, order = ("acme", "rival")[number % 2], f"order-{number}"
                 fields = [wire("FIELD_SET", order) for _ in range(999)]
-                append(conn, "acme", wire("WORK_ORDER_CREATED", order), *fields)
+                append(conn, tenant, wire("WORK_ORDER_CREATED", order), *fields)
         for call in CALLS:
             plans.clear()
             conn.execute(f"SELECT * FROM {call.format(fence=1 + filled)}".encode())
