@@ -39,7 +39,11 @@ ADVICE: Final[dict[str, Advice]] = {
     "PromptSuppressed": Advice(409, "Do not ask. `ask` says which field to ask for instead."),
     "ExternalApprovalPending": Advice(409, "Wait for EXTERNAL_APPROVAL_RESOLVED of `request_id`."),
     "LeaseHeld": Advice(409, "Try again after `lease_expires_at`, or leave the work to `lease_owner_id`."),
-    "LeaseLost": Advice(409, "Stop working on the order. Acquire a lease with a new token to go on."),
+    "LeaseLost": Advice(
+        409,
+        "Stop working on the order. Acquire a lease with a new token to go on. With `consumer`: another relay has"
+        " taken the feed's batch over; leave it to that one.",
+    ),
     "AttemptConflict": Advice(
         409,
         "Act on `reason`. RUNNING: another attempt is running. NOT_DUE: wait until `next_retry_at`."

@@ -188,7 +188,7 @@ class ExternalApprovalPending(SeleneError):
 
 @dataclass(eq=False, kw_only=True)
 class LeaseHeld(SeleneError):
-    """Somebody holds an unexpired lease on the work order, or on the feed's consumer."""
+    """Somebody holds an unexpired lease on the work order."""
 
     code = "OS_WORK_ORDER_LEASE_HELD"
     sqlstate = "SL010"
@@ -203,7 +203,7 @@ class LeaseHeld(SeleneError):
 
 @dataclass(eq=False, kw_only=True)
 class LeaseLost(SeleneError):
-    """The token holds no unexpired lease on the work order, or the lease on the feed's consumer is lost."""
+    """The token holds no unexpired lease on the work order."""
 
     code = "OS_WORK_ORDER_LEASE_LOST"
     sqlstate = "SL011"
