@@ -41,8 +41,8 @@ ADVICE: Final[dict[str, Advice]] = {
     "LeaseHeld": Advice(409, "Try again after `lease_expires_at`, or leave the work to `lease_owner_id`."),
     "LeaseLost": Advice(
         409,
-        "Stop working on the order. Acquire a lease with a new token to go on. With `consumer`: another relay has"
-        " taken the feed's batch over; leave it to that one.",
+        "Stop working on the order. Acquire a lease with a new token to go on. With `consumer`: another relay"
+        " has taken the feed's batch over; leave it to that one.",
     ),
     "AttemptConflict": Advice(
         409,
