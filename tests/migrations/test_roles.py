@@ -328,6 +328,7 @@ def test_upgrade__existing_roles_are_accepted_as_they_are(bare_database: Databas
     with bare_database.engine("admin").connect() as conn:
         assert conn.execute(kept).all() == [
             ("selene_app", -1, False, "ours"),
+            ("selene_feed", -1, True, None),
             ("selene_owner", 3, True, None),
             ("selene_readonly", -1, True, None),
         ]
