@@ -62,6 +62,9 @@ from selene_core.contract.rows import (
     Created,
     Device,
     DriftedOrder,
+    FeedConsumer,
+    FeedEvent,
+    FeedProblem,
     HeldLease,
     Lease,
     OrderCursor,
@@ -87,12 +90,20 @@ from selene_core.store.aio import (
     async_run_in_tenant,
     async_tenant_scope,
 )
+from selene_core.store.aio_feed import (
+    AsyncFeed,
+    AsyncFeedBatch,
+    async_feed_status,
+    async_read_feed,
+    async_verify_feed,
+)
 from selene_core.store.appenders import Appender, AsyncAppender
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
 from selene_core.store.failures import http_status, is_retryable
+from selene_core.store.feed import Feed, FeedBatch, feed_status, read_feed, verify_feed
 from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
@@ -110,6 +121,8 @@ __all__ = [
     "ApprovalOutcome",
     "AsyncAppender",
     "AsyncConversationRepository",
+    "AsyncFeed",
+    "AsyncFeedBatch",
     "AsyncIdentityRepository",
     "AsyncLeaseHold",
     "AsyncLeaseRepository",
@@ -135,6 +148,11 @@ __all__ = [
     "DeviceNotFound",
     "DriftedOrder",
     "ExternalApprovalPending",
+    "Feed",
+    "FeedBatch",
+    "FeedConsumer",
+    "FeedEvent",
+    "FeedProblem",
     "HeldLease",
     "IdempotencyConflict",
     "IdentityNotFound",
@@ -186,23 +204,29 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_feed_status",
     "async_hold_lease",
+    "async_read_feed",
     "async_rebuild_tenant",
     "async_run_in_tenant",
     "async_tenant_scope",
+    "async_verify_feed",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "feed_status",
     "hold_lease",
     "http_status",
     "include_name",
     "include_object",
     "is_retryable",
     "new_work_order_id",
+    "read_feed",
     "rebuild_tenant",
     "run_in_tenant",
     "tenant_scope",
+    "verify_feed",
     "work_order_event_schema",
 ]
 

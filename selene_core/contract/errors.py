@@ -209,6 +209,7 @@ class LeaseHeld(SeleneError):
     lease_owner_id: str | None = None
     lease_expires_at: datetime | None = None
     event_index: int | None = None
+    consumer: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -221,6 +222,7 @@ class LeaseLost(SeleneError):
 
     work_order_id: str | None = None
     event_index: int | None = None
+    consumer: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)

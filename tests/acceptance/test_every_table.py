@@ -35,6 +35,9 @@ REPLICA = "SET session_replication_role = replica"
 EVERY_TABLE = pytest.mark.parametrize("table", TABLES)
 EVERY_LEDGER = pytest.mark.parametrize("table", LEDGERS)
 
+# Positions are given to what has come since; that two calls give none twice, test_feed.py has.
+REPEATABLE = [name for name in CALLS if name != "positions"]
+
 # The same call with other content, and what it is refused with.
 CHANGED = {
     "create": (CREATE.replace('"reason_code": 1', '"reason_code": 2'), "SL005"),
@@ -243,21 +246,22 @@ def check_refused_to_acme(world: World, call: str) -> None:
 def rewriting(table: str) -> Iterator[str]:
     """Yield every way that SQL has to change, replace or remove rows, also where there are none to meet."""
     columns = [column.name for column in TABLES[table].columns if column.computed is None]
-    (key,) = TABLES[table].primary_key.columns.keys()
+    key = ", ".join(TABLES[table].primary_key.columns.keys())
+    number = "turn_id" if "turn_id" in columns else "feed_position"
     listed = ", ".join(columns)
     insert = f"INSERT INTO {table} ({listed}) SELECT {listed} FROM {table} LIMIT 1"
-    merge = f"MERGE INTO {table} AS a USING {table} AS b ON a.{key} = b.{key} WHEN MATCHED THEN"
+    merge = f"MERGE INTO {table} AS a USING {table} AS b ON a.{columns[0]} = b.{columns[0]} WHEN MATCHED THEN"
     yield from (
-        f"UPDATE {table} SET turn_id = turn_id + 1",
-        f"UPDATE {table} SET turn_id = 9 WHERE FALSE",
-        f"UPDATE ONLY {table} SET created_at = now()",
-        f"WITH changed AS (UPDATE {table} SET turn_id = 9 RETURNING 1) SELECT * FROM changed",
+        f"UPDATE {table} SET {number} = {number} + 1",
+        f"UPDATE {table} SET {number} = 9 WHERE FALSE",
+        f"UPDATE ONLY {table} SET {columns[-1]} = DEFAULT",
+        f"WITH changed AS (UPDATE {table} SET {number} = 9 RETURNING 1) SELECT * FROM changed",
         f"DELETE FROM {table}",
         f"DELETE FROM {table} WHERE FALSE",
         f"TRUNCATE {table} CASCADE",
-        f"{insert} ON CONFLICT ({key}) DO UPDATE SET turn_id = 9",
-        f"{insert} ON CONFLICT ON CONSTRAINT pk_{TABLES[table].name} DO UPDATE SET turn_id = 9 WHERE FALSE",
-        f"{merge} UPDATE SET turn_id = 9",
+        f"{insert} ON CONFLICT ({key}) DO UPDATE SET {number} = 9",
+        f"{insert} ON CONFLICT ON CONSTRAINT pk_{TABLES[table].name} DO UPDATE SET {number} = 9 WHERE FALSE",
+        f"{merge} UPDATE SET {number} = 9",
         f"{merge} DELETE",
     )
 
@@ -280,7 +284,7 @@ def test_ledger__cannot_be_rewritten(world: World, table: str) -> None:
 def test_ledger__each_trigger_stands_alone(world: World, table: str, trigger: str) -> None:
     """Logical apply fires row triggers only, a statement that meets no row statement triggers only."""
     disarm = f"ALTER TABLE {table} DISABLE TRIGGER {trigger}"
-    for each in (f"UPDATE {table} SET turn_id = 9", f"DELETE FROM {table}"):
+    for each in (f"UPDATE {table} SET tenant_id = 'acme'", f"DELETE FROM {table}"):
         assert sqlstate_of(world.admin, "acme", disarm, REPLICA, each) == "SL003"
 
 
@@ -343,7 +347,7 @@ def test_foreign_key__refuses_another_tenants_row_like_one_that_is_not_there(wor
 # --- idempotency
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", REPEATABLE)
 def test_call__again_changes_nothing(own_world: World, name: str) -> None:
     before = everything(own_world.admin)
     run(own_world.app, statement(CALLS[name], "acme"))
@@ -362,7 +366,7 @@ def test_call__again_with_other_content_is_refused(world: World, name: str) -> N
         run(world.app, statement(call, "acme"))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", REPEATABLE)
 def test_call__of_many_at_once_one_writes(database: Database, name: str) -> None:
     """Whoever comes second gets what the first has written."""
     with ExitStack() as stack:

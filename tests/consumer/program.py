@@ -8,8 +8,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import assert_never
 from uuid import UUID, uuid4
 
@@ -27,6 +28,8 @@ from selene_core import (
     ApprovalOutcome,
     AsyncAppender,
     AsyncConversationRepository,
+    AsyncFeed,
+    AsyncFeedBatch,
     AsyncIdentityRepository,
     AsyncLeaseHold,
     AsyncLeaseRepository,
@@ -52,6 +55,11 @@ from selene_core import (
     DeviceNotFound,
     DriftedOrder,
     ExternalApprovalPending,
+    Feed,
+    FeedBatch,
+    FeedConsumer,
+    FeedEvent,
+    FeedProblem,
     HeldLease,
     IdempotencyConflict,
     IdentityNotFound,
@@ -103,23 +111,29 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_feed_status,
     async_hold_lease,
+    async_read_feed,
     async_rebuild_tenant,
     async_run_in_tenant,
     async_tenant_scope,
+    async_verify_feed,
     check_schema,
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
+    feed_status,
     hold_lease,
     http_status,
     include_name,
     include_object,
     is_retryable,
     new_work_order_id,
+    read_feed,
     rebuild_tenant,
     run_in_tenant,
     tenant_scope,
+    verify_feed,
     work_order_event_schema,
 )
 from selene_core.local import LocalDatabase, LocalServerUnavailable, local_database
@@ -583,6 +597,52 @@ async def serve_in_a_session(
     await async_append_events(session, tenant_id, [first])
     async with async_tenant_scope(await session.connection(), tenant_id) as conn:
         return await AsyncWorkOrderRepository(conn).get(first.work_order_id)
+
+
+# --- the feed
+
+
+def bill(engine: Engine, tenant_id: str, stopping: Event) -> int:
+    feed = Feed(engine, tenant_id, "billing", limit=500)
+    if feed.enroll():
+        log.info("from the first event on")
+    with feed.batch() as (conn, events):
+        billed = len([event for event in events if conn.closed or event.event_type == "STEP_FINISHED"])
+    for _, event in feed.follow(stop=stopping):
+        last: FeedEvent = event
+        billed += last.event_type == "STEP_FINISHED"
+    return billed
+
+
+def relay(engine: Engine, tenant_id: str) -> list[str]:
+    with Feed(engine, tenant_id, "broker").lease("relay-1", ttl_ms=30_000) as batch:
+        sent: FeedBatch = batch
+        told = [f"{event.feed_position} {event.work_order_id} {batch.fence}" for event in sent.events]
+        if told:
+            batch.ack(batch.events[0].feed_position)
+        batch.ack()
+    return told
+
+
+def look(engine: Engine, tenant_id: str) -> tuple[list[FeedConsumer], list[FeedProblem], int]:
+    page = read_feed(engine, tenant_id, after=10, limit=10)
+    return feed_status(engine, tenant_id), verify_feed(engine, tenant_id), len(page)
+
+
+async def bill_asynchronously(engine: AsyncEngine, tenant_id: str) -> int:
+    feed = AsyncFeed(engine, tenant_id, "billing")
+    await feed.enroll()
+    async with feed.batch() as (_, events):
+        billed = len(events)
+    async with aclosing(feed.follow(stop=lambda: billed > 10)) as following:
+        async for _, event in following:
+            billed += event.feed_position > 0
+    async with feed.lease("relay-1", ttl_ms=30_000) as batch:
+        sent: AsyncFeedBatch = batch
+        await sent.ack()
+    problems = await async_verify_feed(engine, tenant_id)
+    page, consumers = await async_read_feed(engine, tenant_id), await async_feed_status(engine, tenant_id)
+    return billed + len(problems) + len(page) + len(consumers)
 
 
 # --- what the database refuses

@@ -33,7 +33,9 @@ from tests.migrations.runs import (
 )
 from tests.support.servers import Database, Server
 
-ROLES = [f"CREATE ROLE {name} NOLOGIN" for name in ("selene_owner", "selene_app", "selene_readonly")]
+ROLES = [
+    f"CREATE ROLE {name} NOLOGIN" for name in ("selene_owner", "selene_app", "selene_readonly", "selene_feed")
+]
 PLAIN = ["CREATE ROLE migrator LOGIN", "GRANT CREATE ON DATABASE {database} TO migrator"]
 GRANTED = [*ROLES, *PLAIN, "GRANT selene_owner TO migrator"]
 
@@ -326,6 +328,7 @@ def test_upgrade__existing_roles_are_accepted_as_they_are(bare_database: Databas
     with bare_database.engine("admin").connect() as conn:
         assert conn.execute(kept).all() == [
             ("selene_app", -1, False, "ours"),
+            ("selene_feed", -1, True, None),
             ("selene_owner", 3, True, None),
             ("selene_readonly", -1, True, None),
         ]
