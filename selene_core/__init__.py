@@ -57,6 +57,7 @@ from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
     AppendResult,
+    BrokenChain,
     ConversationTurn,
     Device,
     DriftedOrder,
@@ -108,6 +109,7 @@ __all__ = [
     "AttemptOutcome",
     "AttemptStatus",
     "BoundExceeded",
+    "BrokenChain",
     "CancelInvalidState",
     "ConcurrencyConflict",
     "ContractViolation",

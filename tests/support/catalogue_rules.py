@@ -30,6 +30,8 @@ PUBLIC_FUNCTIONS = (
     "os_core.require_tenant(text)",
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
     "os_core.touch_session(text,text)",
+    "os_core.verify_chain(text,text)",
+    "os_core.verify_chain_part(text,text,bigint,text,integer)",
     "os_core.verify_work_orders(text,text)",
     "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
 )
@@ -48,6 +50,7 @@ UNPINNED_FUNCTIONS = {
     # A SET clause costs more than these do. They qualify what they name, or are only called from functions
     # and CHECKs that run under a pinned path.
     "apply_work_order_event": "the fold: a third of its speed",
+    "event_hash": "called for every event, and by verify_chain for all of them",
     "is_event_type": "called for every row",
     "is_field_key": "called for every row",
     "is_identifier": "called for every id of every row",

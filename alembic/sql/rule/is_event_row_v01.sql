@@ -17,7 +17,8 @@ CREATE OR REPLACE FUNCTION os_core.is_event_row(
   p_payload jsonb,
   p_idempotency_key text,
   p_occurred_at timestamptz,
-  p_created_at timestamptz
+  p_created_at timestamptz,
+  p_event_hash bytea
 )
 RETURNS boolean
 LANGUAGE plpgsql
@@ -41,6 +42,7 @@ BEGIN
     AND os_core.is_payload(p_payload)
     AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
     AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
-    AND os_core.is_portable_time(p_created_at);
+    AND os_core.is_portable_time(p_created_at)
+    AND pg_catalog.octet_length(p_event_hash) = 32;
 END;
 $$;
