@@ -114,6 +114,42 @@ class WorkOrderEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedEvent(WorkOrderEvent):
+    """An event with its position in the tenant's feed: 1, 2, 3, … without gaps (contract §16)."""
+
+    feed_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedConsumer:
+    """Where a consumer of a tenant's feed stands (contract §16).
+
+    `behind` counts the positions after its place and the events that have none yet (up to 10,000 of these).
+    `waiting_since` is when the first of them was appended; None if there is none.
+    """
+
+    consumer: str
+    feed_position: int
+    last_position: int
+    behind: int
+    waiting_since: datetime | None
+    lease_owner_id: str | None
+    lease_expires_at: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FeedProblem:
+    """What is wrong with a tenant's feed, and at which position, event or consumer (contract §16)."""
+
+    feed_position: int | None
+    work_order_event_id: int | None
+    work_order_id: str | None
+    consumer: str | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class RebuildReport:
     """How many work orders and events a rebuild folded, and how many rows it changed (contract §5)."""
 
