@@ -9,6 +9,7 @@ import click
 
 from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_of
 from selene_core.cli.schema import SCHEMA_COMMANDS
+from selene_core.cli.seals import SEAL_COMMANDS
 from selene_core.cli.terminal import discard_output, prepare_streams, text_width
 from selene_core.cli.work_orders import WORK_ORDER_COMMANDS
 from selene_core.store.scope import translate_errors
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (*WORK_ORDER_COMMANDS, *SCHEMA_COMMANDS):
+for command in (*WORK_ORDER_COMMANDS, *SEAL_COMMANDS, *SCHEMA_COMMANDS):
     cli.add_command(command)
 
 

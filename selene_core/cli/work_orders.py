@@ -25,7 +25,7 @@ from selene_core.cli.rendering import (
     timeline_lines,
     to_json,
 )
-from selene_core.cli.terminal import page_on, progress, say
+from selene_core.cli.terminal import is_watched, page_on, progress, say
 from selene_core.contract.errors import WorkOrderNotFound
 from selene_core.local import local_database
 from selene_core.store.attempts import StepAttemptRepository
@@ -72,7 +72,7 @@ def import_(file: Path, url: str, as_json: bool) -> None:
         size = file.stat().st_size
         with (
             going_on("run it again to go on: events with an idempotency_key are not appended twice"),
-            progress("Importing", size, hidden=not _is_watched(as_json)) as reach,
+            progress("Importing", size, hidden=not is_watched(as_json)) as reach,
         ):
 
             def show(_report: ImportReport) -> None:
@@ -204,7 +204,7 @@ def verify(tenant: str, work_order: str | None, chain: bool, url: str, as_json: 
 def _verify_chain(tenant: str, work_order: str | None, url: str, as_json: bool) -> NoReturn:
     reached = 0
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
-        watched = _is_watched(as_json) and work_order is None
+        watched = is_watched(as_json) and work_order is None
         total = _count_events(conn, tenant) if watched else 0
         with progress("Checking", total, hidden=not watched) as reach:
 
@@ -242,7 +242,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                 report = WorkOrderRepository(conn).rebuild(work_order)
                 _require(WorkOrderRepository(conn), work_order)
         else:
-            watched, total = _is_watched(as_json), 0
+            watched, total = is_watched(as_json), 0
             if watched:
                 with tenant_scope(engine, tenant) as conn:
                     total = _count_work_orders(conn, tenant)
@@ -269,10 +269,6 @@ def _require(orders: WorkOrderRepository, work_order: str) -> WorkOrder:
     if (found := orders.get(work_order)) is None:
         raise WorkOrderNotFound(f"work order {work_order} does not exist", work_order_id=work_order)
     return found
-
-
-def _is_watched(as_json: bool) -> bool:
-    return not as_json and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _count_work_orders(conn: Connection, tenant: str) -> int:
