@@ -423,7 +423,7 @@ def test_seal__killed_at_any_point_leaves_nothing_half(notary: Notary, acme: Ten
         f"import os, signal, sys; {place} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL);"
         " from selene_core.cli import main; main()"
     )
-    arguments = ["seal", acme.id, "--key", notary.key, "--out", notary.folder, "--url", notary.url]
+    arguments = ["seal", acme.id, "--key", str(notary.key), "--out", str(notary.folder), "--url", notary.url]
     done = subprocess.run([sys.executable, "-c", killed, *arguments], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert [path.name for path in notary.folder.iterdir() if not path.name.startswith(".")] == []
