@@ -30,8 +30,6 @@ def _plain(value: Any) -> Any:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, UUID):
         return str(value)
-    if isinstance(value, bytes):
-        return value.hex()
     if hasattr(value, "__dataclass_fields__"):
         return asdict(value)
     raise TypeError(f"no JSON for {type(value).__name__}")

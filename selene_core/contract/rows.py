@@ -110,7 +110,7 @@ class WorkOrderEvent:
     idempotency_key: str | None
     occurred_at: datetime | None
     created_at: datetime
-    event_hash: bytes = field(repr=False)
+    event_hash: str
 
 
 @dataclass(frozen=True, slots=True)

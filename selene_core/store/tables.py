@@ -13,7 +13,6 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -25,6 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from selene_core.store.digests import Digest
 from selene_core.store.instants import Instant
 
 METADATA: Final = MetaData(
@@ -69,7 +69,7 @@ work_order_ledger: Final = Table(
     Column("idempotency_key", _ID),
     Column("occurred_at", _INSTANT),
     Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
-    Column("event_hash", LargeBinary, nullable=False),
+    Column("event_hash", Digest, nullable=False),
     PrimaryKeyConstraint("work_order_event_id", name="pk_work_order_ledger"),
     UniqueConstraint(
         "tenant_id",
