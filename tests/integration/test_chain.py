@@ -1,5 +1,6 @@
 """event_hash and verify_chain: every change of the ledger that is not an append is named (contract §17)."""
 
+import json
 import random
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from selene_core import BrokenChain, WorkOrderRepository, append_events, tenant_scope
 from selene_core.store.tables import work_order_ledger
+from tests.integration.test_documents import ROOT, blocks
 from tests.support import chain
 from tests.support.calls import Event, Tenant, refused
+from tests.support.commands import selene_core
 from tests.support.factories import created, event, new_id, wire
 from tests.support.raw import connect
 from tests.support.servers import Database
@@ -314,3 +317,51 @@ def test_repository__shows_the_hash_and_names_what_is_broken(shared_database: Da
         hashed = f"SELECT encode(event_hash, 'hex') FROM {LEDGER} WHERE work_order_id = '{orders[1]}'"
         assert hashes == [*conn.exec_driver_sql(f"{hashed} ORDER BY work_order_seq").scalars()]
     assert reached == [6]
+
+
+# --- on the command line
+
+
+def test_command__names_what_is_broken(shared_database: Database, acme: Tenant) -> None:
+    def verify(*options: str) -> tuple[int, str]:
+        url = shared_database.app_url.render_as_string(hide_password=False)
+        done = selene_core("verify", acme.id, "--chain", *options, "--url", url)
+        return done.returncode, done.stdout
+
+    one, two = story(acme), story(acme)
+    assert verify() == (0, "Clean: every event is what was appended (10 events).\n")
+    attack(acme, f"UPDATE {LEDGER} SET turn_id = 9 WHERE work_order_id = '{one}' AND work_order_seq = 4")
+    named = f"{one}, event 4: {OTHER}\n"
+    assert verify() == (1, f"{named}1 of 10 events are not what was appended.\n")
+    assert verify("--work-order", one)[1].startswith(named)
+    assert verify("--work-order", two)[0] == 0
+    assert verify("--work-order", "none") == (1, "")
+    status, told = verify("--json")
+    assert (status, json.loads(told)) == (
+        1,
+        {
+            "clean": False,
+            "events": 10,
+            "broken": [{"work_order_id": one, "work_order_seq": 4, "problem": OTHER}],
+        },
+    )
+
+
+def test_command__warns_of_a_tenant_without_events(shared_database: Database) -> None:
+    url = shared_database.app_url.render_as_string(hide_password=False)
+    done = selene_core("verify", new_id("nobody"), "--chain", "--url", url)
+    assert done.returncode == 0
+    assert "has 0 work orders" in done.stderr
+
+
+def test_contract__has_the_formula(acme: Tenant) -> None:
+    order = story(acme)
+    (text,) = [text for name, text in blocks(ROOT / "docs/contract.md", "python") if name == "event-hash"]
+    page: dict[str, Any] = {}
+    exec(text, page)  # noqa: S102 - the contract's example
+    before = None
+    for event_row in acme.ledger(order):
+        payload = acme.admin.execute("SELECT %s::jsonb::text", (json.dumps(event_row["payload"]),)).fetchone()
+        assert payload is not None
+        assert page["event_hash"](before, {**event_row, "payload": payload[0]}) == event_row["event_hash"]
+        before = event_row["event_hash"]

@@ -17,6 +17,7 @@ from selene_core import AppendResult, WorkOrderRepository, append_events, tenant
 from selene_core.migrations import upgrade
 from tests.integration.test_documents import guides_block
 from tests.migrations.runs import catalogue_of, run_all
+from tests.support.commands import selene_core
 from tests.support.factories import created, event
 from tests.support.races import wait_until
 from tests.support.servers import Database, Server, embedded_server
@@ -79,7 +80,7 @@ def check_goes_on(engine: sa.Engine) -> None:
             orders = WorkOrderRepository(conn)
             before = [row.work_order_event_id for row in orders.events(f"{tenant}-order")]
             assert len(before) == 2
-            assert orders.verify() == []
+            assert orders.verify() == orders.verify_chain() == []
         (appended,) = append_events(engine, tenant, [event("STATUS_CHANGED", f"{tenant}-order")])
         assert isinstance(appended, AppendResult)
         assert appended.work_order_seq == 3
@@ -180,6 +181,76 @@ def test_backup__is_restored_by_the_guides_commands(filled: Database, tmp_path: 
         assert catalogue_of(restored) == catalogue_of(filled)
         assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == len(TENANTS)
         check_goes_on(app_of(restored))
+
+
+# --- seals
+
+
+@pytest.fixture
+def seals(filled: Database, tmp_path: Path) -> Path:
+    """Return a folder where the guide's commands have made a key and a seal of what is there."""
+    shell("seal-keys", tmp_path, environment(filled.server))
+    url = rendered(app_of(filled).url)
+    shell("seal", tmp_path, environment(filled.server, SELENE_DATABASE_URL=url))
+    return tmp_path
+
+
+def check_seals(database: Database, folder: Path) -> str:
+    """Check the seals by the guide's commands, as a service's login."""
+    url = rendered(app_of(database).url)
+    return shell("check-seals", folder, environment(database.server, SELENE_DATABASE_URL=url))
+
+
+@pytest.mark.needs("openssl")
+def test_seals__are_made_and_checked_by_the_guides_commands(filled: Database, seals: Path) -> None:
+    assert check_seals(filled, seals).count("Clean") == 2
+    assert "Signature Verified Successfully" in shell("check-signature", seals, environment(filled.server))
+    assert (seals / "seal.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.needs("openssl")
+def test_seals__hold_in_a_restored_dump(filled: Database, seals: Path) -> None:
+    server = filled.server
+    shell("backup", seals, environment(server, "selene_backup", SELENE_DB=filled.name))
+    with closing(Database(server, f"{filled.name}_restored")) as restored, ExitStack() as stack:
+        stack.callback(drop, restored)
+        shell("restore", seals, environment(server, RESTORED_DB=restored.name))
+        assert check_seals(restored, seals).count("Clean") == 2
+        append_events(app_of(restored), "acme", [event("STATUS_CHANGED", "acme-order")])
+        url = rendered(app_of(restored).url)
+        told = shell("seal", seals, environment(server, SELENE_DATABASE_URL=url))
+        assert told.startswith("00000002.seal: 1 work order")
+        assert check_seals(restored, seals).count("Clean") == 2
+
+
+@pytest.mark.needs("openssl")
+def test_seals__name_what_a_restore_to_the_past_has_lost(filled: Database, seals: Path) -> None:
+    server = filled.server
+    shell("backup", seals, environment(server, "selene_backup", SELENE_DB=filled.name))
+    append_events(app_of(filled), "acme", [event("STATUS_CHANGED", "acme-order"), created("late")])
+    shell("seal", seals, environment(server, SELENE_DATABASE_URL=rendered(app_of(filled).url)))
+    with closing(Database(server, f"{filled.name}_restored")) as restored, ExitStack() as stack:
+        stack.callback(drop, restored)
+        shell("restore", seals, environment(server, RESTORED_DB=restored.name))
+        url = rendered(app_of(restored).url)
+        arguments = ("acme", str(seals / "seals/acme"), "--public-key", str(seals / "seal.pub"))
+        told = selene_core("check-seals", *arguments, SELENE_DATABASE_URL=url)
+        assert told.returncode == 1
+        assert told.stdout.splitlines()[:2] == [
+            "acme-order, event 3 in seal 2: was cut after event 2",
+            "late, event 1 in seal 2: was deleted",
+        ]
+
+
+@pytest.mark.needs("openssl")
+def test_seals__hold_on_a_logical_replica(filled: Database, seals: Path) -> None:
+    server = filled.server
+    with server.new_database("subscriber") as other, server.admin(other.name) as subscriber:
+        upgrade(other.admin_url)
+        as_owner = ", run_as_owner = true" if server.version >= 16 else ""
+        with subscribed(filled, subscriber, as_owner):
+            wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (4,), "the rows are copied")
+        assert check_seals(other, seals).count("Clean") == 2
 
 
 def rendered(url: sa.URL) -> str:
