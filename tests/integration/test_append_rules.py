@@ -148,6 +148,7 @@ def test_contract__every_event_type_is_kept_as_given(lane: Lane, event_type: str
         "lease_owner_id": None,
         "lease_token_hash": None,
         "lease_expires_at": None,
+        "event_hash": stored["event_hash"],
     }
     assert str(stored["correlation_id"]) == event["correlation_id"]
     assert (result.work_order_seq, result.replayed) == (seq, False)

@@ -179,7 +179,7 @@ def test_backup__is_restored_by_the_guides_commands(filled: Database, tmp_path: 
         shell("restore", tmp_path, environment(goal, **names))
         stack.callback(drop, restored)
         assert catalogue_of(restored) == catalogue_of(filled)
-        assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == len(TENANTS)
+        assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == 2 * len(TENANTS)
         check_goes_on(app_of(restored))
 
 

@@ -66,15 +66,15 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
         with server.admin(database.name) as admin:
             insert = (
                 f"INSERT INTO {LEDGER} (tenant_id, work_order_id, work_order_seq, correlation_id, turn_id,"
-                " event_type, work_order_status, reason_code, payload)"
+                " event_type, work_order_status, reason_code, payload, event_hash)"
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-' || n, 1, md5('order-' || n)::uuid, 1,"
-                f" 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}' FROM generate_series(1, {ORDERS}) AS n"
+                f" 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}', sha256('') FROM generate_series(1, {ORDERS}) AS n"
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-7', n, md5('order-7')::uuid, 1,"
-                " 'STEP_STARTED', 'EXECUTING', 1, jsonb_build_object('text', repeat('x', 500))"
+                " 'STEP_STARTED', 'EXECUTING', 1, jsonb_build_object('text', repeat('x', 500)), sha256('')"
                 f" FROM generate_series(2, {EVENTS}) AS n"
             )
             admin.execute(
