@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from hashlib import sha256
 from tempfile import mkstemp
 from typing import TYPE_CHECKING, Final, Literal
@@ -79,6 +80,7 @@ def read_seal(path: Path) -> SealFile:
     try:
         seal = TypeAdapter(Seal).validate_json(line, strict=True)
         key, signed = bytes.fromhex(seal.key), bytes.fromhex(signature.decode("ascii"))
+        datetime.fromisoformat(seal.sealed_at)
     except (ValidationError, ValueError) as exc:
         raise NotASeal("is not a seal, or is damaged") from exc
     if data != line + b"\n" + signed.hex().encode("ascii") + b"\n" or line != seal.line():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -49,7 +49,7 @@ _HEADS: Final = text("""
   ORDER BY ledger.work_order_id, ledger.work_order_seq DESC
 """)
 _DIFFERING: Final = text("""
-  SELECT head.work_order_id, head.work_order_seq, ledger.event_hash, last.work_order_seq
+  SELECT head.work_order_id, head.work_order_seq, ledger.event_hash, last.work_order_seq, first.created_at
   FROM unnest(CAST(:orders AS text[]), CAST(:seqs AS bigint[]), CAST(:hashes AS text[]))
     AS head (work_order_id, work_order_seq, event_hash)
   LEFT JOIN os_core.work_order_ledger AS ledger
@@ -62,10 +62,14 @@ _DIFFERING: Final = text("""
     WHERE event.tenant_id = :tenant_id AND event.work_order_id = head.work_order_id
     ORDER BY event.work_order_seq DESC
     LIMIT 1
-  ) AS last ON ledger.event_hash IS NULL
+  ) AS last ON TRUE
+  LEFT JOIN os_core.work_order_ledger AS first
+    ON first.tenant_id = :tenant_id AND first.work_order_id = head.work_order_id AND first.work_order_seq = 1
   WHERE ledger.event_hash IS DISTINCT FROM decode(head.event_hash, 'hex')
   ORDER BY head.work_order_id
 """)
+_HAS_REMOVALS: Final = text("SELECT to_regclass('os_core.tenant_removals') IS NOT NULL")
+_REMOVED_AT: Final = text("SELECT max(recorded_at) FROM os_core.tenant_removals WHERE tenant_id = :tenant_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,10 @@ class OrderProblem:
 
 @dataclass(slots=True)
 class SealReport:
-    """What a check has found: how many seals and heads it looked at, and what does not hold."""
+    """What a check has found: how many seals and heads it looked at, and what does not hold.
+
+    `removed` are the work orders that went with the tenant, by the record of its removal.
+    """
 
     seals: int = 0
     heads: int = 0
@@ -97,6 +104,8 @@ class SealReport:
     not_sealed: int = 0
     seal_problems: list[SealProblem] = field(default_factory=list)
     order_problems: list[OrderProblem] = field(default_factory=list)
+    removed_at: datetime | None = None
+    removed: list[OrderProblem] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -187,13 +196,16 @@ def check_seals(
     """
     report = SealReport()
     before: SealFile | None = None
+    is_whole = True
     with tenant_scope(engine, tenant_id) as conn:
+        if conn.scalar(_HAS_REMOVALS):
+            report.removed_at = conn.scalar(_REMOVED_AT, {"tenant_id": tenant_id})
         for number, path in files.items():
             _note_left_out(report, report.last_number + 1, number - 1)
             found = _sound_seal(report, number, path, tenant_id, key)
             if found is not None:
                 _check_sequel(report, found.seal, before)
-                _check_heads(report, conn, found.seal)
+                is_whole &= _check_heads(report, conn, found.seal)
                 report.sealed_to = found.seal.to
             before, report.last_number = found, number
             report.seals += 1
@@ -202,6 +214,9 @@ def check_seals(
         _note_left_out(report, report.last_number + 1, max(newest or 1, 1))
         end, _ = conn.execute(_STANDS, {"tenant_id": tenant_id}).one()
     report.not_sealed = max(0, end - report.sealed_to)
+    if not is_whole:
+        report.order_problems += report.removed
+        report.removed.clear()
     return report
 
 
@@ -231,14 +246,22 @@ def _check_sequel(report: SealReport, seal: Seal, before: SealFile | None) -> No
         report.seal_problems.append(SealProblem(seal.number, f"seal {seal.number} {told}"))
 
 
-def _check_heads(report: SealReport, conn: Connection, seal: Seal) -> None:
-    """Look up every head of a seal in the ledger."""
+def _check_heads(report: SealReport, conn: Connection, seal: Seal) -> bool:
+    """Look up every head of a seal in the ledger.
+
+    Tell whether the record of a later removal can be true: a removal takes all that was sealed before it.
+    """
     report.heads += len(seal.heads)
-    named = {each.work_order_id for each in report.order_problems}
+    named = {each.work_order_id for each in (*report.order_problems, *report.removed)}
+    removed_at = report.removed_at
+    if removed_at is not None and removed_at < datetime.fromisoformat(seal.sealed_at):
+        removed_at = None
+    standing = len(seal.heads)
     for start in range(0, len(seal.heads), _HEADS_AT_ONCE):
         orders, seqs, hashes = zip(*seal.heads[start : start + _HEADS_AT_ONCE], strict=True)
         given = {"tenant_id": seal.tenant_id, "orders": [*orders], "seqs": [*seqs], "hashes": [*hashes]}
-        for order, seq, found, last in conn.execute(_DIFFERING, given):
+        for order, seq, found, last, began in conn.execute(_DIFFERING, given):
+            standing -= 1
             if order in named:
                 continue  # the first seal says best since when
             named.add(order)
@@ -250,7 +273,10 @@ def _check_heads(report: SealReport, conn: Connection, seal: Seal) -> None:
                 problem = f"was cut after event {last}"
             else:
                 problem = f"has lost event {seq}"
-            report.order_problems.append(OrderProblem(order, seq, seal.number, problem))
+            is_removed = removed_at is not None and (began is None or began > removed_at)
+            problems = report.removed if is_removed else report.order_problems
+            problems.append(OrderProblem(order, seq, seal.number, problem))
+    return removed_at is None or standing == 0
 
 
 def _note_left_out(report: SealReport, first: int, last: int) -> None:

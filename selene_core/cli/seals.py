@@ -75,6 +75,9 @@ def check(tenant: str, folder: Path, key: Path, newest: int | None, url: str, as
             say(each.problem)
         for order in report.order_problems:
             say(f"{order.work_order_id}, event {order.work_order_seq} in seal {order.seal}: {order.problem}")
+        if report.removed:
+            orders = f"{len(report.removed):,} work order{'' if len(report.removed) == 1 else 's'}"
+            say(f"removed with the tenant, by the record of {report.removed_at:%Y-%m-%d %H:%M}Z: {orders}")
         say(f"{'Clean: the' if report.is_clean else 'The'} {_told(report)}")
     sys.exit(not report.is_clean)
 

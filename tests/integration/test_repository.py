@@ -70,7 +70,8 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-' || n, 1, md5('order-' || n)::uuid, 1,"
-                f" 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}', sha256('') FROM generate_series(1, {ORDERS}) AS n"
+                " 'WORK_ORDER_CREATED', 'DRAFT', 1, '{}', sha256('')"
+                f" FROM generate_series(1, {ORDERS}) AS n"
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-7', n, md5('order-7')::uuid, 1,"
@@ -492,7 +493,9 @@ def test_events__returns_the_rows(repository: WorkOrderRepository) -> None:
     appended = repository.append(
         created("order", payload={"requester_user_id": "alice"}, idempotency_key="k", occurred_at=occurred_at)
     )
-    assert list(repository.events("order")) == [
+    (stored,) = repository.events("order")
+    assert len(bytes.fromhex(stored.event_hash)) == 32
+    assert stored == (
         WorkOrderEvent(
             work_order_event_id=appended.work_order_event_id,
             tenant_id="acme",
@@ -512,8 +515,9 @@ def test_events__returns_the_rows(repository: WorkOrderRepository) -> None:
             idempotency_key="k",
             occurred_at=occurred_at,
             created_at=appended.created_at,
+            event_hash=stored.event_hash,
         )
-    ]
+    )
 
 
 @pytest.mark.parametrize("count", [1, EVENTS_PAGE - 1, EVENTS_PAGE, EVENTS_PAGE + 1, 2 * EVENTS_PAGE])

@@ -269,6 +269,43 @@ def test_check__tells_what_is_not_sealed_yet(notary: Notary, acme: Tenant) -> No
     assert notary.check()["not_sealed"] == 3
 
 
+def remove(acme: Tenant, *orders: str) -> None:
+    """Record that the tenant is removed, and delete these orders of it."""
+    acme.admin.execute(
+        "CREATE TABLE IF NOT EXISTS os_core.tenant_removals (tenant_id text, removal_state text,"
+        " recorded_at timestamptz DEFAULT clock_timestamp())"
+    )
+    acme.admin.execute("GRANT SELECT ON os_core.tenant_removals TO selene_app")
+    with acme.admin.transaction():
+        acme.admin.execute("SELECT set_config('selene.tenant_id', %s, TRUE)", (acme.id,))
+        acme.admin.execute(
+            "INSERT INTO os_core.tenant_removals (tenant_id, removal_state) VALUES (%s, 'CLOSED')", (acme.id,)
+        )
+    chain.tamper(acme.admin, *(f"DELETE FROM {LEDGER} WHERE work_order_id = '{order}'" for order in orders))
+
+
+def test_check__says_what_was_removed_with_the_tenant(notary: Notary, acme: Tenant) -> None:
+    one, two = sorted((history(acme), history(acme)))
+    notary.sealed()
+    remove(acme, one, two)
+    told = notary.check()
+    assert told["clean"]
+    assert [each["work_order_id"] for each in told["removed"]] == [one, two]
+    # The tenant comes again: what is sealed after the removal has no excuse.
+    three = history(acme)
+    notary.sealed()
+    assert notary.orders() == {}
+    chain.tamper(acme.admin, f"DELETE FROM {LEDGER} WHERE work_order_id = '{three}'")
+    assert notary.orders() == {three: "was deleted"}
+
+
+def test_check__takes_no_record_of_a_removal_that_did_not_happen(notary: Notary, acme: Tenant) -> None:
+    one, _ = history(acme), history(acme)
+    notary.sealed()
+    remove(acme, one)
+    assert notary.orders() == {one: "was deleted"}
+
+
 # --- the seals themselves
 
 
