@@ -19,7 +19,7 @@ from selene_core.cli.seal_files import (
     shown,
     write_seal,
 )
-from selene_core.store.feed import alone, give_positions
+from selene_core.store.feed import POSITIONS_AT_ONCE, alone, give_positions
 from selene_core.store.scope import tenant_scope
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ MAX_POSITIONS: Final = 100_000
 """How many positions of the feed one seal covers: more are sealed by several, so that memory stays flat."""
 
 _HEADS_AT_ONCE: Final = 2_000
-_OTHERS_TURN: Final = 0.05
+_OTHERS_TURN: Final = 0.05  # seconds
+_PATIENCE: Final = 60.0
 
-_STANDS: Final = text("""
-  SELECT
-    COALESCE((SELECT last_position FROM os_core.work_order_feed_heads WHERE tenant_id = :tenant_id), 0),
-    clock_timestamp()
+_NOW: Final = text("SELECT clock_timestamp()")
+_LAST_POSITION: Final = text("""
+  SELECT last_position FROM os_core.work_order_feed_heads WHERE tenant_id = :tenant_id
 """)
 _HEADS: Final = text("""
   SELECT DISTINCT ON (ledger.work_order_id) ledger.work_order_id, ledger.work_order_seq, ledger.event_hash
@@ -114,10 +114,14 @@ class SealReport:
 
 
 def make_seals(engine: Engine, tenant_id: str, key: Ed25519PrivateKey, folder: Path) -> list[Seal]:
-    """Seal what has happened since the folder's last seal; return the new seals, none if nothing has."""
-    _give_positions(engine, tenant_id)
+    """Seal what has happened since the folder's last seal; return the new seals, none if nothing has.
+
+    What is committed before the call is sealed. What comes meanwhile is left for the next call, or a busy
+    tenant's call would never end.
+    """
+    end = _give_positions(engine, tenant_id)
     made: list[Seal] = []
-    while (seal := _next_seal(engine, tenant_id, shown(key.public_key()), folder)) is not None:
+    while (seal := _next_seal(engine, tenant_id, shown(key.public_key()), folder, end)) is not None:
         try:
             write_seal(folder, seal, key)
         except FileExistsError:
@@ -126,31 +130,41 @@ def make_seals(engine: Engine, tenant_id: str, key: Ed25519PrivateKey, folder: P
     return made
 
 
-def _give_positions(engine: Engine, tenant_id: str) -> None:
-    """Give every event that is committed by now its position."""
-    while (numbered := alone(engine, lambda conn: give_positions(conn, tenant_id))) != 0:
+def _give_positions(engine: Engine, tenant_id: str) -> int:
+    """Give every event that is committed by now its position; return the last one."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        numbered = alone(engine, lambda conn: give_positions(conn, tenant_id))
+        if numbered is None and time.monotonic() > deadline:
+            raise click.ClickException(f"another session has been at the feed of {tenant_id} for a minute")
         if numbered is None:
             time.sleep(_OTHERS_TURN)
+        elif numbered < POSITIONS_AT_ONCE:
+            break
+    with tenant_scope(engine, tenant_id) as conn:
+        end: int = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
+    return end
 
 
-def _next_seal(engine: Engine, tenant_id: str, key: str, folder: Path) -> Seal | None:
-    """Compose the seal that follows the last one of the folder; None if there is nothing to seal."""
+def _next_seal(engine: Engine, tenant_id: str, key: str, folder: Path, end: int) -> Seal | None:
+    """Compose the seal that follows the last one of the folder, up to a position; None if there is none."""
     number, after, previous = 1, 0, None
     if files := seals_in(folder):
         last = _last_seal(*files.popitem(), tenant_id, key)
         number, after, previous = last.seal.number + 1, last.seal.to, last.digest
     with tenant_scope(engine, tenant_id) as conn:
-        end, now = conn.execute(_STANDS, {"tenant_id": tenant_id}).one()
-        if end < after:
+        stands = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
+        if stands < after:
             raise click.ClickException(
-                f"the last seal reaches position {after} of the feed, which ends at {end}:"
+                f"the last seal reaches position {after} of the feed, which ends at {stands}:"
                 " was an older database restored? Let check-seals name what is lost"
             )
-        if end == after:
+        if end <= after:
             return None
         to = min(end, after + MAX_POSITIONS)
         rows = conn.execute(_HEADS, {"tenant_id": tenant_id, "after": after, "to": to})
         heads = tuple((order, seq, event_hash.hex()) for order, seq, event_hash in rows)
+        now: datetime = conn.execute(_NOW).scalar_one()
     sealed_at = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return Seal(number, tenant_id, sealed_at, key, previous, after, to, heads)
 
@@ -212,7 +226,7 @@ def check_seals(
             if progress is not None:
                 progress(report.seals)
         _note_left_out(report, report.last_number + 1, max(newest or 1, 1))
-        end, _ = conn.execute(_STANDS, {"tenant_id": tenant_id}).one()
+        end = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
     report.not_sealed = max(0, end - report.sealed_to)
     if not is_whole:
         report.order_problems += report.removed

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from selene_core import AppendResult, WorkOrderRepository, append_events, tenant_scope
+from selene_core.local import server_user
 from selene_core.migrations import upgrade
 from tests.integration.test_documents import guides_block
 from tests.migrations.runs import catalogue_of, run_all
@@ -251,6 +252,52 @@ def test_seals__hold_on_a_logical_replica(filled: Database, seals: Path) -> None
         with subscribed(filled, subscriber, as_owner):
             wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (4,), "the rows are copied")
         assert check_seals(other, seals).count("Clean") == 2
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.needs("PostgreSQL 15")
+@pytest.mark.needs("PostgreSQL 18")
+def test_seals__hold_after_pg_upgrade(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        old, new = (embedded_server(stack, version) for version in (15, 18))
+        assert old.local is not None
+        assert new.local is not None
+        before, after = (stack.enter_context(closing(Database(each, "postgres"))) for each in (old, new))
+        upgrade(before.admin_url)
+        service = app_of(before)
+        fill(service)
+        shell("seal-keys", tmp_path, environment(old))
+        shell("seal", tmp_path, environment(old, SELENE_DATABASE_URL=rendered(service.url)))
+        for server in (old, new):
+            server.local.stop()  # type: ignore[union-attr] # both are embedded
+        user = server_user()
+        # From 18 on a new cluster has checksums; pg_upgrade wants both alike.
+        for arguments in (
+            ["pg_checksums", "--disable", "--pgdata", new.local.data_directory],
+            [
+                *("pg_upgrade", "--username", "postgres", "--old-bindir", old.local.binaries),
+                *("--old-datadir", old.local.data_directory, "--new-datadir", new.local.data_directory),
+            ],
+        ):
+            ran = subprocess.run(
+                [new.local.binaries / arguments[0], *arguments[1:]],
+                cwd=new.local.socket_directory,
+                env={**environment(new), "LC_ALL": "C"},
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=[] if user else None,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ran.returncode == 0, ran.stdout
+        new.local.start()
+        assert check_seals(after, tmp_path).count("Clean") == 2
+        check_goes_on(app_of(after))
+        assert "00000002.seal" in shell(
+            "seal", tmp_path, environment(new, SELENE_DATABASE_URL=rendered(app_of(after).url))
+        )
+        assert check_seals(after, tmp_path).count("Clean") == 2
 
 
 def rendered(url: sa.URL) -> str:

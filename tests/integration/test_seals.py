@@ -154,6 +154,38 @@ def test_seal__of_a_tenant_without_events_is_none(notary: Notary) -> None:
     assert notary.seals() == {1: "seal 1 is left out"}
 
 
+def test_seal__of_a_busy_tenant_ends(notary: Notary, acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event comes at every step, and a consumer gives it a position at once."""
+    order, write, give = history(acme), sealing.write_seal, sealing.give_positions
+
+    def one_more() -> None:
+        acme.append(wire("FIELD_SET", order))
+        acme.app.execute("SELECT os_core.advance_feed(%s)", (acme.id,))
+
+    monkeypatch.setattr(sealing, "write_seal", lambda *a: (write(*a), one_more()))
+    monkeypatch.setattr(
+        sealing, "give_positions", lambda *a: (give(*a), acme.append(wire("FIELD_SET", order)))[0]
+    )
+    monkeypatch.setattr(sealing, "MAX_POSITIONS", 2)
+    assert notary.sealed() == [1, 2, 3]
+    assert notary.orders() == {}
+
+
+def test_seal__gives_up_on_a_feed_that_is_locked(
+    notary: Notary, acme: Tenant, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history(acme)
+    notary.sealed()
+    history(acme)
+    other = sessions.open(autocommit=False)
+    other.conn.execute("SELECT os_core.advance_feed(%s)", (acme.id,))
+    monkeypatch.setattr(sealing, "_PATIENCE", 0)
+    done = notary.seal()
+    assert (done.returncode, done.stdout.count("another session has been at the feed")) == (1, 1)
+    other.conn.commit()
+    assert notary.sealed() == [2]
+
+
 def test_seal__seals_a_transaction_that_commits_late_with_the_next(
     notary: Notary, acme: Tenant, sessions: Sessions
 ) -> None:
