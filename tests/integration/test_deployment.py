@@ -81,7 +81,8 @@ def check_goes_on(engine: sa.Engine) -> None:
             orders = WorkOrderRepository(conn)
             before = [row.work_order_event_id for row in orders.events(f"{tenant}-order")]
             assert len(before) == 2
-            assert orders.verify() == orders.verify_chain() == []
+            assert orders.verify() == []
+            assert orders.verify_chain() == []
         (appended,) = append_events(engine, tenant, [event("STATUS_CHANGED", f"{tenant}-order")])
         assert isinstance(appended, AppendResult)
         assert appended.work_order_seq == 3
@@ -273,10 +274,11 @@ def test_seals__hold_after_pg_upgrade(tmp_path: Path) -> None:
         user = server_user()
         # From 18 on a new cluster has checksums; pg_upgrade wants both alike.
         for arguments in (
-            ["pg_checksums", "--disable", "--pgdata", new.local.data_directory],
+            ["pg_checksums", "--disable", f"--pgdata={new.local.data_directory}"],
             [
-                *("pg_upgrade", "--username", "postgres", "--old-bindir", old.local.binaries),
-                *("--old-datadir", old.local.data_directory, "--new-datadir", new.local.data_directory),
+                *("pg_upgrade", "--username=postgres", f"--old-bindir={old.local.binaries}"),
+                f"--old-datadir={old.local.data_directory}",
+                f"--new-datadir={new.local.data_directory}",
             ],
         ):
             ran = subprocess.run(
