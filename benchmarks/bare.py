@@ -26,7 +26,8 @@ _COPY: Final = """
     CREATE TABLE bench.work_order_ledger (LIKE os_core.work_order_ledger INCLUDING ALL);
     CREATE SEQUENCE bench.event_ids OWNED BY bench.work_order_ledger.work_order_event_id;
     ALTER TABLE bench.work_order_ledger
-      ALTER COLUMN work_order_event_id SET DEFAULT nextval('bench.event_ids');
+      ALTER COLUMN work_order_event_id SET DEFAULT nextval('bench.event_ids'),
+      ALTER COLUMN event_hash SET DEFAULT sha256('');
     CREATE TABLE bench.work_orders_current (LIKE os_core.work_orders_current INCLUDING ALL);
     ALTER TABLE bench.work_orders_current
       ADD FOREIGN KEY (tenant_id, work_order_id, last_event_id)

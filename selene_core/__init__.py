@@ -57,6 +57,7 @@ from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
     AppendResult,
+    BrokenChain,
     Claim,
     ConversationTurn,
     Created,
@@ -132,6 +133,7 @@ __all__ = [
     "AttemptOutcome",
     "AttemptStatus",
     "BoundExceeded",
+    "BrokenChain",
     "CancelInvalidState",
     "Claim",
     "ConcurrencyConflict",

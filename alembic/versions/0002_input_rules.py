@@ -52,7 +52,7 @@ def downgrade() -> None:
     op.execute(
         "DROP FUNCTION os_core.is_event_row("
         "text, text, bigint, bigint, text, text, bigint, text, text, text, text, timestamptz, jsonb, text, "
-        "timestamptz, timestamptz)"
+        "timestamptz, timestamptz, bytea)"
     )
     op.execute("DROP FUNCTION os_core.is_lease_token(text)")
     op.execute("DROP FUNCTION os_core.is_event_seq(text)")

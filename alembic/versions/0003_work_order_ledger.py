@@ -19,7 +19,7 @@ TABLE = "work_order_ledger"
 CONTRACT = """os_core.is_event_row(
     tenant_id, work_order_id, work_order_seq, turn_id, event_type, work_order_status, reason_code, step_id,
     step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at, payload, idempotency_key,
-    occurred_at, created_at)"""
+    occurred_at, created_at, event_hash)"""
 
 
 def upgrade() -> None:
@@ -52,6 +52,7 @@ def upgrade() -> None:
         sa.Column("idempotency_key", text),
         sa.Column("occurred_at", instant),
         sa.Column("created_at", instant, server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("event_hash", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("work_order_event_id", name=op.f("pk_work_order_ledger")),
         sa.UniqueConstraint(
             "tenant_id",

@@ -27,8 +27,8 @@ ADVICE: Final[dict[str, str]] = {
     "ExternalApprovalPending": "Wait for EXTERNAL_APPROVAL_RESOLVED of `request_id`.",
     "LeaseHeld": "Try again after `lease_expires_at`, or leave the work to `lease_owner_id`.",
     "LeaseLost": (
-        "Stop working on the order. Acquire a lease with a new token to go on. With `consumer`: another relay has"
-        " taken the feed's batch over; leave it to that one."
+        "Stop working on the order. Acquire a lease with a new token to go on. With `consumer`: another relay"
+        " has taken the feed's batch over; leave it to that one."
     ),
     "AttemptConflict": (
         "Act on `reason`. RUNNING: another attempt is running. NOT_DUE: wait until `next_retry_at`."

@@ -11,6 +11,7 @@ from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_
 from selene_core.cli.feed import FEED_COMMANDS
 from selene_core.cli.operations import OPERATIONS
 from selene_core.cli.schema import SCHEMA_COMMANDS
+from selene_core.cli.seals import SEAL_COMMANDS
 from selene_core.cli.terminal import discard_output, prepare_streams, text_width
 from selene_core.cli.work_orders import WORK_ORDER_COMMANDS
 from selene_core.store.scope import translate_errors
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (*WORK_ORDER_COMMANDS, *OPERATIONS, *FEED_COMMANDS, *SCHEMA_COMMANDS):
+for command in (*WORK_ORDER_COMMANDS, *OPERATIONS, *FEED_COMMANDS, *SEAL_COMMANDS, *SCHEMA_COMMANDS):
     cli.add_command(command)
 
 

@@ -73,6 +73,11 @@ def page_on(stream: IO[str]) -> Page:
     return Page(text_width(stream), getattr(stream, "encoding", None) or "utf-8")
 
 
+def is_watched(as_json: bool) -> bool:
+    """Return whether somebody watches: a progress bar is for a terminal."""
+    return not as_json and sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextmanager
 def progress(label: str, length: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
     """Draw a bar on standard error; yield what moves it on to a position."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 from sqlalchemy import func, select, union
@@ -26,7 +26,7 @@ from selene_core.cli.rendering import (
     timeline_lines,
     to_json,
 )
-from selene_core.cli.terminal import page_on, progress, say
+from selene_core.cli.terminal import is_watched, page_on, progress, say
 from selene_core.cli.timeline import timeline_svg
 from selene_core.contract.errors import WorkOrderNotFound
 from selene_core.local import local_database
@@ -84,7 +84,7 @@ def import_(file: Path, dry_run: bool, url: str, as_json: bool) -> None:
         size = file.stat().st_size if raw.seekable() and str(file) != "-" else 0
         with (
             going_on(then),
-            progress("Importing", size, hidden=not (size and _is_watched(as_json))) as reach,
+            progress("Importing", size, hidden=not (size and is_watched(as_json))) as reach,
         ):
 
             def show(_report: ImportReport) -> None:
@@ -236,10 +236,13 @@ def pending(
 @click.command()
 @click.argument("tenant")
 @click.option("--work-order", help="Only this one.")
+@click.option("--chain", is_flag=True, help="Make the hashes of the events anew instead: is one changed?")
 @url_option
 @json_option
-def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None:
+def verify(tenant: str, work_order: str | None, chain: bool, url: str, as_json: bool) -> None:
     """Compare the projection with the fold of the ledger; names every work order that differs."""
+    if chain:
+        _verify_chain(tenant, work_order, url, as_json)
     with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
         drifted = WorkOrderRepository(conn).verify(work_order)
         if work_order is None:
@@ -260,6 +263,34 @@ def verify(tenant: str, work_order: str | None, url: str, as_json: bool) -> None
     sys.exit(bool(drifted))
 
 
+def _verify_chain(tenant: str, work_order: str | None, url: str, as_json: bool) -> NoReturn:
+    reached = 0
+    with engine_on(url) as engine, tenant_scope(engine, tenant) as conn:
+        watched = is_watched(as_json) and work_order is None
+        total = _count_events(conn, tenant) if watched else 0
+        with progress("Checking", total, hidden=not watched) as reach:
+
+            def show(events: int) -> None:
+                nonlocal reached
+                reached = events
+                reach(events)
+
+            broken = WorkOrderRepository(conn).verify_chain(work_order, show)
+        if work_order is not None and not reached:
+            required(WorkOrderRepository(conn), work_order)
+    warning = {} if work_order is not None else warned_of_none(tenant, reached)
+    if as_json:
+        say(to_json({"clean": not broken, "events": reached, "broken": broken, **warning}))
+    else:
+        for link in broken:
+            say(f"{link.work_order_id}, event {link.work_order_seq}: {link.problem}")
+        if broken:
+            say(f"{len(broken):,} of {reached:,} events are not what was appended.")
+        else:
+            say(f"Clean: every event is what was appended ({reached:,} events).")
+    sys.exit(bool(broken))
+
+
 @click.command()
 @click.argument("tenant")
 @click.option("--work-order", help="Only this one.")
@@ -273,7 +304,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
                 report = WorkOrderRepository(conn).rebuild(work_order)
                 required(WorkOrderRepository(conn), work_order)
         else:
-            watched, total = _is_watched(as_json), 0
+            watched, total = is_watched(as_json), 0
             if watched:
                 with tenant_scope(engine, tenant) as conn:
                     total = _count_work_orders(conn, tenant)
@@ -296,8 +327,6 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         )
 
 
-def _is_watched(as_json: bool) -> bool:
-    return not as_json and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _count_work_orders(conn: Connection, tenant: str) -> int:
@@ -305,6 +334,10 @@ def _count_work_orders(conn: Connection, tenant: str) -> int:
     tables = work_orders_current, work_order_ledger
     ids = union(*(select(each.c.work_order_id).where(each.c.tenant_id == tenant) for each in tables))
     return conn.scalar(select(func.count()).select_from(ids.subquery())) or 0
+
+
+def _count_events(conn: Connection, tenant: str) -> int:
+    return conn.scalar(select(func.count()).where(work_order_ledger.c.tenant_id == tenant)) or 0
 
 
 def _work_orders(count: int) -> str:

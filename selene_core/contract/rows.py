@@ -162,6 +162,7 @@ class WorkOrderEvent:
     idempotency_key: str | None
     occurred_at: datetime | None
     created_at: datetime
+    event_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,15 @@ class DriftedOrder:
     """A work order whose projection is not the fold of its ledger (contract §5)."""
 
     work_order_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenChain:
+    """An event whose hash is not that of its columns and of the event before (contract §17)."""
+
+    work_order_id: str
+    work_order_seq: int
     problem: str
 
 

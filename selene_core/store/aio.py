@@ -128,6 +128,7 @@ class AsyncWorkOrderRepository(AsyncRepository):
     notify_wait = _face(WorkOrderRepository.notify_wait)
     rebuild = _face(WorkOrderRepository.rebuild)
     verify = _face(WorkOrderRepository.verify)
+    verify_chain = _face(WorkOrderRepository.verify_chain)
     as_of = _face(WorkOrderRepository.as_of)
 
 

@@ -35,7 +35,7 @@ MAX_FEED_PAGE: Final = 1000
 FEED_BATCH: Final = 100
 FIRST_WAIT: Final = 0.02  # seconds
 LONGEST_WAIT: Final = 1.0
-_STEP: Final = 10_000  # how many events get their positions in one transaction
+POSITIONS_AT_ONCE: Final = 10_000  # how many events get their positions in one transaction
 _LOOK_AT_STOP: Final = 0.05
 
 _CONSUMER: Final = identifier(MAX_ID)
@@ -277,12 +277,13 @@ def ack_target(events: Sequence[FeedEvent], acked: int, feed_position: int | Non
 def give_positions(conn: Connection, tenant_id: str) -> int | None:
     """Give positions to events that have none; None if another transaction is at it."""
     try:
-        numbered: int | None = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=_STEP)[0]["result"]
+        rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
     except DBAPIError as exc:
         # Where a role's default is REPEATABLE READ: another has been at it since the snapshot.
         if not isinstance(exc.orig, psycopg.errors.SerializationFailure):
             raise
         return None
+    numbered: int | None = rows[0]["result"]
     return numbered
 
 

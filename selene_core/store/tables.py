@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from selene_core.store.digests import Digest
 from selene_core.store.instants import Instant
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ work_order_ledger: Final = Table(
     Column("idempotency_key", _ID),
     Column("occurred_at", _INSTANT),
     Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    Column("event_hash", Digest, nullable=False),
     PrimaryKeyConstraint("work_order_event_id", name="pk_work_order_ledger"),
     UniqueConstraint(
         "tenant_id",
@@ -93,7 +95,7 @@ work_order_ledger: Final = Table(
     CheckConstraint(
         "os_core.is_event_row(tenant_id, work_order_id, work_order_seq, turn_id, event_type,"
         " work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash,"
-        " lease_expires_at, payload, idempotency_key, occurred_at, created_at)",
+        " lease_expires_at, payload, idempotency_key, occurred_at, created_at, event_hash)",
         name="contract",
     ),
     Index(

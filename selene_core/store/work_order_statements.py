@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", WorkOrder, WorkOrderEvent)
 
 REBUILD_GROUP_SIZE: Final = 200
+CHAIN_PART_SIZE: Final = 2000
 EVENTS_PAGE: Final = 256
 
 _WORK_ORDER_NAMES: Final = tuple(work_orders_current.columns.keys())
@@ -140,6 +141,20 @@ REBUILD_NEXT: Final = call(
     last_work_order_id=Text,
 )
 VERIFY: Final = call("verify_work_orders", [SCOPED_TENANT, _WORK_ORDER], work_order_id=Text, problem=Text)
+VERIFY_CHAIN_PART: Final = call(
+    "verify_chain_part",
+    [
+        SCOPED_TENANT,
+        bindparam("after", type_=Text),
+        bindparam("after_seq", type_=BigInteger),
+        bindparam("last", type_=Text),
+        literal_column(str(CHAIN_PART_SIZE), Integer),
+    ],
+    events=BigInteger,
+    broken=JSONB,
+    last_work_order_id=Text,
+    last_seq=BigInteger,
+)
 AS_OF: Final = call(
     "work_order_as_of",
     [

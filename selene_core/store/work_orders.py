@@ -18,6 +18,7 @@ from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_or
 from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.contract.rows import (
     AppendResult,
+    BrokenChain,
     DriftedOrder,
     OrderCursor,
     PendingCursor,
@@ -177,6 +178,25 @@ class WorkOrderRepository(Intentions):
         """Return the work orders whose projection is not the fold of their ledger (contract §5)."""
         checked = None if work_order_id is None else check_work_order_id(work_order_id)
         return [DriftedOrder(**row) for row in self._run(statements.VERIFY, work_order_id=checked)]
+
+    def verify_chain(
+        self, work_order_id: str | None = None, progress: Callable[[int], object] | None = None
+    ) -> list[BrokenChain]:
+        """Return the events whose hash is not that of their columns and of the event before (contract §17).
+
+        It sends a statement for each group of events, and calls `progress` with the number of events so far.
+        """
+        checked = None if work_order_id is None else check_work_order_id(work_order_id)
+        place: dict[str, str | int | None] = {"after": checked or "", "after_seq": None}
+        broken, events = [], 0
+        while place["after"] is not None:
+            part = self._run(statements.VERIFY_CHAIN_PART, last=checked, **place)[0]
+            broken += [BrokenChain(**link) for link in part["broken"] or ()]
+            place = {"after": part["last_work_order_id"], "after_seq": part["last_seq"]}
+            events += part["events"]
+            if progress is not None:
+                progress(events)
+        return broken
 
     def as_of(
         self,

@@ -176,8 +176,8 @@ def check_what_another_tenant_has_is_not_there(app: Connection) -> None:
 def check_no_row_is_written_past_the_policies(logins: Logins) -> None:
     new_event = (
         f"INSERT INTO {LEDGER} (tenant_id, work_order_id, work_order_seq, correlation_id, turn_id,"
-        " event_type, work_order_status, reason_code, payload)"
-        f" VALUES ('%s', 'new', 1, '{uuid4()}', 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}')"
+        " event_type, work_order_status, reason_code, payload, event_hash)"
+        f" VALUES ('%s', 'new', 1, '{uuid4()}', 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}', sha256(''))"
     )
     for conn in logins.guests:
         for statement in (
@@ -248,9 +248,9 @@ def rewriting_statements(event_id: int) -> Iterator[str]:
     """Yield every way that SQL has to change, replace or remove rows, also where there are none to meet."""
     insert = (
         f"INSERT INTO {LEDGER} (work_order_event_id, tenant_id, work_order_id, work_order_seq,"
-        " correlation_id, turn_id, event_type, work_order_status, reason_code, payload)"
-        f" VALUES ({event_id}, 'acme', 'order', 1, '{uuid4()}', 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}')"
-        " ON CONFLICT"
+        " correlation_id, turn_id, event_type, work_order_status, reason_code, payload, event_hash)"
+        f" VALUES ({event_id}, 'acme', 'order', 1, '{uuid4()}', 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}',"
+        " sha256('')) ON CONFLICT"
     )
     merge = (
         f"MERGE INTO {LEDGER} AS target USING (SELECT {event_id}::bigint AS id) AS source"

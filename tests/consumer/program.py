@@ -39,6 +39,7 @@ from selene_core import (
     AttemptOutcome,
     AttemptStatus,
     BoundExceeded,
+    BrokenChain,
     CancelInvalidState,
     Claim,
     ConcurrencyConflict,
@@ -361,6 +362,8 @@ def story(engine: Engine, tenant_id: str, work_order_id: str) -> list[str]:
 def maintain(engine: Engine, tenant_id: str) -> RebuildReport:
     with tenant_scope(engine, tenant_id) as conn:
         drifted: list[DriftedOrder] = WorkOrderRepository(conn).verify()
+        broken: list[BrokenChain] = WorkOrderRepository(conn).verify_chain()
+        assert not broken
     for order in drifted:
         log.warning("%s: %s", order.work_order_id, order.problem)
         with tenant_scope(engine, tenant_id) as conn:

@@ -148,6 +148,7 @@ def test_contract__every_event_type_is_kept_as_given(lane: Lane, event_type: str
         "lease_owner_id": None,
         "lease_token_hash": None,
         "lease_expires_at": None,
+        "event_hash": stored["event_hash"],
     }
     assert str(stored["correlation_id"]) == event["correlation_id"]
     assert (result.work_order_seq, result.replayed) == (seq, False)
@@ -1107,9 +1108,9 @@ def test_written__created_at_never_runs_backwards(lane: Lane) -> None:
         """
         INSERT INTO os_core.work_order_ledger (
           tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type,
-          work_order_status, reason_code, payload, created_at
+          work_order_status, reason_code, payload, created_at, event_hash
         )
-        VALUES (%s, %s, 2, %s, 1, 'STEP_STARTED', 'EXECUTING', 1, '{}', %s)
+        VALUES (%s, %s, 2, %s, 1, 'STEP_STARTED', 'EXECUTING', 1, '{}', %s, sha256(''))
         """,
         lane.tenant.id,
         order,

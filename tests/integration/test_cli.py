@@ -152,11 +152,11 @@ def test_progress__is_drawn_on_a_terminal_only(
     path = write_lines(tmp_path / "events.jsonl", synthetic_events(300))
     tenant = synthetic_events(1)[0]["tenant_id"]
     url = database.app_url.render_as_string(hide_password=False)
-    for arguments in (["import", str(path)], ["rebuild", tenant]):
+    for arguments in (["import", str(path)], ["rebuild", tenant], ["verify", tenant, "--chain"]):
         if watched:
             drawn = on_a_terminal([*arguments, "--url", url])
             assert "100%" in drawn
-            assert "Importing" in drawn or "Rebuilding" in drawn
+            assert any(label in drawn for label in ("Importing", "Rebuilding", "Checking"))
         else:
             assert run(*arguments).stderr == ""
 

@@ -794,10 +794,10 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
             )
             admin.execute(
                 "INSERT INTO os_core.work_order_ledger (tenant_id, work_order_id, work_order_seq,"
-                " correlation_id, turn_id, event_type, work_order_status, reason_code, payload)"
+                " correlation_id, turn_id, event_type, work_order_status, reason_code, payload, event_hash)"
                 " SELECT 'acme', 'order-' || n % 1000, 1 + n / 1000, md5('talk-' || n % 1000)::uuid,"
                 " 1 + n / 1000, CASE WHEN n < 1000 THEN 'WORK_ORDER_CREATED' ELSE 'STEP_STARTED' END,"
-                " 'DRAFT', 1, '{}' FROM generate_series(0, 4999) AS n"
+                " 'DRAFT', 1, '{}', sha256('') FROM generate_series(0, 4999) AS n"
             )
             admin.execute("ANALYZE")
         yield database

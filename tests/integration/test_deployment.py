@@ -22,6 +22,7 @@ from selene_core import (
     append_events,
     tenant_scope,
 )
+from selene_core.local import server_user
 from selene_core.migrations import upgrade
 from tests.integration.test_documents import guides_block
 from tests.migrations.runs import catalogue_of, run_all
@@ -90,6 +91,7 @@ def check_goes_on(engine: sa.Engine) -> None:
             before = [row.work_order_event_id for row in orders.events(f"{tenant}-order")]
             assert len(before) == 2
             assert orders.verify() == []
+            assert orders.verify_chain() == []
         (appended,) = append_events(engine, tenant, [event("STATUS_CHANGED", f"{tenant}-order")])
         assert isinstance(appended, AppendResult)
         assert appended.work_order_seq == 3
@@ -188,8 +190,125 @@ def test_backup__is_restored_by_the_guides_commands(filled: Database, tmp_path: 
         shell("restore", tmp_path, environment(goal, **names))
         stack.callback(drop, restored)
         assert catalogue_of(restored) == catalogue_of(filled)
-        assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == len(TENANTS)
+        assert shell("verify", tmp_path, environment(goal, **names)).count("Clean") == 2 * len(TENANTS)
         check_goes_on(app_of(restored))
+
+
+# --- seals
+
+
+@pytest.fixture
+def seals(filled: Database, tmp_path: Path) -> Path:
+    """Return a folder where the guide's commands have made a key and a seal of what is there."""
+    shell("seal-keys", tmp_path, environment(filled.server))
+    url = rendered(app_of(filled).url)
+    shell("seal", tmp_path, environment(filled.server, SELENE_DATABASE_URL=url))
+    return tmp_path
+
+
+def check_seals(database: Database, folder: Path) -> str:
+    """Check the seals by the guide's commands, as a service's login."""
+    url = rendered(app_of(database).url)
+    return shell("check-seals", folder, environment(database.server, SELENE_DATABASE_URL=url))
+
+
+@pytest.mark.needs("openssl")
+def test_seals__are_made_and_checked_by_the_guides_commands(filled: Database, seals: Path) -> None:
+    assert check_seals(filled, seals).count("Clean") == 2
+    assert "Signature Verified Successfully" in shell("check-signature", seals, environment(filled.server))
+    assert (seals / "seal.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.needs("openssl")
+def test_seals__hold_in_a_restored_dump(filled: Database, seals: Path) -> None:
+    server = filled.server
+    shell("backup", seals, environment(server, "selene_backup", SELENE_DB=filled.name))
+    with closing(Database(server, f"{filled.name}_restored")) as restored, ExitStack() as stack:
+        stack.callback(drop, restored)
+        shell("restore", seals, environment(server, RESTORED_DB=restored.name))
+        assert check_seals(restored, seals).count("Clean") == 2
+        append_events(app_of(restored), "acme", [event("STATUS_CHANGED", "acme-order")])
+        url = rendered(app_of(restored).url)
+        told = shell("seal", seals, environment(server, SELENE_DATABASE_URL=url))
+        assert told.startswith("00000002.seal: 1 work order")
+        assert check_seals(restored, seals).count("Clean") == 2
+
+
+@pytest.mark.needs("openssl")
+def test_seals__name_what_a_restore_to_the_past_has_lost(filled: Database, seals: Path) -> None:
+    server = filled.server
+    shell("backup", seals, environment(server, "selene_backup", SELENE_DB=filled.name))
+    append_events(app_of(filled), "acme", [event("STATUS_CHANGED", "acme-order"), created("late")])
+    shell("seal", seals, environment(server, SELENE_DATABASE_URL=rendered(app_of(filled).url)))
+    with closing(Database(server, f"{filled.name}_restored")) as restored, ExitStack() as stack:
+        stack.callback(drop, restored)
+        shell("restore", seals, environment(server, RESTORED_DB=restored.name))
+        url = rendered(app_of(restored).url)
+        arguments = ("acme", str(seals / "seals/acme"), "--public-key", str(seals / "seal.pub"))
+        told = selene_core("check-seals", *arguments, SELENE_DATABASE_URL=url)
+        assert told.returncode == 1
+        assert told.stdout.splitlines()[:2] == [
+            "acme-order, event 3 in seal 2: was cut after event 2",
+            "late, event 1 in seal 2: was deleted",
+        ]
+
+
+@pytest.mark.needs("openssl")
+def test_seals__hold_on_a_logical_replica(filled: Database, seals: Path) -> None:
+    server = filled.server
+    with server.new_database("subscriber") as other, server.admin(other.name) as subscriber:
+        upgrade(other.admin_url)
+        as_owner = ", run_as_owner = true" if server.version >= 16 else ""
+        with subscribed(filled, subscriber, as_owner):
+            wait_until(lambda: subscriber.execute(LEDGER_ROWS).fetchone() == (4,), "the rows are copied")
+        assert check_seals(other, seals).count("Clean") == 2
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.needs("PostgreSQL 15")
+@pytest.mark.needs("PostgreSQL 18")
+def test_seals__hold_after_pg_upgrade(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        old, new = (embedded_server(stack, version) for version in (15, 18))
+        assert old.local is not None
+        assert new.local is not None
+        before, after = (stack.enter_context(closing(Database(each, "postgres"))) for each in (old, new))
+        upgrade(before.admin_url)
+        service = app_of(before)
+        fill(service)
+        shell("seal-keys", tmp_path, environment(old))
+        shell("seal", tmp_path, environment(old, SELENE_DATABASE_URL=rendered(service.url)))
+        for server in (old, new):
+            server.local.stop()  # type: ignore[union-attr] # both are embedded
+        user = server_user()
+        # From 18 on a new cluster has checksums; pg_upgrade wants both alike.
+        for arguments in (
+            ["pg_checksums", "--disable", f"--pgdata={new.local.data_directory}"],
+            [
+                *("pg_upgrade", "--username=postgres", f"--old-bindir={old.local.binaries}"),
+                f"--old-datadir={old.local.data_directory}",
+                f"--new-datadir={new.local.data_directory}",
+            ],
+        ):
+            ran = subprocess.run(
+                [new.local.binaries / arguments[0], *arguments[1:]],
+                cwd=new.local.socket_directory,
+                env={**environment(new), "LC_ALL": "C"},
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=[] if user else None,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ran.returncode == 0, ran.stdout
+        new.local.start()
+        assert check_seals(after, tmp_path).count("Clean") == 2
+        check_goes_on(app_of(after))
+        assert "00000002.seal" in shell(
+            "seal", tmp_path, environment(new, SELENE_DATABASE_URL=rendered(app_of(after).url))
+        )
+        assert check_seals(after, tmp_path).count("Clean") == 2
 
 
 def rendered(url: sa.URL) -> str:

@@ -592,7 +592,7 @@ def told(acme: Tenant, *events: tuple[str, Event]) -> list[State]:
     state: State = fold(None, _with_text(acme.ledger(order)[0]))
     states = []
     for seq, (event_type, payload) in enumerate(events, start=2):
-        event = wire(event_type, order, payload=payload, work_order_seq=seq)
+        event = wire(event_type, order, payload=payload, work_order_seq=seq, event_hash="\\x" + 32 * "00")
         names = ", ".join(event)
         acme.damage(
             f"INSERT INTO os_core.work_order_ledger (tenant_id, {names})"

@@ -100,6 +100,8 @@ CALLS = {
     "rebuild_work_order": "'acme', 'wo-1'",
     "rebuild_work_orders": "'acme', NULL, 10",
     "verify_work_orders": "'acme'",
+    "verify_chain": "'acme'",
+    "verify_chain_part": "'acme', NULL, NULL, NULL, 10",
     "work_order_as_of": "'acme', 'wo-1', p_seq => 1",
     "require_tenant": "'acme'",
     "ask_field": "'acme', 'wo-1', '{place}'",

@@ -371,9 +371,9 @@ def smuggle(acme: Tenant, order: str, seq: int, correlation_id: UUID | None = No
         """
         INSERT INTO os_core.work_order_ledger (
           tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type,
-          work_order_status, reason_code, payload
+          work_order_status, reason_code, payload, event_hash
         )
-        VALUES (%s, %s, %s, %s, 1, 'STEP_STARTED', 'EXECUTING', 1, '{}')
+        VALUES (%s, %s, %s, %s, 1, 'STEP_STARTED', 'EXECUTING', 1, '{}', sha256(''))
         """,
         acme.id,
         order,

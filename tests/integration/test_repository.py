@@ -66,15 +66,16 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
         with server.admin(database.name) as admin:
             insert = (
                 f"INSERT INTO {LEDGER} (tenant_id, work_order_id, work_order_seq, correlation_id, turn_id,"
-                " event_type, work_order_status, reason_code, payload)"
+                " event_type, work_order_status, reason_code, payload, event_hash)"
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-' || n, 1, md5('order-' || n)::uuid, 1,"
-                f" 'WORK_ORDER_CREATED', 'DRAFT', 1, '{{}}' FROM generate_series(1, {ORDERS}) AS n"
+                " 'WORK_ORDER_CREATED', 'DRAFT', 1, '{}', sha256('')"
+                f" FROM generate_series(1, {ORDERS}) AS n"
             )
             admin.execute(
                 f"{insert} SELECT 'acme', 'order-7', n, md5('order-7')::uuid, 1,"
-                " 'STEP_STARTED', 'EXECUTING', 1, jsonb_build_object('text', repeat('x', 500))"
+                " 'STEP_STARTED', 'EXECUTING', 1, jsonb_build_object('text', repeat('x', 500)), sha256('')"
                 f" FROM generate_series(2, {EVENTS}) AS n"
             )
             admin.execute(
@@ -494,7 +495,9 @@ def test_events__returns_the_rows(repository: WorkOrderRepository) -> None:
     appended = repository.append(
         created("order", payload={"requester_user_id": "alice"}, idempotency_key="k", occurred_at=occurred_at)
     )
-    assert list(repository.events("order")) == [
+    (stored,) = repository.events("order")
+    assert len(bytes.fromhex(stored.event_hash)) == 32
+    assert stored == (
         WorkOrderEvent(
             work_order_event_id=appended.work_order_event_id,
             tenant_id="acme",
@@ -514,8 +517,9 @@ def test_events__returns_the_rows(repository: WorkOrderRepository) -> None:
             idempotency_key="k",
             occurred_at=occurred_at,
             created_at=appended.created_at,
+            event_hash=stored.event_hash,
         )
-    ]
+    )
 
 
 @pytest.mark.parametrize("count", [1, EVENTS_PAGE - 1, EVENTS_PAGE, EVENTS_PAGE + 1, 2 * EVENTS_PAGE])

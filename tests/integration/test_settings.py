@@ -27,6 +27,7 @@ from selene_core import (
 )
 from selene_core.migrations import upgrade
 from tests.support.calls import append, refused
+from tests.support.chain import differing
 from tests.support.factories import created, event, new_id, wire
 from tests.support.raw import Connection, connect
 from tests.support.scenario import Story, Told, read
@@ -238,6 +239,7 @@ def test_settings__change_nothing(stage: Stage, name: str) -> None:
         tenant_id, told = stage.tell(level, HOSTILE[name])
         assert told == stage.expected, level
         assert stage.plain.execute(VERIFY, (tenant_id,)).fetchall() == [], level
+        assert differing(stage.plain, tenant_id) == [], level
     with hostile_sessions(stage.database, stage.plain, "PGOPTIONS", HOSTILE[name]) as url:
         engine = create_selene_engine(url)
         try:
@@ -253,6 +255,7 @@ def test_settings_of_a_superuser__change_nothing(stage: Stage, name: str) -> Non
         tenant_id, told = stage.tell(level, SUPERUSERS[name])
         assert told == stage.expected, level
         assert stage.plain.execute(VERIFY, (tenant_id,)).fetchall() == [], level
+        assert differing(stage.plain, tenant_id) == [], level
 
 
 @pytest.mark.parametrize("name", REFUSED)

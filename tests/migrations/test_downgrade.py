@@ -28,8 +28,8 @@ TOLD = ("-x", "allow-data-loss=yes")
 INSERT = """
     INSERT INTO os_core.work_order_ledger (
       tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type, work_order_status,
-      reason_code, payload
-    ) VALUES ('acme', 'wo-1', 1, gen_random_uuid(), 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{}')
+      reason_code, payload, event_hash
+    ) VALUES ('acme', 'wo-1', 1, gen_random_uuid(), 1, 'WORK_ORDER_CREATED', 'DRAFT', 1, '{}', sha256(''))
 """
 
 

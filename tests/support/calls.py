@@ -101,6 +101,14 @@ def rebuild_one(conn: Connection, tenant_id: str, work_order_id: str) -> Rebuilt
     return row
 
 
+def verify_chain(
+    conn: Connection, tenant_id: str, work_order_id: str | None = None
+) -> dict[tuple[str, int], str]:
+    """Return what is wrong with which event's hash."""
+    rows = conn.execute("SELECT * FROM os_core.verify_chain(%s, %s)", (tenant_id, work_order_id))
+    return {(order, seq): problem for order, seq, problem in rows}
+
+
 def as_of(
     conn: Connection,
     tenant_id: str,
@@ -144,6 +152,10 @@ class Tenant:
     def verify(self, work_order_id: str | None = None) -> dict[str, str]:
         """Return what is wrong with which work order."""
         return verify(self.app, self.id, work_order_id)
+
+    def verify_chain(self, work_order_id: str | None = None) -> dict[tuple[str, int], str]:
+        """Return what is wrong with which event's hash."""
+        return verify_chain(self.app, self.id, work_order_id)
 
     def rebuild(self, limit: int = 1000) -> Rebuilt:
         """Rebuild all work orders, group by group."""

@@ -40,6 +40,8 @@ PUBLIC_FUNCTIONS = (
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
     "os_core.take_feed(text,text,integer)",
     "os_core.touch_session(text,text)",
+    "os_core.verify_chain(text,text)",
+    "os_core.verify_chain_part(text,text,bigint,text,integer)",
     "os_core.verify_feed(text)",
     "os_core.verify_work_orders(text,text)",
     "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
@@ -75,6 +77,7 @@ UNPINNED_FUNCTIONS = (
     "append_work_order_event",
     "event_carried",
     "event_completed",
+    "event_hash",
     "event_from_json",
     "lease_refusal",
     "payload_value_violation",
@@ -357,7 +360,7 @@ RULES = {
         WHERE p.polroles <> ARRAY[0::oid] AND NOT (
           t.name = '{LISTED}' AND p.polname = 'feed_list' AND p.polcmd = 'r'
           AND p.polroles = ARRAY['selene_feed'::regrole::oid]
-          AND pg_get_expr(p.polqual, p.polrelid) = $$({_TENANT} IS NULL)$$
+          AND pg_get_expr(p.polqual, p.polrelid) = $$(NULLIF({_TENANT}, ''::text) IS NULL)$$
         )
     """,
     "functions: selene_app executes the public ones, selene_readonly the reading ones": f"""

@@ -30,6 +30,12 @@ def find_compose() -> list[str] | None:
     return None
 
 
+def find_openssl() -> list[str] | None:
+    """Find openssl and perl, which check a seal by hand."""
+    found = [shutil.which(program) for program in ("openssl", "perl")]
+    return None if None in found else ["openssl"]
+
+
 def find_server(version: int) -> list[str] | None:
     """Find the programs of a PostgreSQL beside that of the run: the ends of what is supported."""
     try:
@@ -47,6 +53,7 @@ def find_valgrind() -> list[str] | None:
 PROGRAMS: Mapping[str, Callable[[], list[str] | None]] = {
     "pgbouncer": find_pgbouncer,
     "docker compose": find_compose,
+    "openssl": find_openssl,
     "valgrind": find_valgrind,
     "PostgreSQL 15": partial(find_server, 15),
     "PostgreSQL 18": partial(find_server, 18),

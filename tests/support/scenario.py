@@ -46,6 +46,7 @@ _SERIALS: Final = {
     "attempt": "os_core.work_order_step_attempts",
     "event": "os_core.work_order_ledger",
 }
+_EVENT_HASH: Final = re.compile(r'("event_hash": )"\\\\x[0-9a-f]{64}"')
 _LEASE_ID: Final = re.compile(r'("lease_id": )"[0-9a-f-]{36}"')
 ODD: Final = {
     "text": "back\\slash 'quote' \"double\" é",
@@ -225,8 +226,10 @@ class Story:
             " extract(epoch FROM external_approval_expires_at)::text"
         )
         verify = "SELECT * FROM os_core.verify_work_orders(%s)"
+        chain = "SELECT * FROM os_core.verify_chain(%s)"
         rebuild = "SELECT * FROM os_core.rebuild_work_orders(%s, '', 100)"
         self._answer(verify)
+        self._answer(chain)
         for order, seq in (("order", 9), ("order", 12), ("never", 2), ("fixed", 3)):
             self._answer(f"{then} FROM os_core.work_order_as_of(%s, %s, p_seq => %s)", self._id(order), seq)
         at = f"{then} FROM os_core.work_order_as_of(%s, %s, p_at => %s)"
@@ -300,6 +303,7 @@ class Story:
 
         def strip(text: str) -> str:
             text = _LEASE_ID.sub(r"\1…", _SERIAL.sub(serial, _TIME.sub(time, text)))
+            text = _EVENT_HASH.sub(r"\1…", text)
             return text.replace(str(thread_of(self._tenant)), "{thread}").replace(self._tenant, "{tenant}")
 
         return [strip(text) for text in texts]
@@ -318,6 +322,10 @@ def read(engine: Engine, tenant_id: str) -> list[object]:
             found += [attempts.history(order), LeaseRepository(conn).current(order)]
         last = orders.get(f"{tenant_id}-order")
         assert last is not None
-        found += [orders.as_of(last.work_order_id, at=last.last_updated_at), orders.verify()]
+        found += [
+            orders.as_of(last.work_order_id, at=last.last_updated_at),
+            orders.verify(),
+            orders.verify_chain(),
+        ]
         found += [people.get_identity("user"), people.get_device("device"), people.get_session("session")]
         return [*found, ConversationRepository(conn).page(thread)]

@@ -79,6 +79,8 @@ STORY = {
     "cancel": f"os_core.cancel_work_order({ORDER}, 7, 'cancel')",
     "as of": f"os_core.work_order_as_of({ORDER}, p_seq => 1)",
     "verify": "os_core.verify_work_orders('{tenant}')",
+    "verify chain": "os_core.verify_chain('{tenant}')",
+    "verify chain, part": "os_core.verify_chain_part('{tenant}', NULL, NULL, NULL, 10)",
     "rebuild": f"os_core.rebuild_work_order({ORDER})",
     "rebuild all": "os_core.rebuild_work_orders('{tenant}', NULL, 10)",
     "tenant": "os_core.require_tenant('{tenant}')",

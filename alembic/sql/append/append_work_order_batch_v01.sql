@@ -22,6 +22,7 @@ DECLARE
   _states os_core.work_orders_current[];
   _held_seqs bigint[];
   _held_correlations uuid[];
+  _hashes bytea[];
   _touched boolean[];
   _canceled_by text[];
   _priors os_core.work_order_ledger[];
@@ -62,7 +63,7 @@ BEGIN
     FROM pg_catalog.unnest(_events) WITH ORDINALITY AS event (
       work_order_event_id, tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type, work_order_status,
       reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at, payload, idempotency_key,
-      occurred_at, created_at, ordinal
+      occurred_at, created_at, event_hash, ordinal
     )
   ) AS event;
 
@@ -110,6 +111,14 @@ BEGIN
           PERFORM os_core.refuse_damaged(_damaged);
         END IF;
       END IF;
+
+      -- The last event of each order, whose hash the next one continues.
+      SELECT pg_catalog.array_agg(ledger.event_hash ORDER BY slot.slot) INTO _hashes
+      FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
+      LEFT JOIN os_core.work_order_ledger AS ledger
+        ON ledger.tenant_id = p_tenant_id
+          AND ledger.work_order_id = _ids[slot.slot]
+          AND ledger.work_order_seq = _held_seqs[slot.slot];
 
       -- Step 2: look for used keys, under the locks.
       FOR _row IN
@@ -206,6 +215,12 @@ BEGIN
             PERFORM os_core.refuse_bound(_event.work_order_id, _bound, _ordinal - 1);
           END IF;
         END IF;
+        IF _hashes[_slot] IS NULL AND _event.work_order_seq > 1 THEN
+          -- A projection row that is ahead of its ledger must not make a gap in the numbers.
+          PERFORM os_core.refuse_damaged(_event.work_order_id);
+        END IF;
+        _event.event_hash := os_core.event_hash(_hashes[_slot], _event);
+        _hashes[_slot] := _event.event_hash;
         _touched[_slot] := TRUE;
         _new := _new || _event;
         _event_ids[_ordinal] := _event.work_order_event_id;
@@ -215,22 +230,6 @@ BEGIN
       END LOOP;
       EXIT WHEN _new IS NULL;
       _states[_loaded] := _state;
-
-      -- A projection row that is ahead of its ledger must not make a gap in the numbers.
-      SELECT _ids[slot.slot] INTO _damaged
-      FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
-      WHERE _touched[slot.slot]
-        AND _held_seqs[slot.slot] IS NOT NULL
-        AND NOT EXISTS (
-          SELECT FROM os_core.work_order_ledger AS ledger
-          WHERE ledger.tenant_id = p_tenant_id
-            AND ledger.work_order_id = _ids[slot.slot]
-            AND ledger.work_order_seq = _held_seqs[slot.slot]
-        )
-      LIMIT 1;
-      IF FOUND THEN
-        PERFORM os_core.refuse_damaged(_damaged);
-      END IF;
 
       -- Step 7. First events are sorted too: a batch that waits for another's order holds no order with a later id.
       INSERT INTO os_core.work_order_ledger

@@ -1,6 +1,6 @@
 -- os_core.append_work_order_event: does the seven steps of contract section 4 for one event of a caller or of our own functions.
--- It sets id, seq and created_at. What p_event leaves out of thread, turn, status and reason is the order's; all other columns come
--- from p_event. Idempotency is decided at step 2, by what was given.
+-- It sets id, seq, created_at and event_hash. What p_event leaves out of thread, turn, status and reason is the order's; all other
+-- columns come from p_event. Idempotency is decided at step 2, by what was given.
 CREATE OR REPLACE FUNCTION os_core.append_work_order_event(
   p_event os_core.work_order_ledger,
   p_expected_seq bigint,
@@ -73,8 +73,19 @@ BEGIN
           _next.conflicts_json, _next.prompt_dedupe_keys_json
         );
       END IF;
-      IF _bound IS NULL THEN
-        -- The previous event must exist: a projection row that is ahead of its ledger must not make a gap in the numbers.
+      -- The previous event must exist: a projection row that is ahead of its ledger must not make a gap in the numbers.
+      IF _state.last_seq IS NULL THEN
+        p_event.event_hash := os_core.event_hash(NULL, p_event);
+      ELSE
+        p_event.event_hash := (
+          SELECT os_core.event_hash(ledger.event_hash, p_event)
+          FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_event.tenant_id
+            AND ledger.work_order_id = p_event.work_order_id
+            AND ledger.work_order_seq = _state.last_seq
+        );
+      END IF;
+      IF _bound IS NULL AND p_event.event_hash IS NOT NULL THEN
         INSERT INTO os_core.work_order_ledger (
           work_order_event_id,
           tenant_id,
@@ -93,9 +104,10 @@ BEGIN
           payload,
           idempotency_key,
           occurred_at,
-          created_at
+          created_at,
+          event_hash
         )
-        SELECT
+        VALUES (
           p_event.work_order_event_id,
           p_event.tenant_id,
           p_event.work_order_id,
@@ -113,12 +125,8 @@ BEGIN
           p_event.payload,
           p_event.idempotency_key,
           p_event.occurred_at,
-          p_event.created_at
-        WHERE _state.last_seq IS NULL OR EXISTS (
-          SELECT FROM os_core.work_order_ledger AS ledger
-          WHERE ledger.tenant_id = p_event.tenant_id
-            AND ledger.work_order_id = p_event.work_order_id
-            AND ledger.work_order_seq = _state.last_seq
+          p_event.created_at,
+          p_event.event_hash
         )
         ON CONFLICT DO NOTHING;
         EXIT WHEN FOUND;

@@ -21,7 +21,8 @@ RETURNS TABLE (
   payload jsonb,
   idempotency_key text,
   occurred_at timestamptz,
-  created_at timestamptz
+  created_at timestamptz,
+  event_hash bytea
 )
 LANGUAGE plpgsql
 VOLATILE
@@ -67,7 +68,8 @@ BEGIN
     ledger.payload,
     ledger.idempotency_key,
     ledger.occurred_at,
-    ledger.created_at
+    ledger.created_at,
+    ledger.event_hash
   FROM os_core.work_order_feed AS feed
   -- One index probe for each position: LIMIT prevents a join, which looks as cheap while the tables are empty.
   CROSS JOIN LATERAL (

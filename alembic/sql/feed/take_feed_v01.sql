@@ -21,7 +21,8 @@ RETURNS TABLE (
   payload jsonb,
   idempotency_key text,
   occurred_at timestamptz,
-  created_at timestamptz
+  created_at timestamptz,
+  event_hash bytea
 )
 LANGUAGE plpgsql
 VOLATILE
@@ -89,7 +90,8 @@ BEGIN
     taken.payload,
     taken.idempotency_key,
     taken.occurred_at,
-    taken.created_at
+    taken.created_at,
+    taken.event_hash
   FROM os_core.read_feed(p_tenant_id, _consumer.feed_position, (_last - _consumer.feed_position)::integer) AS taken;
 END;
 $$;

@@ -20,7 +20,8 @@ CREATE OR REPLACE FUNCTION os_core.is_event_row(
   p_payload jsonb,
   p_idempotency_key text,
   p_occurred_at timestamptz,
-  p_created_at timestamptz
+  p_created_at timestamptz,
+  p_event_hash bytea
 )
 RETURNS boolean
 LANGUAGE plpgsql
@@ -39,7 +40,8 @@ DECLARE
     AND os_core.is_payload(p_payload)
     AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
     AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
-    AND os_core.is_portable_time(p_created_at);
+    AND os_core.is_portable_time(p_created_at)
+    AND pg_catalog.octet_length(p_event_hash) = 32;
 BEGIN
   IF _holds IS NOT FALSE AND (
     p_step_id IS NOT NULL
