@@ -247,7 +247,8 @@ class ConversationTurn:
     """A turn, as the roles may read it (contract §2).
 
     If a tombstone hides the turn, `text` is None, `tombstoned_by_conversation_turn_id` names the tombstone,
-    and `tombstone_reason_code` is its reason. The text of a tombstone itself is "".
+    and `tombstone_reason_code` is its reason. The text of a tombstone itself is "". If a text was erased with
+    its user's data, `text` is None and there is no tombstone.
     """
 
     conversation_turn_id: int

@@ -12,6 +12,9 @@ BEGIN
   IF (pg_catalog.jsonb_typeof(p_events) = 'array' AND pg_catalog.jsonb_array_length(p_events) BETWEEN 1 AND 1000) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;
+  IF p_events::text LIKE '%"$%' THEN
+    p_events := os_core.refer_personal(p_tenant_id, p_events);
+  END IF;
   IF pg_catalog.jsonb_array_length(p_events) = 1 THEN
     RETURN QUERY
     SELECT appended.*

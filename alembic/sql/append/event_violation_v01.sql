@@ -84,7 +84,10 @@ BEGIN
       THEN 'work_order_status: must be one of DRAFT, CLARIFY, CONFIRM, EXECUTING in WORK_ORDER_CREATED'
     WHEN _event_type = 'WORK_ORDER_CANCELED' AND p_event ->> 'work_order_status' <> 'CANCELED'
       THEN 'work_order_status: must be CANCELED in WORK_ORDER_CANCELED'
-    ELSE os_core.payload_violation(_event_type, COALESCE(p_event -> 'payload', '{}'))
+    ELSE COALESCE(
+      os_core.payload_violation(_event_type, COALESCE(p_event -> 'payload', '{}')),
+      CASE WHEN (p_event -> 'payload')::text LIKE '%"$%' THEN os_core.personal_violation(p_event -> 'payload') END
+    )
   END;
 END;
 $$;
