@@ -53,6 +53,7 @@ from selene_core.contract.errors import (
     WorkOrderNotFound,
 )
 from selene_core.contract.events import WorkOrderLedgerEventInput, new_work_order_id
+from selene_core.contract.frozen_json import Personal
 from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
@@ -60,6 +61,7 @@ from selene_core.contract.rows import (
     ConversationTurn,
     Device,
     DriftedOrder,
+    Erasure,
     HeldLease,
     Lease,
     PendingCursor,
@@ -80,6 +82,7 @@ from selene_core.store.aio import (
     AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     async_append_events,
+    async_erase_subject,
     async_rebuild_tenant,
     async_tenant_scope,
 )
@@ -87,6 +90,7 @@ from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.erasure import erase_subject
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
@@ -121,6 +125,7 @@ __all__ = [
     "DeviceIdUnavailable",
     "DeviceNotFound",
     "DriftedOrder",
+    "Erasure",
     "ExternalApprovalPending",
     "HeldLease",
     "IdempotencyConflict",
@@ -134,6 +139,7 @@ __all__ = [
     "LeaseRepository",
     "LeaseState",
     "PendingCursor",
+    "Personal",
     "PrivacyScope",
     "ProjectionDamaged",
     "PromptAction",
@@ -171,12 +177,14 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_erase_subject",
     "async_rebuild_tenant",
     "async_tenant_scope",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "erase_subject",
     "include_name",
     "include_object",
     "new_work_order_id",

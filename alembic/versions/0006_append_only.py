@@ -1,4 +1,4 @@
-"""Nobody rewrites the work-order ledger (contract §11), and who removes a tenant leaves a record (contract §18).
+"""Nobody rewrites the work-order ledger (contract §11); the removal of a tenant leaves a record (contract §18).
 
 Revision ID: 0006
 Revises: 0005
@@ -55,9 +55,7 @@ def create_removals() -> None:
         ),
         schema="os_core",
     )
-    op.execute(
-        f"ALTER SEQUENCE os_core.{REMOVALS}_removal_id_seq OWNED BY os_core.{REMOVALS}.removal_id"
-    )
+    op.execute(f"ALTER SEQUENCE os_core.{REMOVALS}_removal_id_seq OWNED BY os_core.{REMOVALS}.removal_id")
     op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{REMOVALS}"))
     op.execute(f"GRANT SELECT ON os_core.{REMOVALS} TO selene_app, selene_readonly")
 

@@ -75,9 +75,7 @@ def create_erasures() -> None:
         ),
         schema="os_core",
     )
-    op.execute(
-        f"ALTER SEQUENCE os_core.{ERASURES}_erasure_id_seq OWNED BY os_core.{ERASURES}.erasure_id"
-    )
+    op.execute(f"ALTER SEQUENCE os_core.{ERASURES}_erasure_id_seq OWNED BY os_core.{ERASURES}.erasure_id")
     op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{ERASURES}"))
     op.execute(sql("table/append_only", version=1, table=f"os_core.{ERASURES}"))
     op.execute(f"GRANT SELECT ON os_core.{ERASURES} TO selene_app, selene_readonly")

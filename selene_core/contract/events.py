@@ -29,6 +29,7 @@ from selene_core.contract.enums import (
 )
 from selene_core.contract.errors import ContractViolation
 from selene_core.contract.frozen_json import freeze_object, jsonb_order, label, thaw
+from selene_core.contract.personal import check_personal
 from selene_core.contract.rules import EVENT_RULES, PAYLOAD_RULES, STATUS_RULES, TENANT_ID
 
 if sys.version_info >= (3, 14):
@@ -150,6 +151,7 @@ class WorkOrderLedgerEventInput(BaseModel):
                 rule.check("work_order_status", event.work_order_status)
             if rules := PAYLOAD_RULES.get(event.event_type):
                 rules.check(event.event_type, event.payload)
+            check_personal(event.payload)
         except ValidationError as exc:
             found = [_without_input(error) for error in exc.errors(include_url=False)]
             if first := cls._first_violation(data):

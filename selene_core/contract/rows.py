@@ -268,3 +268,15 @@ class ConversationTurn:
     tombstone_of_conversation_turn_id: int | None
     tombstone_reason_code: int | None
     tombstoned_by_conversation_turn_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What erase_subject did: a row of os_core.subject_erasures (contract §18)."""
+
+    erasure_id: int
+    subject_id: str
+    erased_at: datetime
+    values_erased: int
+    texts_erased: int
+    replayed: bool

@@ -398,7 +398,8 @@ conversation_ledger: Final = Table(
     ),
     CheckConstraint(
         "conversation.is_turn_row(conversation_turn_id, turn_id, role, source, text_hash,"
-        " privacy_scope, created_at, idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code)",
+        " privacy_scope, created_at, idempotency_key, tombstone_of_conversation_turn_id,"
+        " tombstone_reason_code)",
         name="contract",
     ),
     Index(

@@ -128,6 +128,11 @@ _PAGE: Final = (
 )
 EVENTS: Final = in_scope(_PAGE, true()).order_by(_PAGE.c.work_order_seq)
 
+RESOLVE: Final = select(
+    func.os_core.resolve_values(
+        SCOPED_TENANT, cast(bindparam("value", type_=Text), JSONB), type_=JSONB
+    ).label("value")
+)
 LOCK: Final = call("lock_work_order", [SCOPED_TENANT, _WORK_ORDER], **_WORK_ORDER_COLUMNS)
 EVENT_OF_KEY: Final = in_scope(
     work_order_ledger,

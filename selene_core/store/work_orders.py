@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from selene_core.contract.enums import TERMINAL_STATUSES, PromptAction, PromptReason, WorkOrderEventType
 from selene_core.contract.errors import ContractViolation, IdempotencyConflict, InvalidTransition
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
-from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.frozen_json import MAX_INT64, thaw
+from selene_core.contract.personal import holds_references
 from selene_core.contract.prompts import (
     PromptDecision,
     check_prefilled_fields,
@@ -74,10 +75,27 @@ class WorkOrderRepository(Repository):
         wire = batch_to_wire(events)
         return [AppendResult(**row) for row in self._run(statements.APPEND_IN_SCOPE, events=wire)]
 
-    def get(self, work_order_id: str) -> WorkOrder | None:
-        """Return the work order as it is now, or None; raises ContractViolation (contract §9)."""
+    def get(self, work_order_id: str, *, resolve: bool = False) -> WorkOrder | None:
+        """Return the work order as it is now, or None; raises ContractViolation (contract §9).
+
+        resolve=True: with personal values in the place of their references, in fields_json and
+        resolved_fields_json; an erased one reads {"$erased": True} (contract §18).
+        """
         rows = self._read(statements.GET, work_order_id=check_work_order_id(work_order_id))
-        return statements.only_work_order(rows)
+        found = statements.only_work_order(rows)
+        return self._resolved(found) if found is not None and _FLAG.check("resolve", resolve) else found
+
+    def resolve(self, value: Any) -> Any:
+        """Return JSON, such as an event's payload, with personal values in the place of their references.
+
+        What is erased reads {"$erased": True}. Not for members of selene_readonly (contract §18).
+        """
+        wire = json.dumps(thaw(value), ensure_ascii=False, allow_nan=False)
+        return self._run(statements.RESOLVE, value=wire)[0]["value"]
+
+    def _resolved(self, order: WorkOrder) -> WorkOrder:
+        held = {"fields_json": order.fields_json, "resolved_fields_json": order.resolved_fields_json}
+        return replace(order, **self.resolve(held)) if holds_references(held) else order
 
     def get_by_correlation(self, correlation_id: UUID) -> WorkOrder | None:
         """Return the work order whose newest thread this is; raises ContractViolation (contract §9)."""

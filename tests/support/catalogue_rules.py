@@ -16,6 +16,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.append_work_order_events(text,jsonb)",
     "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.due_step_retries(text,integer)",
+    "os_core.erase_subject(text,text,bigint)",
     "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",
     "os_core.lock_work_order(text,text)",
     "os_core.move_session(text,text,text)",
@@ -28,6 +29,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.release_lease(text,text,text)",
     "os_core.renew_lease(text,text,text,bigint)",
     "os_core.require_tenant(text)",
+    "os_core.resolve_values(text,jsonb)",
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
     "os_core.touch_session(text,text)",
     "os_core.verify_work_orders(text,text)",
@@ -41,7 +43,13 @@ READING_FUNCTIONS = (
 )
 """What selene_readonly may execute as well: the way to the text of turns, which no role may select."""
 
-HIDDEN_COLUMNS = ("conversation.conversation_ledger.text",)
+HIDDEN_COLUMNS = (
+    "conversation.turn_texts.salt",
+    "conversation.turn_texts.text",
+    "os_core.subjects.salt",
+    "os_core.subject_values.salt",
+    "os_core.subject_values.value",
+)
 """What no role may read from the table itself."""
 
 UNPINNED_FUNCTIONS = {
@@ -73,6 +81,10 @@ GUARDS = {
     # Rows that go through states: none is deleted, and the guard decides what may change.
     "os_core.work_order_leases": "os_core.guard_lease",
     "os_core.work_order_step_attempts": "os_core.guard_step_attempt",
+    # Rows that never change; the erasure of a person deletes them.
+    "conversation.turn_texts": "os_core.guard_erasable",
+    "os_core.subjects": "os_core.guard_erasable",
+    "os_core.subject_values": "os_core.guard_erasable",
 }
 APPEND_ONLY = "os_core.reject_mutation"
 """The guard of every table that is in neither of the two lists, one to come included."""

@@ -12,10 +12,10 @@ BEGIN
   IF (pg_catalog.jsonb_typeof(p_events) = 'array' AND pg_catalog.jsonb_array_length(p_events) BETWEEN 1 AND 1000) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;
-  IF p_events::text LIKE '%"$%' THEN
-    p_events := os_core.refer_personal(p_tenant_id, p_events);
-  END IF;
   IF pg_catalog.jsonb_array_length(p_events) = 1 THEN
+    IF (p_events -> 0 -> 'payload')::text LIKE '%"$%' THEN
+      p_events := os_core.refer_personal(p_tenant_id, p_events);
+    END IF;
     RETURN QUERY
     SELECT appended.*
     FROM os_core.append_work_order_event(
@@ -24,6 +24,9 @@ BEGIN
       p_events -> 0 ->> 'lease_token'
     ) AS appended;
   ELSE
+    IF p_events::text LIKE '%"$%' THEN
+      p_events := os_core.refer_personal(p_tenant_id, p_events);
+    END IF;
     RETURN QUERY SELECT appended.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS appended;
   END IF;
 END;
