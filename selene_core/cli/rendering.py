@@ -154,6 +154,8 @@ def conversation_lines(
 def _said(turn: ConversationTurn) -> str:
     if turn.tombstone_of_conversation_turn_id is not None:
         return f"(hides {turn.tombstone_of_conversation_turn_id}, reason {turn.tombstone_reason_code})"
+    if turn.text is None and turn.tombstoned_by_conversation_turn_id is None:
+        return f"({turn.conversation_turn_id} is erased)"
     if turn.text is None:
         return f"({turn.conversation_turn_id} is hidden, reason {turn.tombstone_reason_code})"
     return " ".join(turn.text.split())
