@@ -1,4 +1,4 @@
-"""Nobody rewrites the work-order ledger (contract §11); the removal of a tenant leaves a record (contract §18).
+"""Nobody rewrites the work-order ledger (contract §11); a tenant's removal leaves a record (contract §18).
 
 Revision ID: 0006
 Revises: 0005

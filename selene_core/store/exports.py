@@ -79,10 +79,12 @@ _VALUES: Final = (
     .order_by(subject_values.c.created_at)
 )
 # Where a reference to the person, or the person's id, stands in the payload.
-_IN_PAYLOAD: Final = text(
-    """jsonb_path_exists(payload, 'strict $.** ? (@.type() == "object" && (@."$subject" == $id
-    || @."requester_user_id" == $id || @."target_user_id" == $id))', jsonb_build_object('id', :subject_id))"""
-)
+_IN_PAYLOAD: Final = text("""jsonb_path_exists(
+    payload,
+    'strict $.** ? (@.type() == "object"
+      && (@."$subject" == $id || @."requester_user_id" == $id || @."target_user_id" == $id))',
+    jsonb_build_object('id', CAST(:subject_id AS text))
+)""")
 _LEDGER: Final = work_order_ledger.c
 _EVENTS: Final = (
     select(

@@ -265,7 +265,7 @@ def rewriting(table: str) -> Iterator[str]:
         f"DELETE FROM {table} WHERE FALSE",
         f"TRUNCATE {table} CASCADE",
         f"{insert} ON CONFLICT ({key}) DO UPDATE SET {other} = NULL",
-        f"{insert} ON CONFLICT ON CONSTRAINT pk_{TABLES[table].name} DO UPDATE SET {other} = NULL WHERE FALSE",
+        f"{insert} ON CONFLICT ON CONSTRAINT pk_{TABLES[table].name} DO UPDATE SET {other} = NULL",
         f"{merge} UPDATE SET {other} = NULL",
         f"{merge} DELETE",
     )

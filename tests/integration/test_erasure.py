@@ -1,4 +1,4 @@
-"""The erasure of a person: nothing of it is left, nothing else changes, and nobody can guess what was there (contract §18)."""
+"""The erasure of a person: nothing is left, nothing else changes, nobody can guess (contract §18)."""
 
 import hashlib
 import json
@@ -100,7 +100,8 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert (annas["$subject"], bobs["$subject"]) == ("anna", "bob")
     assert annas["$ref"] != bobs["$ref"]
     held = acme.admin.execute(
-        "SELECT subject_id, value_ref, salt, value FROM os_core.subject_values WHERE tenant_id = %s ORDER BY 1",
+        "SELECT subject_id, value_ref, salt, value FROM os_core.subject_values"
+        " WHERE tenant_id = %s ORDER BY 1",
         (acme.id,),
     ).fetchall()
     assert [row[0] for row in held] == ["anna", "bob"]
@@ -554,7 +555,8 @@ def files(admin: Connection) -> bytes:
         "WITH ours AS (SELECT oid, reltoastrelid FROM pg_class WHERE relkind = 'r' AND relnamespace IN"
         " ('os_core'::regnamespace, 'conversation'::regnamespace)),"
         " heaps AS (SELECT oid FROM ours UNION SELECT reltoastrelid FROM ours WHERE reltoastrelid <> 0),"
-        " every AS (SELECT oid FROM heaps UNION SELECT indexrelid FROM pg_index WHERE indrelid IN (TABLE heaps))"
+        " every AS (SELECT oid FROM heaps UNION SELECT indexrelid FROM pg_index"
+        " WHERE indrelid IN (TABLE heaps))"
         " SELECT pg_read_binary_file(pg_relation_filepath(oid)) FROM every"
     )
     return b"".join(row[0] for row in found)
@@ -570,7 +572,7 @@ def dump(server: Server, database: Database) -> bytes:
 def test_erase__leaves_no_byte(
     server: Server, database: Database, engine: sa.Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither of values nor of texts nor of salts: long ones, too, and with others' rows on the same pages."""
+    """Neither of values nor of texts nor of salts; long ones, and with others' rows on the same pages."""
     secret = {name: secrets.token_urlsafe(6000) for name in ("value", "text")}
     small = {name: secrets.token_urlsafe(30) for name in ("a", "b", "text")}
     kept = secrets.token_urlsafe(3000), secrets.token_urlsafe(9000)
@@ -739,8 +741,8 @@ def test_guard__nobody_deletes_without_a_record_of_it(guarded: Connection, table
         guarded.execute("ROLLBACK TO armed")
     # A record of one subject is none of another's; with bob's own, his rows go, as on a subscriber.
     record = (
-        "INSERT INTO os_core.subject_erasures (tenant_id, subject_id, reason_code, values_erased, texts_erased,"
-        " erased_at) VALUES ('acme', %s, 1, 0, 0, clock_timestamp())"
+        "INSERT INTO os_core.subject_erasures (tenant_id, subject_id, reason_code, values_erased,"
+        " texts_erased, erased_at) VALUES ('acme', %s, 1, 0, 0, clock_timestamp())"
     )
     guarded.execute(record, ("anna",))
     if not table.endswith("subjects"):

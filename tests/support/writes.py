@@ -36,10 +36,11 @@ CALLS = {
     .replace("{role}", "SELENE")
     .replace("{source}", "SELENE_OUTPUT")
     .replace("{text}", "Good day"),
-    "personal": """os_core.append_work_order_events('{tenant}', '[{{
-        "work_order_id": "{tenant}-order", "correlation_id": "{thread}", "turn_id": 1, "event_type": "FIELD_SET",
-        "work_order_status": "DRAFT", "reason_code": 1, "idempotency_key": "personal", "payload": {{
-        "field_key": "name", "value": {{"$personal": {{"subject": "{tenant}-user", "value": "Anna"}}}}}}}}]')""",
+    "personal": EVENT.replace("{type}", "FIELD_SET").replace(
+        '"reason_code": 1',
+        '"reason_code": 1, "payload": {{"field_key": "name", "value":'
+        ' {{"$personal": {{"subject": "{tenant}-user", "value": "Anna"}}}}}}',
+    ),
     "tombstone": """conversation.tombstone_turn('{tenant}', '{thread}', (
         SELECT conversation_turn_id FROM conversation.read_turns('{tenant}', '{thread}', 0, 1)), 7)""",
     "erase": "os_core.erase_subject('{tenant}', '{tenant}-other', 7)",
@@ -65,8 +66,7 @@ STORY = {
     "suspend": "os_core.move_session('{tenant}', '{tenant}-session', 'SUSPENDED')",
     "suspend, again": "os_core.move_session('{tenant}', '{tenant}-session', 'SUSPENDED')",
     "personal": CALLS["personal"],
-    "resolve": """os_core.resolve_values('{tenant}',
-        '{{"$subject": "{tenant}-user", "$ref": "0000000000000000000000000000000000000000000000000000000000000000"}}')""",
+    "resolve": """os_core.resolve_values('{tenant}', '{{"$subject": "{tenant}-user", "$ref": "unknown"}}')""",
     "erase": "os_core.erase_subject('{tenant}', '{tenant}-user', 7)",
     "erase, again": "os_core.erase_subject('{tenant}', '{tenant}-user', 7)",
     "lock": f"os_core.lock_work_order({ORDER})",
