@@ -9,6 +9,7 @@ from selene_core.contract.enums import (
     AttemptStatus,
     ConversationRole,
     ConversationSource,
+    FeedEventType,
     IdentityStatus,
     LeaseState,
     PrivacyScope,
@@ -62,6 +63,9 @@ from selene_core.contract.rows import (
     Device,
     DriftedOrder,
     Erasure,
+    FeedConsumer,
+    FeedEvent,
+    FeedProblem,
     HeldLease,
     Lease,
     PendingCursor,
@@ -86,11 +90,19 @@ from selene_core.store.aio import (
     async_rebuild_tenant,
     async_tenant_scope,
 )
+from selene_core.store.aio_feed import (
+    AsyncFeed,
+    AsyncFeedBatch,
+    async_feed_status,
+    async_read_feed,
+    async_verify_feed,
+)
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
 from selene_core.store.erasure import erase_subject
+from selene_core.store.feed import Feed, FeedBatch, feed_status, read_feed, verify_feed
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.scope import tenant_scope
@@ -104,6 +116,8 @@ __all__ = [
     "AppendResult",
     "ApprovalOutcome",
     "AsyncConversationRepository",
+    "AsyncFeed",
+    "AsyncFeedBatch",
     "AsyncIdentityRepository",
     "AsyncLeaseRepository",
     "AsyncStepAttemptRepository",
@@ -127,6 +141,12 @@ __all__ = [
     "DriftedOrder",
     "Erasure",
     "ExternalApprovalPending",
+    "Feed",
+    "FeedBatch",
+    "FeedConsumer",
+    "FeedEvent",
+    "FeedEventType",
+    "FeedProblem",
     "HeldLease",
     "IdempotencyConflict",
     "IdentityNotFound",
@@ -178,18 +198,24 @@ __all__ = [
     "async_append_events",
     "async_check_schema",
     "async_erase_subject",
+    "async_feed_status",
+    "async_read_feed",
     "async_rebuild_tenant",
     "async_tenant_scope",
+    "async_verify_feed",
     "check_schema",
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
     "erase_subject",
+    "feed_status",
     "include_name",
     "include_object",
     "new_work_order_id",
+    "read_feed",
     "rebuild_tenant",
     "tenant_scope",
+    "verify_feed",
     "work_order_event_schema",
 ]
 

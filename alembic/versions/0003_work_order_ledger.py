@@ -80,6 +80,13 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
+    # The feed looks here for a tenant's events by id.
+    op.create_index(
+        op.f("ix_work_order_ledger_tenant_event"),
+        TABLE,
+        ["tenant_id", "work_order_event_id"],
+        schema="os_core",
+    )
 
 
 def downgrade() -> None:

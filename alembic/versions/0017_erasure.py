@@ -1,7 +1,7 @@
 """Personal values by reference, the erasure of a person, and the removal of a tenant (contract §18).
 
 Revision ID: 0017
-Revises: 0015
+Revises: 0016
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from alembic import op
 from selene_core.sql_files import sql
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 branch_labels = None
 depends_on = None
 
@@ -22,6 +22,7 @@ FUNCTIONS = (
     "erasure/payload_as_recorded",
     "erasure/refer_personal",
     "erasure/isolation_violation",
+    "erasure/feed_erasure",
     "erasure/erase_subject",
     "erasure/resolve_values",
     "removal/tenant_tables",
@@ -38,6 +39,7 @@ SIGNATURES = (
     "tenant_tables()",
     "resolve_values(text, jsonb)",
     "erase_subject(text, text, bigint)",
+    "feed_erasure(text, bigint)",
     "isolation_violation()",
     "refer_personal(text, jsonb)",
     "payload_as_recorded(text, jsonb, jsonb)",

@@ -40,7 +40,7 @@ def kind_of(name: str) -> str:
         ("enums", issubclass(value, enum.Enum)),
         ("events", issubclass(value, BaseModel)),
         ("async-repositories", name.startswith("Async")),
-        ("repositories", name.endswith("Repository")),
+        ("repositories", name.endswith(("Repository", "Feed", "FeedBatch"))),
         ("rows", dataclasses.is_dataclass(value) or issubclass(value, tuple)),
     ):
         if belongs:
@@ -80,9 +80,7 @@ class CommandLine(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a section for each command."""
         group = click.Context(cli, info_name="selene-core")
-        return [
-            self._section(click.Context(cli.commands[name], group, name)) for name in sorted(cli.commands)
-        ]
+        return [self._section(context) for context in _commands(group, cli)]
 
     def _section(self, context: click.Context) -> nodes.section:
         command = context.command
@@ -103,6 +101,15 @@ class CommandLine(SphinxDirective):
                 )
         section += options
         return section
+
+
+def _commands(parent: click.Context, group: click.Group) -> Iterator[click.Context]:
+    for name, command in sorted(group.commands.items()):
+        context = click.Context(command, parent, info_name=name)
+        if isinstance(command, click.Group):
+            yield from _commands(context, command)
+        else:
+            yield context
 
 
 def sections_of_the_contract() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_of
+from selene_core.cli.feed import FEED_COMMANDS
 from selene_core.cli.privacy import PRIVACY_COMMANDS
 from selene_core.cli.schema import SCHEMA_COMMANDS
 from selene_core.cli.terminal import discard_output, prepare_streams, text_width
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (*WORK_ORDER_COMMANDS, *PRIVACY_COMMANDS, *SCHEMA_COMMANDS):
+for command in (*WORK_ORDER_COMMANDS, *FEED_COMMANDS, *PRIVACY_COMMANDS, *SCHEMA_COMMANDS):
     cli.add_command(command)
 
 

@@ -15,7 +15,14 @@ from selene_core.contract.frozen_json import thaw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from selene_core.contract.rows import ConversationTurn, StepAttempt, WorkOrder, WorkOrderEvent
+    from selene_core.contract.rows import (
+        ConversationTurn,
+        FeedConsumer,
+        FeedEvent,
+        StepAttempt,
+        WorkOrder,
+        WorkOrderEvent,
+    )
 
 _WHOLE_PAGE = Page()
 
@@ -159,6 +166,32 @@ def _said(turn: ConversationTurn) -> str:
     if turn.text is None:
         return f"({turn.conversation_turn_id} is hidden, reason {turn.tombstone_reason_code})"
     return " ".join(turn.text.split())
+
+
+def feed_event_lines(event: FeedEvent, *, page: Page = _WHOLE_PAGE) -> Iterator[str]:
+    """Return an event of the feed: its position, time and type, its work order, and what it says."""
+    head = f"{event.feed_position:>7}  {_time(event.created_at)}  {event.event_type}"
+    yield from page.fold(head, page.event_indent)
+    details = ": ".join(filter(None, [event.step_id, summary(event)]))
+    order = f"{event.work_order_id} {event.work_order_seq}  {details}".rstrip()
+    yield from page.cut(f"         {order}", 9, most=2)
+
+
+def feed_status_lines(
+    consumers: Iterable[FeedConsumer], *, now: datetime, page: Page = _WHOLE_PAGE
+) -> Iterator[str]:
+    """Return where each consumer of a feed stands: position, head, how long it lags, and its lease."""
+    for each in consumers:
+        yield from page.fold(f"{each.consumer}  at {each.feed_position:,} of {each.last_position:,}", 2)
+        waits = "nothing waits"
+        if each.waiting_since is not None:
+            age = max(0, round((now - each.waiting_since).total_seconds()))
+            waits = f"{each.behind:,} behind, the first waits for {age:,} s"
+        yield from page.fold(f"  lag         {waits}", page.fact_indent)
+        if each.lease_owner_id and each.lease_expires_at:
+            stands = "held" if each.lease_expires_at > now else "expired"
+            held = f"{each.lease_owner_id} until {_time(each.lease_expires_at)}, {stands}"
+            yield from page.fold(f"  lease       {held}", page.fact_indent)
 
 
 def summary(event: WorkOrderEvent) -> str:

@@ -188,7 +188,7 @@ class ExternalApprovalPending(SeleneError):
 
 @dataclass(eq=False, kw_only=True)
 class LeaseHeld(SeleneError):
-    """Somebody holds an unexpired lease on the work order."""
+    """Somebody holds an unexpired lease on the work order, or on the feed's consumer."""
 
     code = "OS_WORK_ORDER_LEASE_HELD"
     sqlstate = "SL010"
@@ -198,17 +198,19 @@ class LeaseHeld(SeleneError):
     lease_owner_id: str | None = None
     lease_expires_at: datetime | None = None
     event_index: int | None = None
+    consumer: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)
 class LeaseLost(SeleneError):
-    """The token holds no unexpired lease on the work order."""
+    """The token holds no unexpired lease on the work order, or the lease on the feed's consumer is lost."""
 
     code = "OS_WORK_ORDER_LEASE_LOST"
     sqlstate = "SL011"
 
     work_order_id: str | None = None
     event_index: int | None = None
+    consumer: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)

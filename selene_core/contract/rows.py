@@ -9,6 +9,7 @@ from selene_core.contract.enums import (
     AttemptStatus,
     ConversationRole,
     ConversationSource,
+    FeedEventType,
     IdentityStatus,
     LeaseState,
     PrivacyScope,
@@ -110,6 +111,59 @@ class WorkOrderEvent:
     idempotency_key: str | None
     occurred_at: datetime | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent(WorkOrderEvent):
+    """An event with its position in the tenant's feed: 1, 2, 3, … without gaps (contract §16).
+
+    A position may hold the erasure of a person instead (contract §18). Then `event_type` is SUBJECT_ERASED,
+    `subject_id` names the person, `reason_code` and `created_at` are the erasure's, and what is said of work
+    orders is None.
+    """
+
+    work_order_event_id: int | None  # type: ignore[assignment]  # None for an erasure, as what follows
+    work_order_id: str | None  # type: ignore[assignment]
+    work_order_seq: int | None  # type: ignore[assignment]
+    correlation_id: UUID | None  # type: ignore[assignment]
+    turn_id: int | None  # type: ignore[assignment]
+    event_type: WorkOrderEventType | FeedEventType  # type: ignore[assignment]
+    work_order_status: WorkOrderStatus | None  # type: ignore[assignment]
+    feed_position: int
+
+    @property
+    def subject_id(self) -> str | None:
+        """The person that was erased; None for an event."""
+        return self.payload["subject_id"] if self.event_type is FeedEventType.SUBJECT_ERASED else None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedConsumer:
+    """Where a consumer of a tenant's feed stands (contract §16).
+
+    `behind` counts the positions after its place and the events that have none yet (up to 10,000 of these).
+    `waiting_since` is when the first of them was appended; None if there is none.
+    """
+
+    consumer: str
+    feed_position: int
+    last_position: int
+    behind: int
+    waiting_since: datetime | None
+    lease_owner_id: str | None
+    lease_expires_at: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FeedProblem:
+    """What is wrong with a tenant's feed, and at which position, event or consumer (contract §16)."""
+
+    feed_position: int | None
+    work_order_event_id: int | None
+    work_order_id: str | None
+    consumer: str | None
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _SETTINGS: Final = {
     "extra_float_digits": "1",
     "lc_monetary": "C",
 }
-_ROLES: Final = "('selene_owner', 'selene_app', 'selene_readonly')"
+_ROLES: Final = "('selene_owner', 'selene_app', 'selene_readonly', 'selene_feed')"
 _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_core', 'conversation'))"
 
 # Not to_regclass(): without USAGE on the schema it raises.

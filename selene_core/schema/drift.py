@@ -130,7 +130,7 @@ def _permitted(thing: str, aspect: str, value: str) -> str | None:
     return ",".join(sorted(may & {name.rstrip("*") for name in privileges(value)})) or None
 
 
-_ROLES: Final = {"selene_owner", "selene_app", "selene_readonly"}
+_ROLES: Final = {"selene_owner", "selene_app", "selene_readonly", "selene_feed"}
 
 
 def shared_differences(found: Facts, *, is_guarded: bool) -> Iterator[Difference]:
@@ -169,7 +169,7 @@ def _forbidden(thing: str, aspect: str, value: str) -> Iterator[Difference]:
     match Grant.parse(aspect).grantee:
         case "PUBLIC":
             forbidden = privileges(value)
-        case "selene_app" | "selene_readonly" if thing.startswith("relation "):
+        case "selene_app" | "selene_readonly" | "selene_feed" if thing.startswith("relation "):
             forbidden = {each for each in privileges(value) if each.rstrip("*") in _WRITING}
         case _:
             return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def login_faults(conn: Connection) -> Iterator[Fault]:
     """Report service logins that see every tenant or own the schema, or could come to that."""
-    who = "a member of selene_app or selene_readonly,"
+    who = "a member of selene_app, selene_readonly or selene_feed,"
     for name, granted, grantor, is_usable, powers in conn.exec_driver_sql(_POWERFUL_MEMBERS):
         if granted is None:
             what = f"has {powers}: it sees every tenant, or can come to that"
@@ -29,7 +29,7 @@ def login_faults(conn: Connection) -> Iterator[Fault]:
             sql = f"REVOKE {granted} FROM {name}{f' GRANTED BY {grantor}' if grantor else ''}"
         # No statement: it may be a migration login that is in selene_app, too, or the grantor of one.
         if any(power in powers for power in ("selene_owner", "SUPERUSER", "CREATEROLE")):
-            command = f"if it serves: {sql}; If it migrates: take it out of selene_app and selene_readonly"
+            command = f"if it serves: {sql}; If it migrates: take it out of our service roles"
             yield Fault(f"role {name}, {who} {what}", command=command)
         else:
             yield Fault(f"role {name}, {who} {what}", sql=f"{sql}{' CASCADE' if granted else ''};")
@@ -124,7 +124,7 @@ _OWNED_ELSEWHERE: Final = """
 _MEMBERS: Final = f"""
     WITH RECURSIVE {EDGES},
     readers AS (
-      SELECT r.oid AS role FROM pg_roles AS r WHERE r.rolname IN ('selene_app', 'selene_readonly')
+      SELECT r.oid AS role FROM pg_roles AS r WHERE r.rolname ~ '^selene_(app|readonly|feed)$'
       UNION
       SELECT m.member FROM readers JOIN memberships AS m ON m.roleid = readers.role
       WHERE m.is_usable AND NOT m.is_own
@@ -159,7 +159,7 @@ _POWERFUL_MEMBERS: Final = f"""
         AND m.roleid IN (SELECT risen.role FROM risen)
         AND m.roleid NOT IN (SELECT members.role FROM readers AS members)
     ) AS held
-    WHERE r.rolname NOT IN ('selene_app', 'selene_readonly')
+    WHERE r.rolname NOT IN ('selene_app', 'selene_readonly', 'selene_feed')
     ORDER BY held.granted NULLS FIRST, 1, 3, 5
 """
 _OWNING_MEMBERS: Final = f"""

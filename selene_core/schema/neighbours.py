@@ -103,7 +103,7 @@ NEIGHBOURS: Final = f"""
       FROM tables JOIN granted ON granted.relation = tables.oid AND granted.privilege_type = 'SELECT'
       WHERE granted.grantee <> tables.relowner AND granted.grantee NOT IN (
         SELECT 0 UNION SELECT r.oid FROM pg_roles AS r
-        WHERE r.rolname IN ('selene_owner', 'selene_app', 'selene_readonly')
+        WHERE r.rolname IN ('selene_owner', 'selene_app', 'selene_readonly', 'selene_feed')
       )
       UNION
       SELECT readers.relation, m.member, readers.granted

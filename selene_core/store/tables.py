@@ -92,6 +92,7 @@ work_order_ledger: Final = Table(
         unique=True,
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
+    Index("ix_work_order_ledger_tenant_event", "tenant_id", "work_order_event_id"),
 )
 
 work_orders_current: Final = Table(
@@ -532,4 +533,51 @@ tenant_removals: Final = Table(
         " AND os_core.is_portable_time(recorded_at)",
         name="contract",
     ),
+)
+
+work_order_feed: Final = Table(
+    "work_order_feed",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("feed_position", BigInteger, nullable=False),
+    Column("work_order_event_id", BigInteger),
+    Column("erasure_id", BigInteger),
+    PrimaryKeyConstraint("tenant_id", "feed_position", name="pk_work_order_feed"),
+    UniqueConstraint("tenant_id", "work_order_event_id", name="ux_work_order_feed_tenant_event"),
+    UniqueConstraint("tenant_id", "erasure_id", name="ux_work_order_feed_tenant_erasure"),
+    CheckConstraint(
+        "feed_position > 0 AND (work_order_event_id IS NULL) <> (erasure_id IS NULL)", name="contract"
+    ),
+)
+
+work_order_feed_heads: Final = Table(
+    "work_order_feed_heads",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("last_position", BigInteger, nullable=False),
+    Column("settled_event_id", BigInteger, nullable=False),
+    Column("mark_event_id", BigInteger, nullable=False),
+    Column("mark_xid", BigInteger),
+    PrimaryKeyConstraint("tenant_id", name="pk_work_order_feed_heads"),
+    CheckConstraint("last_position >= 0 AND settled_event_id >= 0 AND mark_event_id >= 0", name="contract"),
+    postgresql_with={"fillfactor": 50},
+)
+
+work_order_feed_consumers: Final = Table(
+    "work_order_feed_consumers",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("consumer", _ID, nullable=False),
+    Column("feed_position", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("lease_owner_id", _ID),
+    Column("lease_expires_at", _INSTANT),
+    Column("updated_at", _INSTANT, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "consumer", name="pk_work_order_feed_consumers"),
+    CheckConstraint(
+        "os_core.is_identifier(consumer, 128) AND feed_position >= 0 AND fence >= 0"
+        " AND (lease_owner_id IS NULL) = (lease_expires_at IS NULL)",
+        name="contract",
+    ),
+    postgresql_with={"fillfactor": 50},
 )

@@ -35,6 +35,9 @@ REPLICA = "SET session_replication_role = replica"
 EVERY_TABLE = pytest.mark.parametrize("table", TABLES)
 EVERY_LEDGER = pytest.mark.parametrize("table", LEDGERS)
 
+# Positions are given to what has come since; that two calls give none twice, test_feed.py has.
+REPEATABLE = [name for name in CALLS if name != "positions"]
+
 # The same call with other content, and what it is refused with.
 CHANGED = {
     "create": (CREATE.replace('"reason_code": 1', '"reason_code": 2'), "SL005"),
@@ -251,11 +254,11 @@ def check_refused_to_acme(world: World, call: str) -> None:
 def rewriting(table: str) -> Iterator[str]:
     """Yield every way that SQL has to change, replace or remove rows, also where there are none to meet."""
     columns = [column.name for column in TABLES[table].columns if column.computed is None]
-    (key,) = TABLES[table].primary_key.columns.keys()
+    key = ", ".join(TABLES[table].primary_key.columns.keys())
     listed = ", ".join(columns)
     other = columns[-1]
     insert = f"INSERT INTO {table} ({listed}) SELECT {listed} FROM {table} LIMIT 1"
-    merge = f"MERGE INTO {table} AS a USING {table} AS b ON a.{key} = b.{key} WHEN MATCHED THEN"
+    merge = f"MERGE INTO {table} AS a USING {table} AS b ON a.{columns[0]} = b.{columns[0]} WHEN MATCHED THEN"
     yield from (
         f"UPDATE {table} SET {other} = {other}",
         f"UPDATE {table} SET {other} = NULL WHERE FALSE",
@@ -358,7 +361,7 @@ def test_foreign_key__refuses_another_tenants_row_like_one_that_is_not_there(wor
 # --- idempotency
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", REPEATABLE)
 def test_call__again_changes_nothing(own_world: World, name: str) -> None:
     before = everything(own_world.admin)
     run(own_world.app, statement(CALLS[name], "acme"))
@@ -377,7 +380,7 @@ def test_call__again_with_other_content_is_refused(world: World, name: str) -> N
         run(world.app, statement(call, "acme"))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", REPEATABLE)
 def test_call__of_many_at_once_one_writes(database: Database, name: str) -> None:
     """Whoever comes second gets what the first has written."""
     with ExitStack() as stack:

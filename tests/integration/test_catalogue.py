@@ -246,6 +246,31 @@ BREACHES = [
         "conversation.turn_texts.text is no column",
     ),
     (
+        "privileges: selene_feed",
+        "GRANT SELECT ON os_core.work_order_feed_heads TO selene_feed",
+        "selene_feed may read os_core.work_order_feed_heads.tenant_id",
+    ),
+    (
+        "privileges: selene_feed",
+        "GRANT SELECT (fence) ON os_core.work_order_feed_consumers TO selene_feed",
+        "selene_feed may read os_core.work_order_feed_consumers.fence",
+    ),
+    (
+        "privileges: selene_feed",
+        "GRANT UPDATE ON os_core.work_order_feed_consumers TO selene_feed",
+        "selene_feed has UPDATE on os_core.work_order_feed_consumers",
+    ),
+    (
+        "privileges: selene_feed",
+        "GRANT EXECUTE ON FUNCTION os_core.read_feed(text, bigint, integer) TO selene_feed",
+        "selene_feed may execute os_core.read_feed",
+    ),
+    (
+        "privileges: selene_feed",
+        "CREATE POLICY feed_list ON os_core.work_order_feed FOR SELECT TO selene_feed USING (TRUE)",
+        "os_core.work_order_feed has policy feed_list for some roles only",
+    ),
+    (
         "functions: selene_app",
         "REVOKE EXECUTE ON FUNCTION os_core.require_tenant(text) FROM selene_app",
         "selene_app may not execute os_core.require_tenant(text)",

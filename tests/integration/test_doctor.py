@@ -329,14 +329,15 @@ NAMED = {
 ROLE_FAULTS = {
     "application login with BYPASSRLS": (
         "ALTER ROLE {login} BYPASSRLS",
-        "role {login}, a member of selene_app or selene_readonly, has BYPASSRLS",
+        "role {login}, a member of selene_app, selene_readonly or selene_feed, has BYPASSRLS",
     ),
     "application login a superuser": ("ALTER ROLE {login} SUPERUSER", "has SUPERUSER"),
     "application login an owner": ("GRANT selene_owner TO {login}", "role {login}, a member of selene_app"),
     "application login with CREATEROLE": ("ALTER ROLE {login} CREATEROLE", "has CREATEROLE"),
     "application login that can grant itself the owner": (
         "GRANT selene_owner TO {login} WITH ADMIN OPTION, INHERIT FALSE, SET FALSE",
-        "role {login}, a member of selene_app or selene_readonly, has ADMIN OPTION on selene_owner",
+        "role {login}, a member of selene_app, selene_readonly or selene_feed, has ADMIN OPTION on"
+        " selene_owner",
     ),
     "application login that becomes a superuser": (
         "CREATE ROLE {login}_super SUPERUSER; CREATE ROLE {login}_team; GRANT {login}_super TO {login}_team;"
@@ -735,7 +736,7 @@ def test_doctor__service_that_owns_the_database(database: Database, login: str) 
             run_all(database, [f"ALTER DATABASE {database.name} OWNER TO {owner}"])
             (fault,) = doctor(database.app_url)["faults"]
             assert fault["what"].startswith(
-                f"role {login}, a member of selene_app or selene_readonly, {words} this database"
+                f"role {login}, a member of selene_app, selene_readonly or selene_feed, {words} this database"
             )
             assert fault["command"].startswith(f"ALTER DATABASE {database.name} OWNER TO the migrator")
     finally:

@@ -249,7 +249,8 @@ def test_remove__while_a_forgotten_writer_goes_on(
         assert app.execute("SELECT * FROM os_core.verify_work_orders('acme')").fetchall() == []
     orphans = admin.execute(
         "SELECT count(*) FROM conversation.conversation_ledger"
-        " LEFT JOIN conversation.turn_texts AS said USING (tenant_id, conversation_turn_id) WHERE tenant_id = 'acme' AND said.text IS NULL"
+        " LEFT JOIN conversation.turn_texts AS said USING (tenant_id, conversation_turn_id)"
+        " WHERE tenant_id = 'acme' AND said.text IS NULL"
     )
     assert orphans.fetchone() == (0,)
     remove_tenant(owner, "acme")

@@ -77,6 +77,7 @@ def test_downgrade__to_base_leaves_schemas_and_roles(database: Database) -> None
         "default privileges of selene_owner",
         "relation os_core.alembic_version",
         "role selene_app",
+        "role selene_feed",
         "role selene_owner",
         "role selene_readonly",
         "schema conversation",

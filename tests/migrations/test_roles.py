@@ -33,7 +33,9 @@ from tests.migrations.runs import (
 )
 from tests.support.servers import Database, Server
 
-ROLES = [f"CREATE ROLE {name} NOLOGIN" for name in ("selene_owner", "selene_app", "selene_readonly")]
+ROLES = [
+    f"CREATE ROLE {name} NOLOGIN" for name in ("selene_owner", "selene_app", "selene_readonly", "selene_feed")
+]
 PLAIN = ["CREATE ROLE migrator LOGIN", "GRANT CREATE ON DATABASE {database} TO migrator"]
 GRANTED = [*ROLES, *PLAIN, "GRANT selene_owner TO migrator"]
 

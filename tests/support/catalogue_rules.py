@@ -12,26 +12,35 @@ PUBLIC_FUNCTIONS = (
     "conversation.append_turn(text,uuid,bigint,text,text,text,text,text,text,text,text)",
     "conversation.read_turns(text,uuid,bigint,integer)",
     "conversation.tombstone_turn(text,uuid,bigint,bigint,bigint,text)",
+    "os_core.ack_feed(text,text,bigint,bigint,bigint)",
     "os_core.acquire_lease(text,text,text,text,bigint,text)",
+    "os_core.advance_feed(text,integer)",
     "os_core.append_work_order_events(text,jsonb)",
     "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.due_step_retries(text,integer)",
     "os_core.erase_subject(text,text,bigint)",
+    "os_core.enroll_feed(text,text)",
+    "os_core.feed_status(text,text)",
     "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",
+    "os_core.lease_feed(text,text,text,bigint)",
     "os_core.lock_work_order(text,text)",
     "os_core.move_session(text,text,text)",
     "os_core.notify_wait(text,text,bigint,bigint)",
     "os_core.open_session(text,text,text,text)",
+    "os_core.read_feed(text,bigint,integer)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
     "os_core.register_device(text,text,text,text,text)",
     "os_core.register_identity(text,text,text,text,text)",
+    "os_core.release_feed(text,text,bigint)",
     "os_core.release_lease(text,text,text)",
     "os_core.renew_lease(text,text,text,bigint)",
     "os_core.require_tenant(text)",
     "os_core.resolve_values(text,jsonb)",
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
+    "os_core.take_feed(text,text,integer)",
     "os_core.touch_session(text,text)",
+    "os_core.verify_feed(text)",
     "os_core.verify_work_orders(text,text)",
     "os_core.work_order_as_of(text,text,bigint,bigint,timestamp with time zone)",
 )
@@ -39,9 +48,11 @@ PUBLIC_FUNCTIONS = (
 
 READING_FUNCTIONS = (
     "conversation.read_turns(text,uuid,bigint,integer)",
+    "os_core.feed_status(text,text)",
+    "os_core.read_feed(text,bigint,integer)",
     "os_core.require_tenant(text)",
 )
-"""What selene_readonly may execute as well: the way to the text of turns, which no role may select."""
+"""What selene_readonly may execute as well: the text of turns, which no role may select, and the feed."""
 
 HIDDEN_COLUMNS = (
     "conversation.turn_texts.salt",
@@ -49,8 +60,18 @@ HIDDEN_COLUMNS = (
     "os_core.subjects.salt",
     "os_core.subject_values.salt",
     "os_core.subject_values.value",
+    # A login that is in selene_feed, too, would see them of every tenant: os_core.feed_status returns them.
+    "os_core.work_order_feed_consumers.fence",
+    "os_core.work_order_feed_consumers.lease_owner_id",
+    "os_core.work_order_feed_consumers.lease_expires_at",
+    "os_core.work_order_feed_consumers.updated_at",
 )
 """What no role may read from the table itself."""
+
+LISTED = "os_core.work_order_feed_consumers"
+"""The one table that selene_feed sees of every tenant, in a transaction without a tenant."""
+
+LISTED_COLUMNS = ("tenant_id", "consumer", "feed_position")
 
 UNPINNED_FUNCTIONS = {
     # A SET clause costs more than these do. They qualify what they name, or are only called from functions
@@ -74,6 +95,8 @@ CHANGED_TABLES = {
     "os_core.identities": "state",
     "os_core.devices": "state",
     "os_core.sessions": "state",
+    "os_core.work_order_feed_heads": "state",
+    "os_core.work_order_feed_consumers": "state",
 }
 """What may be changed in place. Every other table is append-only, or has a guard of its own."""
 
@@ -89,9 +112,10 @@ GUARDS = {
 APPEND_ONLY = "os_core.reject_mutation"
 """The guard of every table that is in neither of the two lists, one to come included."""
 
-_ROLES = ("selene_owner", "selene_app", "selene_readonly")
+_ROLES = ("selene_owner", "selene_app", "selene_readonly", "selene_feed")
 _TENANT = "NULLIF(current_setting('selene.tenant_id'::text, true), ''::text)"
 _USING = f"(tenant_id = {_TENANT})"
+_LISTING = f"({_USING} OR (({_TENANT} IS NULL) AND pg_has_role('selene_feed'::name, 'USAGE'::text)))"
 _WITH_CHECK = f"(tenant_id = COALESCE({_TENANT}, os_core.no_tenant()))"
 
 
@@ -132,7 +156,9 @@ RULES = {
           SELECT FROM pg_policy AS p
           WHERE p.polrelid = t.oid AND p.polpermissive = wanted.permissive
             AND p.polcmd = '*' AND p.polroles = ARRAY[0::oid]
-            AND pg_get_expr(p.polqual, p.polrelid) = $${_USING}$$
+            AND pg_get_expr(p.polqual, p.polrelid)
+              = CASE WHEN t.name = '{LISTED}' AND NOT wanted.permissive
+                THEN $${_LISTING}$$ ELSE $${_USING}$$ END
             AND pg_get_expr(p.polwithcheck, p.polrelid) = $${_WITH_CHECK}$$
         )
     """,
@@ -271,7 +297,7 @@ RULES = {
         CROSS JOIN LATERAL aclexplode(thing.acl) AS item
         WHERE item.grantee <> thing.owner
           AND (item.grantee = 0 OR item.is_grantable
-            OR pg_get_userbyid(item.grantee) NOT IN ('selene_app', 'selene_readonly'))
+            OR pg_get_userbyid(item.grantee) NOT IN ('selene_app', 'selene_readonly', 'selene_feed'))
     """,
     "privileges: what the owner will make is nobody's either": """
         SELECT 'PUBLIC may execute what selene_owner will make'
@@ -296,6 +322,30 @@ RULES = {
         WHERE NOT EXISTS (
           SELECT FROM {_TABLES} AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
           WHERE c.name || '.' || a.attname = wanted
+        )
+    """,
+    "privileges: selene_feed lists the consumers of all tenants, and nothing else": f"""
+        SELECT 'selene_feed may read ' || c.name || '.' || a.attname
+        FROM {_RELATIONS} AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
+        WHERE a.attnum > 0 AND has_column_privilege('selene_feed', c.oid, a.attnum, 'SELECT')
+          AND NOT (c.name = '{LISTED}' AND a.attname IN ({_listed(LISTED_COLUMNS)}))
+        UNION ALL
+        SELECT 'selene_feed has ' || privilege || ' on ' || name
+        FROM {_RELATIONS} AS t
+        CROSS JOIN unnest(ARRAY[
+          'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER', {_MAINTAIN}
+        ]) AS privilege
+        WHERE has_table_privilege('selene_feed', t.oid, privilege)
+        UNION ALL
+        SELECT 'selene_feed may execute ' || signature FROM {_FUNCTIONS} AS f
+        WHERE has_function_privilege('selene_feed', f.oid, 'EXECUTE')
+        UNION ALL
+        SELECT t.name || ' has policy ' || p.polname || ' for some roles only'
+        FROM {_TABLES} AS t JOIN pg_policy AS p ON p.polrelid = t.oid
+        WHERE p.polroles <> ARRAY[0::oid] AND NOT (
+          t.name = '{LISTED}' AND p.polname = 'feed_list' AND p.polcmd = 'r'
+          AND p.polroles = ARRAY['selene_feed'::regrole::oid]
+          AND pg_get_expr(p.polqual, p.polrelid) = $$({_TENANT} IS NULL)$$
         )
     """,
     "functions: selene_app executes the public ones, selene_readonly the reading ones": f"""

@@ -28,6 +28,7 @@ MEMORY_BYTES = 4 << 30
 PASSWORD = "selene-test"
 SETTINGS = {
     "max_connections": "100",
+    "max_prepared_transactions": "20",
     "wal_level": "logical",
     "fsync": "off",
     "full_page_writes": "off",

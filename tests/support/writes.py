@@ -41,6 +41,8 @@ CALLS = {
         '"reason_code": 1, "payload": {{"field_key": "name", "value":'
         ' {{"$personal": {{"subject": "{tenant}-user", "value": "Anna"}}}}}}',
     ),
+    "positions": "os_core.advance_feed('{tenant}')",
+    "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
     "tombstone": """conversation.tombstone_turn('{tenant}', '{thread}', (
         SELECT conversation_turn_id FROM conversation.read_turns('{tenant}', '{thread}', 0, 1)), 7)""",
     "erase": "os_core.erase_subject('{tenant}', '{tenant}-other', 7)",
@@ -87,6 +89,16 @@ STORY = {
     "rebuild": f"os_core.rebuild_work_order({ORDER})",
     "rebuild all": "os_core.rebuild_work_orders('{tenant}', NULL, 10)",
     "tenant": "os_core.require_tenant('{tenant}')",
+    "positions": "os_core.advance_feed('{tenant}')",
+    "positions, settled": "os_core.advance_feed('{tenant}', 2)",
+    "feed": "os_core.read_feed('{tenant}', 0, 10)",
+    "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
+    "take": "os_core.take_feed('{tenant}', 'billing', 2)",
+    "lease feed": "os_core.lease_feed('{tenant}', 'relay', 'relay-1', 60000)",
+    "ack feed": "os_core.ack_feed('{tenant}', 'relay', 1, 0, 2)",
+    "release feed": "os_core.release_feed('{tenant}', 'relay', 1)",
+    "status": "os_core.feed_status('{tenant}')",
+    "verify feed": "os_core.verify_feed('{tenant}')",
 }
 
 

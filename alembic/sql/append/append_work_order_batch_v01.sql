@@ -128,6 +128,8 @@ BEGIN
         _priors[_row.ordinal] := _row.event;
       END LOOP;
 
+      -- The feed judges ids by xids, so the xid comes before the ids.
+      PERFORM pg_catalog.pg_current_xact_id();
       FOR _ordinal IN 1..pg_catalog.cardinality(_events) LOOP
         _event := _events[_ordinal];
         _slot := _slots[_ordinal];

@@ -51,6 +51,10 @@ BEGIN
 
     -- Step 7. A conflict means that the key is used, or that another transaction has created the order.
     IF _refusal IS NULL THEN
+      -- The feed judges ids by xids, so the xid comes before the id. An order that is there gave one with its lock.
+      IF _state.last_seq IS NULL THEN
+        PERFORM pg_catalog.pg_current_xact_id();
+      END IF;
       p_event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
       IF p_event.work_order_event_id <= _state.last_event_id THEN
         PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');

@@ -3,7 +3,7 @@
 -- Roles belong to the server: they are made if the migrator may, used if they exist, and never dropped.
 DO $$
 DECLARE
-  _roles constant text[] := ARRAY['selene_owner', 'selene_app', 'selene_readonly'];
+  _roles constant text[] := ARRAY['selene_owner', 'selene_app', 'selene_readonly', 'selene_feed'];
   _schemas constant text[] := ARRAY['os_core', 'conversation'];
   _is_15 constant boolean := pg_catalog.current_setting('server_version_num')::integer < 160000;
   -- SET ROLE needs MEMBER up to PostgreSQL 15, and SET from 16 on, where the creator of a role has ADMIN only.
@@ -19,7 +19,7 @@ DECLARE
   -- from 16 on, does not.
   _serves constant text := (
     SELECT pg_catalog.min(r.rolname) FROM pg_catalog.pg_roles AS r
-    WHERE r.rolname IN ('selene_app', 'selene_readonly')
+    WHERE r.rolname IN ('selene_app', 'selene_readonly', 'selene_feed')
       AND (pg_catalog.pg_has_role(current_user, r.oid, 'USAGE') OR pg_catalog.pg_has_role(current_user, r.oid, _become))
   );
   _migrates constant boolean := (

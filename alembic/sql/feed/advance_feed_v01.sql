@@ -1,0 +1,146 @@
+-- os_core.advance_feed: gives the tenant's events that have none their positions, in the order of their ids (contract section 16).
+-- Returns how many, at most p_limit; NULL if another transaction is at it. Call it in a transaction of its own: the head stays locked to
+-- its end. A call that has nothing to do only reads.
+-- Why no event is left behind: a transaction has its xid before it draws an event id. So all ids up to one that was drawn before this
+-- transaction had an xid belong to lower xids. Once the oldest running xid is not below ours, no event can still come with such an id.
+CREATE OR REPLACE FUNCTION os_core.advance_feed(p_tenant_id text, p_limit integer DEFAULT 10000)
+RETURNS integer
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  -- Only an xid that is younger than the ids may bear witness to them.
+  _is_fresh constant boolean := pg_catalog.pg_current_xact_id_if_assigned() IS NULL;
+  _drawn bigint;
+  _xmin bigint;
+  _xmax bigint;
+  _head os_core.work_order_feed_heads;
+  _certain bigint;
+  _settled bigint;
+  _count integer;
+  _last bigint;
+  _newest bigint;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  IF (p_limit BETWEEN 1 AND 10000) IS NOT TRUE THEN
+    PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 10000));
+  END IF;
+
+  SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
+  _settled := COALESCE(_head.settled_event_id, 0);
+  -- Read as a table: pg_sequence_last_value() takes a lock that writers take.
+  SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
+  IF _drawn < _settled THEN
+    -- Set back, it would give ids that are settled already: nobody would look for them.
+    PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
+  END IF;
+  IF NOT EXISTS (
+    SELECT FROM os_core.work_order_ledger AS ledger
+    WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id > _settled
+  ) THEN
+    RETURN 0;
+  END IF;
+  IF NOT EXISTS (
+    SELECT FROM os_core.work_order_ledger AS ledger
+    WHERE ledger.tenant_id = p_tenant_id
+      AND ledger.work_order_event_id > _settled
+      AND NOT EXISTS (
+        SELECT FROM os_core.work_order_feed AS feed
+        WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
+      )
+  ) THEN
+    _xmin := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint;
+    _xmax := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint;
+    -- All have positions. What may be left to do is to settle, or to set a mark for the next call to settle.
+    IF _head.mark_event_id > _settled AND _head.mark_xid < _xmax THEN
+      IF _head.mark_xid > _xmin THEN
+        RETURN 0;
+      END IF;
+    ELSIF NOT _is_fresh THEN
+      RETURN 0;
+    END IF;
+  END IF;
+
+  LOOP
+    SELECT head.* INTO _head
+    FROM os_core.work_order_feed_heads AS head
+    WHERE head.tenant_id = p_tenant_id
+    FOR NO KEY UPDATE SKIP LOCKED;
+    EXIT WHEN FOUND;
+    IF EXISTS (SELECT FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id) THEN
+      RETURN NULL;
+    END IF;
+    INSERT INTO os_core.work_order_feed_heads (tenant_id, last_position, settled_event_id, mark_event_id)
+    VALUES (p_tenant_id, 0, 0, 0)
+    ON CONFLICT DO NOTHING;
+  END LOOP;
+  _settled := _head.settled_event_id;
+
+  -- Before the search and its snapshot: what is over by now, the search sees.
+  _xmin := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint;
+  IF _head.mark_event_id > _settled AND _head.mark_xid <= _xmin THEN
+    _certain := _head.mark_event_id;
+  END IF;
+  -- Counted by RETURNING: a distributed engine reports what an INSERT with SELECT has selected.
+  WITH numbered AS (
+    INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id)
+    SELECT
+      p_tenant_id,
+      _head.last_position + pg_catalog.row_number() OVER (ORDER BY found.work_order_event_id),
+      found.work_order_event_id
+    FROM (
+      SELECT ledger.work_order_event_id
+      FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_tenant_id
+        AND ledger.work_order_event_id > _settled
+        AND NOT EXISTS (
+          SELECT FROM os_core.work_order_feed AS fed
+          WHERE fed.tenant_id = p_tenant_id AND fed.work_order_event_id = ledger.work_order_event_id
+        )
+      ORDER BY ledger.work_order_event_id
+      LIMIT p_limit
+    ) AS found
+    RETURNING feed.work_order_event_id
+  )
+  SELECT pg_catalog.count(*), pg_catalog.max(numbered.work_order_event_id) INTO _count, _last FROM numbered;
+  IF _count = p_limit AND _certain > _last THEN
+    -- Nobody has looked at what is above.
+    _certain := _last;
+  END IF;
+  _settled := GREATEST(_settled, _certain);
+
+  IF _is_fresh AND (
+    _head.mark_event_id <= _settled OR _head.mark_xid > pg_catalog.pg_current_xact_id()::text::bigint
+  ) THEN
+    -- The old mark is used up, or comes from another cluster, whose xids are not ours. The new one is not above the newest event, so that
+    -- a sequence that is restored to the ledger's last id is above all marks.
+    SELECT ledger.work_order_event_id INTO _newest
+    FROM os_core.work_order_ledger AS ledger
+    WHERE ledger.tenant_id = p_tenant_id
+    ORDER BY ledger.work_order_event_id DESC
+    LIMIT 1;
+    _head.mark_event_id := COALESCE(LEAST(_drawn, _newest), 0);
+    _head.mark_xid := pg_catalog.pg_current_xact_id()::text::bigint;
+  END IF;
+  UPDATE os_core.work_order_feed_heads AS head
+  SET
+    last_position = head.last_position + _count,
+    settled_event_id = _settled,
+    mark_event_id = _head.mark_event_id,
+    mark_xid = _head.mark_xid
+  WHERE head.tenant_id = p_tenant_id;
+  RETURN _count;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.advance_feed(text, integer) TO selene_app;

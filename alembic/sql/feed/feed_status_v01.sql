@@ -1,0 +1,79 @@
+-- os_core.feed_status: returns where the consumers of the tenant's feed stand, or one of them (contract section 16). It only reads.
+-- behind: positions after its place, and events without a position; these are counted up to 10,000. waiting_since: when the first of
+-- all these was appended.
+CREATE OR REPLACE FUNCTION os_core.feed_status(p_tenant_id text, p_consumer text DEFAULT NULL)
+RETURNS TABLE (
+  consumer text,
+  feed_position bigint,
+  last_position bigint,
+  behind bigint,
+  waiting_since timestamptz,
+  lease_owner_id text,
+  lease_expires_at timestamptz,
+  updated_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _head os_core.work_order_feed_heads;
+  _unnumbered bigint;
+  _first timestamptz;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  IF p_consumer IS NOT NULL AND os_core.is_identifier(p_consumer, 128) IS NOT TRUE THEN
+    PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('consumer', p_consumer, 128));
+  END IF;
+  SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
+  SELECT pg_catalog.count(*), pg_catalog.min(found.created_at) INTO _unnumbered, _first
+  FROM (
+    SELECT ledger.created_at
+    FROM os_core.work_order_ledger AS ledger
+    WHERE ledger.tenant_id = p_tenant_id
+      AND ledger.work_order_event_id > COALESCE(_head.settled_event_id, 0)
+      AND NOT EXISTS (
+        SELECT FROM os_core.work_order_feed AS feed
+        WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
+      )
+    ORDER BY ledger.work_order_event_id
+    LIMIT 10000
+  ) AS found;
+  RETURN QUERY
+  SELECT
+    listed.consumer,
+    listed.feed_position,
+    COALESCE(_head.last_position, 0),
+    COALESCE(_head.last_position, 0) - listed.feed_position + _unnumbered,
+    COALESCE(
+      (
+        SELECT COALESCE(ledger.created_at, erasure.erased_at)
+        FROM os_core.work_order_feed AS feed
+        LEFT JOIN os_core.work_order_ledger AS ledger
+          ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+        LEFT JOIN os_core.subject_erasures AS erasure
+          ON erasure.tenant_id = p_tenant_id AND erasure.erasure_id = feed.erasure_id
+        WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > listed.feed_position
+        ORDER BY feed.feed_position
+        LIMIT 1
+      ),
+      _first
+    ),
+    listed.lease_owner_id,
+    listed.lease_expires_at,
+    listed.updated_at
+  FROM os_core.work_order_feed_consumers AS listed
+  WHERE listed.tenant_id = p_tenant_id AND (p_consumer IS NULL OR listed.consumer = p_consumer)
+  ORDER BY listed.consumer;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.feed_status(text, text) TO selene_app, selene_readonly;

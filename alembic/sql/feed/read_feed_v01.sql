@@ -1,0 +1,83 @@
+-- os_core.read_feed: returns the next p_limit events of the feed after position p_after (0: from the first), in order (contract section 16).
+-- The erasure of a person has a position, too: its event_type is SUBJECT_ERASED, it has no work order, and its payload names the subject.
+-- It only reads, so it works on a replica, too. Positions are given by os_core.advance_feed, on the primary.
+-- Planner settings: a plan made for an empty table must not scan or sort a full one.
+CREATE OR REPLACE FUNCTION os_core.read_feed(p_tenant_id text, p_after bigint, p_limit integer)
+RETURNS TABLE (
+  feed_position bigint,
+  work_order_event_id bigint,
+  tenant_id text,
+  work_order_id text,
+  work_order_seq bigint,
+  correlation_id uuid,
+  turn_id bigint,
+  event_type text,
+  work_order_status text,
+  reason_code bigint,
+  step_id text,
+  step_input_hash text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_expires_at timestamptz,
+  payload jsonb,
+  idempotency_key text,
+  occurred_at timestamptz,
+  created_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _violation text;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  _violation := COALESCE(
+    os_core.integer_violation('after', p_after, 0, 9223372036854775807),
+    os_core.integer_violation('limit', p_limit, 1, 1000)
+  );
+  IF _violation IS NOT NULL THEN
+    PERFORM os_core.refuse_contract(NULL, _violation);
+  END IF;
+  RETURN QUERY
+  SELECT
+    feed.feed_position,
+    ledger.work_order_event_id,
+    feed.tenant_id,
+    ledger.work_order_id,
+    ledger.work_order_seq,
+    ledger.correlation_id,
+    ledger.turn_id,
+    COALESCE(ledger.event_type, CASE WHEN feed.erasure_id IS NOT NULL THEN 'SUBJECT_ERASED' END),
+    ledger.work_order_status,
+    COALESCE(ledger.reason_code, erasure.reason_code),
+    ledger.step_id,
+    ledger.step_input_hash,
+    ledger.lease_owner_id,
+    ledger.lease_token_hash,
+    ledger.lease_expires_at,
+    COALESCE(ledger.payload, pg_catalog.jsonb_build_object('subject_id', erasure.subject_id)),
+    ledger.idempotency_key,
+    ledger.occurred_at,
+    COALESCE(ledger.created_at, erasure.erased_at)
+  FROM os_core.work_order_feed AS feed
+  LEFT JOIN os_core.work_order_ledger AS ledger
+    ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+  LEFT JOIN os_core.subject_erasures AS erasure
+    ON erasure.tenant_id = p_tenant_id AND erasure.erasure_id = feed.erasure_id
+  WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > p_after
+  ORDER BY feed.feed_position
+  LIMIT p_limit;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.read_feed(text, bigint, integer) TO selene_app, selene_readonly;

@@ -1,0 +1,97 @@
+-- os_core.take_feed: returns the consumer's next p_limit events and moves its place past them, in the caller's transaction (contract section 16).
+-- What the caller writes in the same transaction happens exactly once: a rollback takes the place back, too. Returns nothing while
+-- another transaction has the consumer, or a lease on it. A call that has nothing to return only reads.
+CREATE OR REPLACE FUNCTION os_core.take_feed(p_tenant_id text, p_consumer text, p_limit integer)
+RETURNS TABLE (
+  feed_position bigint,
+  work_order_event_id bigint,
+  tenant_id text,
+  work_order_id text,
+  work_order_seq bigint,
+  correlation_id uuid,
+  turn_id bigint,
+  event_type text,
+  work_order_status text,
+  reason_code bigint,
+  step_id text,
+  step_input_hash text,
+  lease_owner_id text,
+  lease_token_hash text,
+  lease_expires_at timestamptz,
+  payload jsonb,
+  idempotency_key text,
+  occurred_at timestamptz,
+  created_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  _violation text;
+  _consumer os_core.work_order_feed_consumers;
+  _last bigint;
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  _violation := COALESCE(
+    os_core.identifier_violation('consumer', p_consumer, 128),
+    os_core.integer_violation('limit', p_limit, 1, 1000)
+  );
+  IF _violation IS NOT NULL THEN
+    PERFORM os_core.refuse_contract(NULL, _violation);
+  END IF;
+  PERFORM os_core.enroll_feed(p_tenant_id, p_consumer);
+  -- A lock is an xid, and a commit that waits for the disk: look before it is taken.
+  IF NOT EXISTS (
+    SELECT FROM os_core.work_order_feed_heads AS head
+    JOIN os_core.work_order_feed_consumers AS consumer
+      ON consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
+    WHERE head.tenant_id = p_tenant_id AND head.last_position > consumer.feed_position
+  ) THEN
+    RETURN;
+  END IF;
+  SELECT consumer.* INTO _consumer
+  FROM os_core.work_order_feed_consumers AS consumer
+  WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
+  FOR NO KEY UPDATE SKIP LOCKED;
+  IF NOT FOUND OR _consumer.lease_expires_at > pg_catalog.clock_timestamp() THEN
+    RETURN;
+  END IF;
+  SELECT LEAST(_consumer.feed_position + p_limit, head.last_position) INTO _last
+  FROM os_core.work_order_feed_heads AS head
+  WHERE head.tenant_id = p_tenant_id;
+  IF _last <= _consumer.feed_position THEN
+    RETURN;
+  END IF;
+  UPDATE os_core.work_order_feed_consumers AS consumer
+  SET feed_position = _last, updated_at = pg_catalog.clock_timestamp()
+  WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer;
+  RETURN QUERY
+  SELECT
+    taken.feed_position,
+    taken.work_order_event_id,
+    taken.tenant_id,
+    taken.work_order_id,
+    taken.work_order_seq,
+    taken.correlation_id,
+    taken.turn_id,
+    taken.event_type,
+    taken.work_order_status,
+    taken.reason_code,
+    taken.step_id,
+    taken.step_input_hash,
+    taken.lease_owner_id,
+    taken.lease_token_hash,
+    taken.lease_expires_at,
+    taken.payload,
+    taken.idempotency_key,
+    taken.occurred_at,
+    taken.created_at
+  FROM os_core.read_feed(p_tenant_id, _consumer.feed_position, (_last - _consumer.feed_position)::integer) AS taken;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.take_feed(text, text, integer) TO selene_app;

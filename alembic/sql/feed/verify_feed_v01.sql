@@ -1,0 +1,90 @@
+-- os_core.verify_feed: returns what is wrong with the tenant's feed, each with the position, event or consumer (contract section 16).
+-- It only reads, in one statement and so on one snapshot, and believes nothing but the ledger.
+CREATE OR REPLACE FUNCTION os_core.verify_feed(p_tenant_id text)
+RETURNS TABLE (feed_position bigint, work_order_event_id bigint, work_order_id text, consumer text, problem text)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+  PERFORM os_core.enter_tenant(p_tenant_id);
+  RETURN QUERY
+  WITH head AS (
+    SELECT each.last_position, each.settled_event_id
+    FROM os_core.work_order_feed_heads AS each
+    WHERE each.tenant_id = p_tenant_id
+  ),
+  numbered AS (
+    SELECT
+      feed.feed_position,
+      feed.work_order_event_id,
+      feed.erasure_id,
+      ledger.work_order_id,
+      ledger.work_order_seq,
+      pg_catalog.row_number() OVER (PARTITION BY ledger.work_order_id ORDER BY feed.feed_position) AS nth,
+      pg_catalog.lag(feed.feed_position, 1, 0::bigint) OVER (ORDER BY feed.feed_position) AS before,
+      pg_catalog.lead(feed.feed_position) OVER (ORDER BY feed.feed_position) AS following
+    FROM os_core.work_order_feed AS feed
+    LEFT JOIN os_core.work_order_ledger AS ledger
+      ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+    WHERE feed.tenant_id = p_tenant_id
+  )
+  SELECT
+    NULL::bigint,
+    ledger.work_order_event_id,
+    ledger.work_order_id,
+    NULL::text,
+    'the event was never given a position'
+  FROM os_core.work_order_ledger AS ledger
+  WHERE ledger.tenant_id = p_tenant_id
+    AND ledger.work_order_event_id <= (SELECT head.settled_event_id FROM head)
+    AND NOT EXISTS (
+      SELECT FROM os_core.work_order_feed AS feed
+      WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
+    )
+  UNION ALL
+  SELECT
+    numbered.feed_position,
+    numbered.work_order_event_id,
+    numbered.work_order_id,
+    NULL::text,
+    found.problem
+  FROM numbered
+  CROSS JOIN LATERAL (
+    VALUES
+    (numbered.work_order_seq IS NULL AND numbered.erasure_id IS NULL, 'the position has no event in the ledger'),
+    (numbered.nth <> numbered.work_order_seq, 'the event is out of the order of its work order'),
+    (numbered.before <> numbered.feed_position - 1, 'the position before is missing'),
+    (
+      numbered.following IS NULL
+      AND numbered.feed_position IS DISTINCT FROM (SELECT head.last_position FROM head),
+      'the last position is not that of the feed''s head'
+    )
+  ) AS found (is_broken, problem)
+  WHERE found.is_broken
+  UNION ALL
+  SELECT
+    head.last_position,
+    NULL::bigint,
+    NULL::text,
+    NULL::text,
+    'the feed has no positions, and its head has one'
+  FROM head
+  WHERE head.last_position > 0 AND NOT EXISTS (SELECT FROM numbered)
+  UNION ALL
+  SELECT
+    listed.feed_position,
+    NULL::bigint,
+    NULL::text,
+    listed.consumer,
+    'the consumer is ahead of the feed'
+  FROM os_core.work_order_feed_consumers AS listed
+  WHERE listed.tenant_id = p_tenant_id
+    AND listed.feed_position > COALESCE((SELECT head.last_position FROM head), 0)
+  ORDER BY 1 NULLS FIRST, 2, 4;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION os_core.verify_feed(text) TO selene_app;
