@@ -19,6 +19,8 @@ from psycopg import IsolationLevel
 from selene_core import (
     ContractViolation,
     ConversationRepository,
+    Feed,
+    FeedEventType,
     IdempotencyConflict,
     IdentityRepository,
     Personal,
@@ -32,6 +34,7 @@ from selene_core import (
 )
 from tests.support.calls import Tenant, refused
 from tests.support.factories import columns, created, event, new_id, wire
+from tests.support.feeds import advance, problems, read
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database, Role, Server
 from tests.support.sessions import Sessions
@@ -245,7 +248,7 @@ def test_malformed__is_refused_in_both_voices(acme: Tenant, value: Any) -> None:
 
 def test_malformed__other_objects_with_a_dollar_are_values(acme: Tenant) -> None:
     order = acme.order()
-    for value in (
+    values: list[Any] = [
         {"$schema": "x", "$ref": "#/a", "$defs": {"b": {"$ref": "#/c"}}},
         {"$ref": "#/a"},
         {"$subject": "maths"},
@@ -253,7 +256,8 @@ def test_malformed__other_objects_with_a_dollar_are_values(acme: Tenant) -> None
         {"$erased": True, "by": "hand"},
         "$personal",
         {"$": 1},
-    ):
+    ]
+    for value in values:
         given = columns("FIELD_SET", order, payload={"field_key": "name", "value": value})
         WorkOrderLedgerEventInput(**given)
         acme.append(wire(**given))
@@ -380,6 +384,40 @@ def test_erase__retries_of_old_calls_are_replays_and_store_nothing(acme: Tenant)
     with refused("SL005"):
         say(acme.app, acme.id, "anna", "my secret", role="SELENE")
     assert rows(acme) == before
+
+
+def test_erase__is_told_through_the_feed(acme: Tenant, sessions: Sessions, shared_database: Database) -> None:
+    order = acme.order(fields={"name": personal("anna", "Anna")})
+    advance(acme.app, acme.id)
+    erasure = erase(acme.app, acme.id, "anna", 451)
+    acme.append(field_set(order, 1))
+    advance(acme.app, acme.id)
+    told = read(acme.app, acme.id)
+    assert [(row["feed_position"], row["event_type"]) for row in told] == [
+        (1, "WORK_ORDER_CREATED"),
+        (2, "SUBJECT_ERASED"),
+        (3, "FIELD_SET"),
+    ]
+    assert (told[1]["work_order_id"], told[1]["payload"]) == (None, {"subject_id": "anna"})
+    assert (told[1]["reason_code"], told[1]["created_at"]) == (451, erasure[1])
+    with Feed(shared_database.engine("app"), acme.id, "billing").batch() as (_, events):
+        assert [event.subject_id for event in events] == [None, "anna", None]
+        assert events[1].event_type is FeedEventType.SUBJECT_ERASED
+        assert (events[1].work_order_id, events[1].tenant_id) == (None, acme.id)
+    assert problems(acme.app, acme.id) == []
+    # A replay is not told again; a rollback gives its position back; a tenant without a feed gets one.
+    erase(acme.app, acme.id, "anna")
+    undone = sessions.open(autocommit=False)
+    erase(undone.conn, acme.id, "bob")
+    undone.conn.rollback()
+    assert erase(acme.app, acme.id, "carl")[2:] == (0, 0, False)
+    assert [row["payload"]["subject_id"] for row in read(acme.app, acme.id, 3)] == ["carl"]
+    another = sessions.tenant(new_id("other"))
+    erase(another.app, another.id, "anna")
+    another.order()
+    advance(another.app, another.id)
+    assert [row["feed_position"] for row in read(another.app, another.id)] == [1, 2]
+    assert problems(another.app, another.id) == []
 
 
 def test_erase__of_hidden_turns_too(acme: Tenant) -> None:

@@ -129,17 +129,18 @@ def test_guard__opens_delete_for_the_transactions_tenant_alone(
             owners(database, "acme", each)
     # A superuser sees all tenants: the statement is acme's, and rival's rows are not.
     for settings in ((), ("SET LOCAL session_replication_role = replica",)):
-        for tenant_id, sql in (
+        cases: list[tuple[str | None, str]] = [
             ("acme", delete),
             ("rival", delete),
             (None, delete),
             (None, f"{delete} WHERE FALSE"),
-        ):
+        ]
+        for of_tenant, sql in cases:
             with refused("SL003"), admin.transaction():
                 for setting in settings:
                     admin.execute(setting)
-                if tenant_id is not None:
-                    admin.execute(f"SET LOCAL selene.tenant_id = '{tenant_id}'".encode())
+                if of_tenant is not None:
+                    admin.execute(f"SET LOCAL selene.tenant_id = '{of_tenant}'".encode())
                 admin.execute(sql.encode())
     assert rows(admin, "rival") == before
     for each in (
