@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from selene_core.store import removal
 from selene_core.store.removal import count_tenant, remove_tenant
 from selene_core.store.tables import METADATA
+from tests.integration.test_documents import guides_block
 from tests.support.calls import refused
 from tests.support.commands import selene_core
 from tests.support.factories import new_id, wire
@@ -334,3 +335,30 @@ def test_command__exports_and_erases_a_person(admin: Connection, database: Datab
     assert (after["values"], [turn["text"] for turn in after["turns"]]) == ([], [None, None, ""])
     assert after["erasures"][0]["reason_code"] == 9
     assert command(database, "erase-subject", "acme", "a b", "--reason-code", "9", role="app").returncode == 1
+
+
+def test_guide__is_run_as_it_stands(admin: Connection, database: Database) -> None:
+    """docs/howto/privacy.md, for a person and a tenant of its own."""
+    with connect(database.app_url, autocommit=True) as app:
+        payload = {"fields": {"name": {"$personal": {"subject": "user_17", "value": "Anna"}}}}
+        events = json.dumps([wire("WORK_ORDER_CREATED", payload=payload)])
+        app.execute("SELECT os_core.append_work_order_events('acme', %s::jsonb)", (events,))
+
+    def run(name: str, role: Any) -> str:
+        program, *arguments = guides_block(name, "sh").split()
+        assert program == "selene-core"
+        ran = command(database, *arguments, role=role)
+        assert ran.returncode == 0, ran.stderr
+        out: str = ran.stdout
+        return out
+
+    assert [each["value"] for each in json.loads(run("export-subject", "app"))["values"]] == ["Anna"]
+    assert "1 value and 0 texts of user_17" in run("erase-subject", "app")
+    assert json.loads(run("export-subject", "app"))["values"] == []
+    for each in guides_block("vacuum-erased", "sql").split(";"):
+        if each.strip():
+            admin.execute(each.encode())
+    records = admin.execute(guides_block("erasure-record", "sql").encode()).fetchall()
+    assert [row[:4] for row in records][-1] == ("user_17", 7, 1, 0)
+    assert "nothing is left" in run("remove-tenant", "admin")
+    assert held(admin, "acme") <= STAY
