@@ -17,6 +17,7 @@ depends_on = None
 FUNCTIONS = (
     "erasure/reference",
     "erasure/reserved_nodes",
+    "erasure/is_reserved_node",
     "erasure/canonical_json",
     "erasure/personal_violation",
     "erasure/payload_as_recorded",
@@ -45,6 +46,7 @@ SIGNATURES = (
     "payload_as_recorded(text, jsonb, jsonb)",
     "personal_violation(jsonb)",
     "canonical_json(jsonb)",
+    "is_reserved_node(jsonb)",
     "reserved_nodes(jsonb)",
     "reference(text, text)",
 )

@@ -9,31 +9,23 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   _node jsonb;
-  _subject jsonb;
+  _nodes constant jsonb[] := os_core.reserved_nodes(p_payload);
   _stored text := p_payload::text;
 BEGIN
-  FOR _node IN SELECT reserved.node FROM os_core.reserved_nodes(p_payload) AS reserved LOOP
-    _subject := COALESCE(_node -> '$personal' -> 'subject', _node -> '$subject');
-    IF NOT COALESCE(
-      pg_catalog.jsonb_typeof(_subject) = 'string' AND os_core.is_identifier(_subject #>> '{}', 128) AND CASE
-        WHEN _node ? '$personal' THEN
-          _node - '$personal' = '{}'
-          AND _node -> '$personal' ? 'value'
-          AND (_node -> '$personal') - '{subject,value}'::text[] = '{}'
-          AND NOT EXISTS (SELECT FROM os_core.reserved_nodes(_node -> '$personal' -> 'value'))
-        ELSE
-          _node - '{$subject,$ref}'::text[] = '{}'
-          AND pg_catalog.jsonb_typeof(_node -> '$ref') = 'string'
-          AND _node ->> '$ref' ~ '^[0-9a-f]{64}$'
-      END,
-      FALSE
-    ) THEN
+  FOREACH _node IN ARRAY _nodes LOOP
+    IF os_core.is_reserved_node(_node) IS NOT TRUE THEN
       RETURN 'payload: an object whose only keys are $personal, $subject, $ref or $erased must be '
         '{"$personal":{"subject":an id,"value":JSON without such objects}} or {"$subject":an id,"$ref":64 hexadecimal digits}';
     END IF;
+  END LOOP;
+  -- A reference has at most 220 bytes, and a personal value at least 42.
+  IF pg_catalog.octet_length(_stored) * 6 <= 16384 THEN
+    RETURN NULL;
+  END IF;
+  FOREACH _node IN ARRAY _nodes LOOP
     IF _node ? '$personal' THEN
       _stored := pg_catalog.replace(
-        _stored, _node::text, os_core.reference(_subject #>> '{}', pg_catalog.repeat('0', 64))::text
+        _stored, _node::text, os_core.reference(_node -> '$personal' ->> 'subject', pg_catalog.repeat('0', 64))::text
       );
     END IF;
   END LOOP;

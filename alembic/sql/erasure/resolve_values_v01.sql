@@ -16,7 +16,7 @@ BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   FOR _row IN
     SELECT reserved.node, held.value
-    FROM os_core.reserved_nodes(p_json) AS reserved
+    FROM pg_catalog.unnest(os_core.reserved_nodes(p_json)) AS reserved (node)
     LEFT JOIN LATERAL (
       SELECT of_subject.value
       FROM os_core.subject_values AS of_subject
