@@ -26,6 +26,7 @@ DECLARE
   _payload jsonb;
   _value jsonb;
   _ref text;
+  _is_valid boolean;
   _is_missing boolean;
   _has_made boolean := FALSE;
   _e integer := 0;
@@ -36,7 +37,11 @@ BEGIN
     FROM pg_catalog.jsonb_array_elements(p_events) WITH ORDINALITY AS event (value, place)
   LOOP
     CONTINUE WHEN pg_catalog.cardinality(_row.nodes) = 0;
-    IF NOT os_core.is_payload(_row.payload) OR os_core.personal_violation(_row.payload) IS NOT NULL THEN
+    _is_valid := os_core.is_payload(_row.payload);
+    FOREACH _value IN ARRAY _row.nodes LOOP
+      _is_valid := _is_valid AND os_core.is_reserved_node(_value);
+    END LOOP;
+    IF _is_valid IS NOT TRUE THEN
       -- An earlier event may be invalid, too.
       PERFORM os_core.refuse_contract(event.place, event.violation)
       FROM (
