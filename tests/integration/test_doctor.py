@@ -717,18 +717,6 @@ def say(database: Database, text: str) -> None:
         )
 
 
-def test_doctor__generated_by_another_expression(database: Database) -> None:
-    another = f"ALTER TABLE {TURNS} ALTER COLUMN text_hash SET EXPRESSION AS (md5(text))"
-    if database.server.version < 17:
-        with pytest.raises(psycopg.errors.SyntaxError):  # an expression cannot be changed there
-            run_all(database, [another])
-        return
-    run_all(database, [another, f"ALTER TABLE {TURNS} ALTER COLUMN text_hash TYPE varchar"])
-    told = doctor(database.app_url)
-    assert len(told["faults"]) == 1
-    check_named(told, f"column text_hash of relation {TURNS} is ", COMPARE)
-
-
 def test_doctor__service_that_owns_the_database(database: Database, login: str) -> None:
     run_all(database, [f"CREATE ROLE {login}_team", f"GRANT {login}_team TO {login}"])
     try:

@@ -46,7 +46,8 @@ _SERIALS: Final = {
     "attempt": "os_core.work_order_step_attempts",
     "event": "os_core.work_order_ledger",
 }
-_LEASE_ID: Final = re.compile(r'("lease_id": )"[0-9a-f-]{36}"')
+# What is random, or comes from it: the salt of a text, and its hash.
+_RANDOM: Final = re.compile(r'("(?:lease_id|salt|text_hash)": )"[^"]*"')
 ODD: Final = {
     "text": "back\\slash 'quote' \"double\" é",
     "numbers": [0.1, 1.5e-300, 12345678901234567, -0.5, 1234567.8901234567],
@@ -197,13 +198,13 @@ class Story:
         self._answer("SELECT session_state FROM os_core.touch_session(%s, 'session')")
         self._answer("SELECT session_state FROM os_core.move_session(%s, 'session', 'CLOSED')")
         said = (
-            "SELECT turn_id, text_hash, replayed FROM conversation.append_turn(%s, %s, %s, 'user', 'USER',"
+            "SELECT turn_id, replayed FROM conversation.append_turn(%s, %s, %s, 'user', 'USER',"
             " 'TYPED_TEXT', %s, 'PUBLIC_CHAT', 'session', 'device', %s)"
         )
         for turn_id, text in ((1, ODD["text"]), (2, "Grüße"), (2, "Grüße"), (2, "grüße")):
             self._answer(said, thread, turn_id, text, f"turn-{turn_id}")
         self._answer(
-            "SELECT turn_id, text_hash, replayed FROM conversation.tombstone_turn(%s, %s, (SELECT"
+            "SELECT turn_id, replayed FROM conversation.tombstone_turn(%s, %s, (SELECT"
             " min(conversation_turn_id) FROM conversation.read_turns(%s, %s, 0, 1)), 7)",
             *(thread, self._tenant, thread),
         )
@@ -290,7 +291,7 @@ class Story:
             return match[0]
 
         def strip(text: str) -> str:
-            text = _LEASE_ID.sub(r"\1…", _SERIAL.sub(serial, _TIME.sub(time, text)))
+            text = _RANDOM.sub(r"\1…", _SERIAL.sub(serial, _TIME.sub(time, text)))
             return text.replace(str(thread_of(self._tenant)), "{thread}").replace(self._tenant, "{tenant}")
 
         return [strip(text) for text in texts]
