@@ -32,7 +32,7 @@ from tests.support.servers import Database, Server, embedded_server
 LEDGER = "os_core.work_order_ledger"
 CURRENT = "os_core.work_orders_current"
 EVENT_IDS = "os_core.work_order_ledger_work_order_event_id_seq"
-TURNS = "conversation.conversation_ledger"
+TURNS = "conversation.turn_texts"
 APPEND = "os_core.append_work_order_events(text, jsonb)"
 EXCEEDED = (
     "os_core.exceeded_bound(fields_json, asked_fields_json, resolved_fields_json, conflicts_json,"
@@ -261,7 +261,7 @@ NAMED = {
         f"statistics target of text of relation {TURNS} is the default, not 0",
     ),
     "extended statistics of what was said": (
-        f"CREATE STATISTICS public.mine (mcv) ON text, user_id FROM {TURNS};"
+        f"CREATE STATISTICS public.mine (mcv) ON text, text_hash FROM {TURNS};"
         f"CREATE STATISTICS os_core.mine ON (pg_catalog.lower(text)) FROM {TURNS}",
         f"extended statistics public.mine of relation {TURNS} must not be there",
     ),
@@ -1195,8 +1195,8 @@ def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
             f"CREATE INDEX mine ON {CURRENT} (tenant_id, turn_id)",
             f"ALTER TABLE {LEDGER} SET (autovacuum_vacuum_scale_factor = 0.01)",
             f"ALTER TABLE {LEDGER} ALTER COLUMN turn_id SET STATISTICS 1000",
-            f"CREATE STATISTICS public.mine ON user_id, session_id FROM {TURNS}",
-            f"CREATE INDEX mine ON {TURNS} (turn_id) WHERE role = 'user'::text",
+            "CREATE STATISTICS public.mine ON user_id, session_id FROM conversation.conversation_ledger",
+            "CREATE INDEX mine ON conversation.conversation_ledger (turn_id) WHERE role = 'user'::text",
             f"CREATE VIEW public.mine AS SELECT * FROM {CURRENT}",
             "CREATE FUNCTION public.mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
             f"CREATE TRIGGER mine AFTER UPDATE ON {CURRENT} FOR EACH ROW EXECUTE FUNCTION public.mine()",
@@ -1207,8 +1207,8 @@ def test_doctor__what_is_harmless_is_a_note(database: Database) -> None:
     told = doctor(database.app_url)
     assert told["healthy"]
     assert sorted(note.partition(" with the rights of")[0] for note in told["notes"]) == [
-        f"extended statistics public.mine of relation {TURNS} is not ours",
-        f"index mine of relation {TURNS} is not ours",
+        "extended statistics public.mine of relation conversation.conversation_ledger is not ours",
+        "index mine of relation conversation.conversation_ledger is not ours",
         f"index mine of relation {CURRENT} is not ours",
         f"options of relation {LEDGER} is not ours",
         f"pg_monitor has REFERENCES on tenant_id of relation {LEDGER}",
