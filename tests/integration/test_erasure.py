@@ -214,8 +214,9 @@ def test_reference__may_be_given_again_while_it_is_live(acme: Tenant, sessions: 
     assert resolve(rival.app, rival.id, [foreign, reference]) == ["red", ERASED]
 
 
+NOT_PERSONAL: list[Any] = [None, "x", [], {}, {"subject": "anna"}, {"value": 1}]
 MALFORMED: list[Any] = [
-    *({"$personal": value} for value in (None, "x", [], {}, {"subject": "anna"}, {"value": 1})),
+    *({"$personal": value} for value in NOT_PERSONAL),
     *({"$personal": {"subject": subject, "value": 1}} for subject in ("", "a b", "é", "x" * 129, 5, None)),
     {"$personal": {"subject": "anna", "value": 1, "more": 1}},
     {"$personal": {"subject": "anna", "value": {"a": [personal("bob", 1)]}}},
