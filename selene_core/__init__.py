@@ -9,6 +9,7 @@ from selene_core.contract.enums import (
     AttemptStatus,
     ConversationRole,
     ConversationSource,
+    FeedEventType,
     IdentityStatus,
     LeaseState,
     PrivacyScope,
@@ -53,6 +54,7 @@ from selene_core.contract.errors import (
     WorkOrderNotFound,
 )
 from selene_core.contract.events import WorkOrderLedgerEventInput, new_work_order_id
+from selene_core.contract.frozen_json import Personal
 from selene_core.contract.json_schema import work_order_event_schema
 from selene_core.contract.prompts import PromptDecision, decide_prompt
 from selene_core.contract.rows import (
@@ -63,6 +65,7 @@ from selene_core.contract.rows import (
     Created,
     Device,
     DriftedOrder,
+    Erasure,
     FeedConsumer,
     FeedEvent,
     FeedProblem,
@@ -87,6 +90,7 @@ from selene_core.store.aio import (
     AsyncStepAttemptRepository,
     AsyncWorkOrderRepository,
     async_append_events,
+    async_erase_subject,
     async_rebuild_tenant,
     async_run_in_tenant,
     async_tenant_scope,
@@ -103,6 +107,7 @@ from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.autogenerate import include_name, include_object
 from selene_core.store.conversation import ConversationRepository
 from selene_core.store.engines import create_async_selene_engine, create_selene_engine
+from selene_core.store.erasure import erase_subject
 from selene_core.store.failures import http_status, is_retryable
 from selene_core.store.feed import Feed, FeedBatch, feed_status, read_feed, verify_feed
 from selene_core.store.holds import AsyncLeaseHold, LeaseHold, async_hold_lease, hold_lease
@@ -149,11 +154,13 @@ __all__ = [
     "DeviceIdUnavailable",
     "DeviceNotFound",
     "DriftedOrder",
+    "Erasure",
     "ExternalApprovalPending",
     "Feed",
     "FeedBatch",
     "FeedConsumer",
     "FeedEvent",
+    "FeedEventType",
     "FeedProblem",
     "HeldLease",
     "IdempotencyConflict",
@@ -169,6 +176,7 @@ __all__ = [
     "LeaseState",
     "OrderCursor",
     "PendingCursor",
+    "Personal",
     "PrivacyScope",
     "ProjectionDamaged",
     "PromptAction",
@@ -206,6 +214,7 @@ __all__ = [
     "append_events",
     "async_append_events",
     "async_check_schema",
+    "async_erase_subject",
     "async_feed_status",
     "async_hold_lease",
     "async_read_feed",
@@ -217,6 +226,7 @@ __all__ = [
     "create_async_selene_engine",
     "create_selene_engine",
     "decide_prompt",
+    "erase_subject",
     "feed_status",
     "hold_lease",
     "http_status",

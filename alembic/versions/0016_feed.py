@@ -49,11 +49,17 @@ def create_tables() -> None:
         FEED,
         sa.Column("tenant_id", text, nullable=False),
         sa.Column("feed_position", sa.BigInteger, nullable=False),
-        sa.Column("work_order_event_id", sa.BigInteger, nullable=False),
+        # One of the two: a position holds an event, or the erasure of a person.
+        sa.Column("work_order_event_id", sa.BigInteger),
+        sa.Column("erasure_id", sa.BigInteger),
         sa.PrimaryKeyConstraint("tenant_id", "feed_position", name=op.f("pk_work_order_feed")),
         # An event has one position, whatever happens. No foreign key: it would lock every event's row.
         sa.UniqueConstraint("tenant_id", "work_order_event_id", name=op.f("ux_work_order_feed_tenant_event")),
-        sa.CheckConstraint("feed_position > 0", name=op.f("ck_work_order_feed_contract")),
+        sa.UniqueConstraint("tenant_id", "erasure_id", name=op.f("ux_work_order_feed_tenant_erasure")),
+        sa.CheckConstraint(
+            "feed_position > 0 AND (work_order_event_id IS NULL) <> (erasure_id IS NULL)",
+            name=op.f("ck_work_order_feed_contract"),
+        ),
         schema="os_core",
     )
     # A row for each tenant. Its lock makes positions gapless, and visible in their order.

@@ -10,6 +10,7 @@ import click
 from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_of
 from selene_core.cli.feed import FEED_COMMANDS
 from selene_core.cli.operations import OPERATIONS
+from selene_core.cli.privacy import PRIVACY_COMMANDS
 from selene_core.cli.schema import SCHEMA_COMMANDS
 from selene_core.cli.seals import SEAL_COMMANDS
 from selene_core.cli.terminal import discard_output, prepare_streams, text_width
@@ -50,7 +51,14 @@ def cli() -> None:
     """
 
 
-for command in (*WORK_ORDER_COMMANDS, *OPERATIONS, *FEED_COMMANDS, *SEAL_COMMANDS, *SCHEMA_COMMANDS):
+for command in (
+    *WORK_ORDER_COMMANDS,
+    *OPERATIONS,
+    *FEED_COMMANDS,
+    *SEAL_COMMANDS,
+    *PRIVACY_COMMANDS,
+    *SCHEMA_COMMANDS,
+):
     cli.add_command(command)
 
 

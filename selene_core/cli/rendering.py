@@ -206,6 +206,8 @@ def conversation_lines(
 def _said(turn: ConversationTurn) -> str:
     if turn.tombstone_of_conversation_turn_id is not None:
         return f"(hides {turn.tombstone_of_conversation_turn_id}, reason {turn.tombstone_reason_code})"
+    if turn.text is None and turn.tombstoned_by_conversation_turn_id is None:
+        return f"({turn.conversation_turn_id} is erased)"
     if turn.text is None:
         return f"({turn.conversation_turn_id} is hidden, reason {turn.tombstone_reason_code})"
     return " ".join(turn.text.split())
@@ -215,6 +217,9 @@ def feed_event_lines(event: FeedEvent, *, page: Page = _WHOLE_PAGE) -> Iterator[
     """Return an event of the feed: its position, time and type, its work order, and what it says."""
     head = f"{event.feed_position:>7}  {_time(event.created_at)}  {event.event_type}"
     yield from page.fold(head, page.event_indent)
+    if event.subject_id is not None:
+        yield from page.cut(f"         {event.subject_id}, reason {event.reason_code}", 9, most=2)
+        return
     details = ": ".join(filter(None, [event.step_id, summary(event)]))
     order = f"{event.work_order_id} {event.work_order_seq}  {details}".rstrip()
     yield from page.cut(f"         {order}", 9, most=2)

@@ -144,3 +144,9 @@ PENDING_STATUSES: Final = frozenset({WorkOrderStatus.DRAFT, WorkOrderStatus.CLAR
 TERMINAL_STATUSES: Final = frozenset(
     {WorkOrderStatus.DONE, WorkOrderStatus.REFUSED, WorkOrderStatus.FAILED, WorkOrderStatus.CANCELED}
 )
+
+
+class FeedEventType(StrEnum):
+    """What a position of the feed holds that is no event of a work order (contract §16)."""
+
+    SUBJECT_ERASED = "SUBJECT_ERASED"

@@ -29,6 +29,7 @@ from selene_core.contract.enums import (
 )
 from selene_core.contract.errors import ContractViolation
 from selene_core.contract.frozen_json import freeze_object, jsonb_order, label, thaw
+from selene_core.contract.personal import check_personal
 from selene_core.contract.rules import ENVELOPE_RULES, EVENT_RULES, PAYLOAD_RULES, TENANT_ID
 
 if sys.version_info >= (3, 14):
@@ -154,6 +155,7 @@ class WorkOrderLedgerEventInput(BaseModel):
                 envelope.check(event.event_type, dict(event))
             if rules := PAYLOAD_RULES.get(event.event_type):
                 rules.check(event.event_type, event.payload)
+            check_personal(event.payload)
         except ValidationError as exc:
             found = [_without_input(error) for error in exc.errors(include_url=False)]
             if first := cls._first_violation(data):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
@@ -66,6 +67,18 @@ class FrozenList(list[Any]):
 
     def __reduce__(self) -> tuple[type["FrozenList"], tuple[list[Any]]]:
         return FrozenList, (list(self),)
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """A value that belongs to a person: an event holds a reference to it, and erase_subject() deletes it.
+
+    It may stand wherever an event takes a value, at any depth: in fields, candidates and the payloads of
+    STEP_* events. The event that it is part of checks it. Its repr hides the value (contract §18).
+    """
+
+    subject_id: str
+    value: Any = field(repr=False)
 
 
 def freeze_object(value: object, *, field: str) -> FrozenDict:
@@ -139,6 +152,8 @@ class _Walk:
             case list():
                 self.spend(max(2, 2 * len(value)))  # [], and ", "
                 return FrozenList(self.child(index, item, depth) for index, item in enumerate(value))
+            case Personal():
+                return self.copy({"$personal": {"subject": value.subject_id, "value": value.value}}, depth)
             case _:
                 return self.refuse(_KIND_RULE)
 

@@ -11,6 +11,7 @@ from selene_core.contract.enums import (
     AttemptStatus,
     ConversationRole,
     ConversationSource,
+    FeedEventType,
     IdentityStatus,
     LeaseState,
     PrivacyScope,
@@ -167,9 +168,26 @@ class WorkOrderEvent:
 
 @dataclass(frozen=True, slots=True)
 class FeedEvent(WorkOrderEvent):
-    """An event with its position in the tenant's feed: 1, 2, 3, … without gaps (contract §16)."""
+    """An event with its position in the tenant's feed: 1, 2, 3, … without gaps (contract §16).
 
+    A position may hold the erasure of a person instead (contract §18). Then `event_type` is SUBJECT_ERASED,
+    `subject_id` names the person, `reason_code` and `created_at` are the erasure's, and what is said of work
+    orders is None.
+    """
+
+    work_order_event_id: int | None  # type: ignore[assignment]  # None for an erasure, as what follows
+    work_order_id: str | None  # type: ignore[assignment]
+    work_order_seq: int | None  # type: ignore[assignment]
+    correlation_id: UUID | None  # type: ignore[assignment]
+    turn_id: int | None  # type: ignore[assignment]
+    event_type: WorkOrderEventType | FeedEventType  # type: ignore[assignment]
+    work_order_status: WorkOrderStatus | None  # type: ignore[assignment]
     feed_position: int
+
+    @property
+    def subject_id(self) -> str | None:
+        """The person that was erased; None for an event."""
+        return self.payload["subject_id"] if self.event_type is FeedEventType.SUBJECT_ERASED else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +370,8 @@ class ConversationTurn:
     """A turn, as the roles may read it (contract §2).
 
     If a tombstone hides the turn, `text` is None, `tombstoned_by_conversation_turn_id` names the tombstone,
-    and `tombstone_reason_code` is its reason. The text of a tombstone itself is "".
+    and `tombstone_reason_code` is its reason. The text of a tombstone itself is "". If a text was erased with
+    its user's data, `text` is None and there is no tombstone.
     """
 
     conversation_turn_id: int
@@ -372,3 +391,15 @@ class ConversationTurn:
     tombstone_of_conversation_turn_id: int | None
     tombstone_reason_code: int | None
     tombstoned_by_conversation_turn_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What erase_subject did: a row of os_core.subject_erasures (contract §18)."""
+
+    erasure_id: int
+    subject_id: str
+    erased_at: datetime
+    values_erased: int
+    texts_erased: int
+    replayed: bool

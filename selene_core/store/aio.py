@@ -18,10 +18,11 @@ from typing import Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar, get_ar
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_id
-from selene_core.contract.rows import AppendResult, RebuildReport
+from selene_core.contract.rows import AppendResult, Erasure, RebuildReport
 from selene_core.store.attempts import StepAttemptRepository
 from selene_core.store.binds import AsyncBind, async_bound, async_joined, checked
 from selene_core.store.conversation import ConversationRepository
+from selene_core.store.erasure import checked_erasure, erase_alone, erase_joined
 from selene_core.store.identities import IdentityRepository
 from selene_core.store.leases import LeaseRepository
 from selene_core.store.repository import Repository
@@ -112,6 +113,7 @@ class AsyncWorkOrderRepository(AsyncRepository):
     append = _face(WorkOrderRepository.append)
     append_many = _face(WorkOrderRepository.append_many)
     get = _face(WorkOrderRepository.get)
+    resolve = _face(WorkOrderRepository.resolve)
     get_by_correlation = _face(WorkOrderRepository.get_by_correlation)
     events = _stream(WorkOrderRepository.events)
     list_pending = _face(WorkOrderRepository.list_pending)
@@ -198,6 +200,19 @@ async def async_append_events(
             return await conn.run_sync(append_alone, tenant_id, wire)
     conn = await async_joined(bind)
     return await conn.run_sync(append_joined, tenant_id, wire)
+
+
+async def async_erase_subject(
+    bind: AsyncBind, tenant_id: str, subject_id: str, *, reason_code: int
+) -> Erasure:
+    """Erase what is kept about a person, as erase_subject() does (contract §18)."""
+    bind = async_bound("async_erase_subject", bind)
+    checked = checked_erasure(tenant_id, subject_id, reason_code)
+    if isinstance(bind, AsyncEngine):
+        async with bind.connect() as conn:
+            return await conn.run_sync(lambda twin_conn: erase_alone(twin_conn, **checked))
+    conn = await async_joined(bind)
+    return await conn.run_sync(lambda twin_conn: erase_joined(twin_conn, **checked))
 
 
 async def async_rebuild_tenant(

@@ -199,5 +199,6 @@ _READ: Final = call(
         bindparam("limit", type_=Integer),
     ],
     **{column.name: column.type for column in conversation_ledger.columns},
+    text=Text,
     tombstoned_by_conversation_turn_id=BigInteger,
 )

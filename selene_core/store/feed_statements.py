@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Integer, Text, bindparam, select
 
-from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
+from selene_core.contract.enums import FeedEventType, WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import FeedEvent
 from selene_core.store.instants import Instant
 from selene_core.store.repository import SCOPED_TENANT, TENANT, call
@@ -73,13 +73,13 @@ LAST_POSITION: Final = select(_HEADS.last_position).where(_HEADS.tenant_id == TE
 
 def events(rows: Sequence[RowMapping]) -> list[FeedEvent]:
     """Return the events of rows."""
-    return [
-        FeedEvent(
-            **{
-                **row,
-                "event_type": WorkOrderEventType(row["event_type"]),
-                "work_order_status": WorkOrderStatus(row["work_order_status"]),
-            }
-        )
-        for row in rows
-    ]
+    return [FeedEvent(**{**row, **_words(row)}) for row in rows]
+
+
+def _words(row: RowMapping) -> dict[str, Any]:
+    if row["event_type"] == FeedEventType.SUBJECT_ERASED:
+        return {"event_type": FeedEventType.SUBJECT_ERASED}
+    return {
+        "event_type": WorkOrderEventType(row["event_type"]),
+        "work_order_status": WorkOrderStatus(row["work_order_status"]),
+    }

@@ -9,10 +9,10 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Computed,
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -402,8 +402,7 @@ conversation_ledger: Final = Table(
     Column("device_id", _ID),
     Column("role", _ID, nullable=False),
     Column("source", _ID, nullable=False),
-    Column("text", _ID, nullable=False),
-    Column("text_hash", _ID, Computed("conversation.text_hash(text)", persisted=True), nullable=False),
+    Column("text_hash", _ID, nullable=False),
     Column("privacy_scope", _ID, nullable=False),
     Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
     Column("idempotency_key", _ID),
@@ -416,6 +415,9 @@ conversation_ledger: Final = Table(
         "correlation_id",
         "conversation_turn_id",
         name="ux_conversation_ledger_tenant_conversation_turn",
+    ),
+    UniqueConstraint(
+        "tenant_id", "conversation_turn_id", "text_hash", name="ux_conversation_ledger_tenant_text"
     ),
     ForeignKeyConstraint(
         ["tenant_id", "user_id"],
@@ -442,8 +444,9 @@ conversation_ledger: Final = Table(
         name="fk_conversation_ledger_tombstone",
     ),
     CheckConstraint(
-        "conversation.is_turn_row(conversation_turn_id, turn_id, role, source, text, privacy_scope,"
-        " created_at, idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code)",
+        "conversation.is_turn_row(conversation_turn_id, turn_id, role, source, text_hash,"
+        " privacy_scope, created_at, idempotency_key, tombstone_of_conversation_turn_id,"
+        " tombstone_reason_code)",
         name="contract",
     ),
     Index(
@@ -462,7 +465,120 @@ conversation_ledger: Final = Table(
         unique=True,
         postgresql_where=text("tombstone_of_conversation_turn_id IS NOT NULL"),
     ),
+    Index("ix_conversation_ledger_tenant_user", "tenant_id", "user_id", "conversation_turn_id"),
     schema="conversation",
+)
+
+turn_texts: Final = Table(
+    "turn_texts",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("conversation_turn_id", BigInteger, nullable=False),
+    Column("text_hash", _ID, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("text", _ID, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "conversation_turn_id", name="pk_turn_texts"),
+    ForeignKeyConstraint(
+        ["tenant_id", "conversation_turn_id", "text_hash"],
+        [
+            "conversation.conversation_ledger.tenant_id",
+            "conversation.conversation_ledger.conversation_turn_id",
+            "conversation.conversation_ledger.text_hash",
+        ],
+        name="fk_turn_texts_turn",
+    ),
+    CheckConstraint(
+        "octet_length(salt) = 32 AND octet_length(text) <= 65536"
+        " AND text_hash = os_core.salted_hash(salt, text)",
+        name="contract",
+    ),
+    schema="conversation",
+)
+
+subject_erasures: Final = Table(
+    "subject_erasures",
+    METADATA,
+    Column(
+        "erasure_id",
+        BigInteger,
+        server_default=text("nextval('os_core.subject_erasures_erasure_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("subject_id", _ID, nullable=False),
+    Column("reason_code", BigInteger, nullable=False),
+    Column("values_erased", BigInteger, nullable=False),
+    Column("texts_erased", BigInteger, nullable=False),
+    Column("erased_by", _ID, server_default=text("SESSION_USER"), nullable=False),
+    Column("erased_at", _INSTANT, nullable=False),
+    PrimaryKeyConstraint("erasure_id", name="pk_subject_erasures"),
+    UniqueConstraint("tenant_id", "erasure_id", name="ux_subject_erasures_tenant_erasure"),
+    UniqueConstraint("tenant_id", "subject_id", "erasure_id", name="ux_subject_erasures_tenant_subject"),
+    CheckConstraint(
+        "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
+        " AND reason_code >= 1 AND reason_code <= 4294967295"
+        " AND values_erased >= 0 AND texts_erased >= 0 AND os_core.is_portable_time(erased_at)",
+        name="contract",
+    ),
+)
+
+subjects: Final = Table(
+    "subjects",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("subject_id", _ID, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "subject_id", name="pk_subjects"),
+    UniqueConstraint("tenant_id", "subject_id", "salt", name="ux_subjects_tenant_salt"),
+    CheckConstraint(
+        "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
+        " AND octet_length(salt) = 32 AND os_core.is_portable_time(created_at)",
+        name="contract",
+    ),
+)
+
+subject_values: Final = Table(
+    "subject_values",
+    METADATA,
+    Column("tenant_id", _ID, nullable=False),
+    Column("subject_id", _ID, nullable=False),
+    Column("value_ref", _ID, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("value", JSONB, nullable=False),
+    Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "subject_id", "value_ref", name="pk_subject_values"),
+    ForeignKeyConstraint(
+        ["tenant_id", "subject_id", "salt"],
+        ["os_core.subjects.tenant_id", "os_core.subjects.subject_id", "os_core.subjects.salt"],
+        name="fk_subject_values_subject",
+    ),
+    CheckConstraint(
+        "value_ref = os_core.salted_hash(salt, value::text) AND os_core.is_portable_time(created_at)",
+        name="contract",
+    ),
+)
+
+tenant_removals: Final = Table(
+    "tenant_removals",
+    METADATA,
+    Column(
+        "removal_id",
+        BigInteger,
+        server_default=text("nextval('os_core.tenant_removals_removal_id_seq'::regclass)"),
+        nullable=False,
+    ),
+    Column("tenant_id", _ID, nullable=False),
+    Column("removal_state", _ID, nullable=False),
+    Column("recorded_by", _ID, server_default=text("SESSION_USER"), nullable=False),
+    Column("recorded_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
+    PrimaryKeyConstraint("removal_id", name="pk_tenant_removals"),
+    UniqueConstraint("tenant_id", "removal_id", name="ux_tenant_removals_tenant_removal"),
+    CheckConstraint(
+        "os_core.is_identifier(tenant_id, 64) AND removal_state IN ('OPENED', 'CLOSED')"
+        " AND os_core.is_portable_time(recorded_at)",
+        name="contract",
+    ),
 )
 
 work_order_feed: Final = Table(
@@ -470,10 +586,14 @@ work_order_feed: Final = Table(
     METADATA,
     Column("tenant_id", _ID, nullable=False),
     Column("feed_position", BigInteger, nullable=False),
-    Column("work_order_event_id", BigInteger, nullable=False),
+    Column("work_order_event_id", BigInteger),
+    Column("erasure_id", BigInteger),
     PrimaryKeyConstraint("tenant_id", "feed_position", name="pk_work_order_feed"),
     UniqueConstraint("tenant_id", "work_order_event_id", name="ux_work_order_feed_tenant_event"),
-    CheckConstraint("feed_position > 0", name="contract"),
+    UniqueConstraint("tenant_id", "erasure_id", name="ux_work_order_feed_tenant_erasure"),
+    CheckConstraint(
+        "feed_position > 0 AND (work_order_event_id IS NULL) <> (erasure_id IS NULL)", name="contract"
+    ),
 )
 
 work_order_feed_heads: Final = Table(

@@ -203,6 +203,11 @@ EVENTS: Final = DriverStatement(
     in_scope(_PAGE, true(), _array(WorkOrderEvent, _PAGE)).order_by(_PAGE.c.work_order_seq),
     _reader(WorkOrderEvent, work_order_ledger),
 )
+RESOLVE: Final = select(
+    func.os_core.resolve_values(
+        SCOPED_TENANT, cast(bindparam("value", type_=Text), JSONB), type_=JSONB
+    ).label("value")
+)
 
 _TURN: Final = bindparam("turn_id", type_=BigInteger)
 _REASON: Final = bindparam("reason_code", type_=BigInteger)

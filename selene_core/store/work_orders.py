@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from selene_core.contract.enums import WorkOrderStatus
 from selene_core.contract.errors import ContractViolation
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
-from selene_core.contract.frozen_json import MAX_INT64
+from selene_core.contract.frozen_json import MAX_INT64, thaw
+from selene_core.contract.personal import holds_references
 from selene_core.contract.rows import (
     AppendResult,
     BrokenChain,
@@ -73,10 +75,28 @@ class WorkOrderRepository(Intentions):
         rows = send(self._conn, statements.APPEND_IN_SCOPE, tenant_id=tenant_id, events=wire)
         return [statements.APPEND_IN_SCOPE.read(row) for row in rows]
 
-    def get(self, work_order_id: str) -> WorkOrder | None:
-        """Return the work order as it is now, or None; raises ContractViolation (contract §9)."""
+    def get(self, work_order_id: str, *, resolve: bool = False) -> WorkOrder | None:
+        """Return the work order as it is now, or None; raises ContractViolation (contract §9).
+
+        resolve=True: with personal values in the place of their references, in fields_json and
+        resolved_fields_json; an erased one reads {"$erased": True} (contract §18).
+        """
         found = self._read_in_scope(statements.GET, work_order_id=check_work_order_id(work_order_id))
-        return found[0] if found else None
+        if not found:
+            return None
+        return self._resolved(found[0]) if _FLAG.check("resolve", resolve) else found[0]
+
+    def resolve(self, value: Any) -> Any:
+        """Return JSON, such as an event's payload, with personal values in the place of their references.
+
+        What is erased reads {"$erased": True}. Not for members of selene_readonly (contract §18).
+        """
+        wire = json.dumps(thaw(value), ensure_ascii=False, allow_nan=False)
+        return self._run(statements.RESOLVE, value=wire)[0]["value"]
+
+    def _resolved(self, order: WorkOrder) -> WorkOrder:
+        held = {"fields_json": order.fields_json, "resolved_fields_json": order.resolved_fields_json}
+        return replace(order, **self.resolve(held)) if holds_references(held) else order
 
     def get_by_correlation(self, correlation_id: UUID) -> WorkOrder | None:
         """Return the work order whose newest thread this is; raises ContractViolation (contract §9)."""

@@ -226,24 +226,24 @@ BREACHES = [
     ),
     (
         "privileges: the roles read every",
-        "GRANT SELECT (text) ON conversation.conversation_ledger TO selene_app",
-        "selene_app may read conversation.conversation_ledger.text",
+        "GRANT SELECT (text) ON conversation.turn_texts TO selene_app",
+        "selene_app may read conversation.turn_texts.text",
     ),
     (
         "privileges: the roles read every",
-        "GRANT SELECT ON conversation.conversation_ledger TO selene_readonly",
-        "selene_readonly may read conversation.conversation_ledger.text",
+        "GRANT SELECT ON conversation.turn_texts TO selene_readonly",
+        "selene_readonly may read conversation.turn_texts.text",
     ),
     (
         "privileges: the roles read every",
         "GRANT pg_read_all_data TO selene_readonly",
-        "selene_readonly may read conversation.conversation_ledger.text",
+        "selene_readonly may read conversation.turn_texts.text",
     ),
     ("privileges: the roles read every", NEW_TABLE, "selene_app may not read os_core.new.note_id"),
     (
         "privileges: the roles read every",
-        "ALTER TABLE conversation.conversation_ledger RENAME COLUMN text TO said",
-        "conversation.conversation_ledger.text is no column",
+        "ALTER TABLE conversation.turn_texts RENAME COLUMN text TO said",
+        "conversation.turn_texts.text is no column",
     ),
     (
         "privileges: selene_feed",

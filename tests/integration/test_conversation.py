@@ -52,9 +52,10 @@ from tests.support.servers import Database, Role, Server
 from tests.support.sessions import Sessions
 
 LEDGER = "conversation.conversation_ledger"
+SAID = "conversation.turn_texts"
 THREAD = UUID("6b0f0a54-1c2e-4c57-9d1a-0a7c4b2f9e11")
 SECRET = "my number is 4711"
-READABLE = [column.name for column in conversation_ledger.columns if column.name != "text"]
+READABLE = [column.name for column in conversation_ledger.columns]
 ID_RULE = "must be 1..128 ASCII letters, digits or ._:/@+-, starting with a letter or digit"
 
 
@@ -102,8 +103,8 @@ def turn(turn_id: Any = 1, text: Any = "Hello", **given: Any) -> dict[str, Any]:
     }
 
 
-def hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def hashed(text: str, salt: bytes = b"") -> str:
+    return hashlib.sha256(salt + text.encode()).hexdigest()
 
 
 def refusal_of(
@@ -122,7 +123,8 @@ def test_append__returns_what_was_written(repository: ConversationRepository) ->
     result = repository.append(
         **turn(session_id="alice-session", device_id="alice-device", idempotency_key="k")
     )
-    assert result == TurnResult(result.conversation_turn_id, 1, hashed("Hello"), result.created_at, False)
+    assert re.fullmatch("[0-9a-f]{64}", result.text_hash)
+    assert not result.replayed
     (read,) = repository.page(THREAD)
     assert read == ConversationTurn(
         conversation_turn_id=result.conversation_turn_id,
@@ -135,7 +137,7 @@ def test_append__returns_what_was_written(repository: ConversationRepository) ->
         role=ConversationRole.USER,
         source=ConversationSource.TYPED_TEXT,
         text="Hello",
-        text_hash=hashed("Hello"),
+        text_hash=result.text_hash,
         privacy_scope=PrivacyScope.PUBLIC_CHAT,
         created_at=result.created_at,
         idempotency_key="k",
@@ -165,11 +167,11 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_append__text_comes_back_byte_for_byte(repository: ConversationRepository, text: str) -> None:
-    assert repository.append(**turn(text=text)).text_hash == hashed(text)
+    written = repository.append(**turn(text=text))
     (read,) = repository.turns(THREAD)
     assert read.text is not None
     assert read.text.encode() == text.encode()
-    assert read.text_hash == hashed(text)
+    assert read.text_hash == written.text_hash
     assert repository.append(**turn(text=text)).replayed
 
 
@@ -304,13 +306,28 @@ def test_owner__cannot_give_a_hash_either(database: Database, engine: sa.Engine)
     with tenant_scope(engine, "acme") as conn:
         furnish(conn, "alice")
     with tenant_scope(database.engine("owner"), "acme") as conn:
-        insert = (
-            f"INSERT INTO {LEDGER} (tenant_id, correlation_id, turn_id, user_id, role, source, text,"
-            " text_hash, privacy_scope)"
-            f" VALUES ('acme', '{THREAD}', 1, 'alice', 'USER', 'TYPED_TEXT', 'a', 'b', 'PUBLIC_CHAT')"
-        )
-        with pytest.raises(sa.exc.DBAPIError, match="text_hash"):
-            conn.exec_driver_sql(insert)
+        written = ConversationRepository(conn).append(**turn(1))
+        take = f"DELETE FROM {SAID}"
+        with pytest.raises(sa.exc.DBAPIError, match="is changed by an erasure only"), conn.begin_nested():
+            conn.exec_driver_sql(take)
+    with tenant_scope(database.engine("owner"), "acme") as conn:
+        # Another text under the turn's hash, and the turn's text under another hash.
+        for salt, said, text_hash, constraint in (
+            ("'x'", "'b'", f"'{written.text_hash}'", "ck_turn_texts_contract"),
+            ("decode(repeat('00', 32), 'hex')", "'b'", f"'{written.text_hash}'", "ck_turn_texts_contract"),
+            (
+                "decode(repeat('00', 32), 'hex')",
+                "'b'",
+                "os_core.salted_hash(decode(repeat('00', 32), 'hex'), 'b')",
+                "(fk|pk)_turn_texts",
+            ),
+        ):
+            insert = (
+                f"INSERT INTO {SAID} (tenant_id, conversation_turn_id, text_hash, salt, text)"
+                f" VALUES ('acme', {written.conversation_turn_id}, {text_hash}, {salt}, {said})"
+            )
+            with pytest.raises(sa.exc.IntegrityError, match=constraint), conn.begin_nested():
+                conn.exec_driver_sql(insert)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +353,19 @@ def test_append__a_foreign_id_is_like_none(
             told.add(str(raised).replace(name, "?"))
         assert len(told) == 1
         assert repository.page(THREAD) == []
+
+
+def test_append__hashes_are_salted(acme: Tenant) -> None:
+    """Equal texts have other hashes: nobody finds a short text by trying."""
+    ready(acme)
+    hashes = [call(acme.app, acme.id, turn_id=n, text="yes")[2] for n in (1, 2)]
+    stored = acme.admin.execute(
+        f"SELECT text_hash, salt FROM {SAID} WHERE tenant_id = %s ORDER BY conversation_turn_id".encode(),
+        (acme.id,),
+    ).fetchall()
+    assert len(set(hashes)) == len({salt for _, salt in stored}) == 2
+    assert [hashed("yes", salt) for _, salt in stored] == [row[0] for row in stored] == hashes
+    assert {len(salt) for _, salt in stored} == {32}
 
 
 # --- replays
@@ -401,7 +431,7 @@ def test_tombstone__hides_the_text_and_keeps_the_hash(repository: ConversationRe
     tombstone = repository.tombstone(THREAD, first.conversation_turn_id, reason_code=451)
     assert (tombstone.turn_id, tombstone.replayed, tombstone.text_hash) == (3, False, hashed(""))
     hidden, other, mark = repository.turns(THREAD)
-    assert (hidden.text, hidden.text_hash) == (None, hashed(SECRET))
+    assert (hidden.text, hidden.text_hash) == (None, first.text_hash)
     assert hidden.tombstoned_by_conversation_turn_id == tombstone.conversation_turn_id
     assert hidden.tombstone_reason_code == 451
     assert hidden.tombstone_of_conversation_turn_id is None
@@ -542,14 +572,16 @@ def test_tombstone__no_place_after_the_last(scope: sa.Connection) -> None:
                 **more,
             }
             for more in (
-                {"text": "'said'"},
+                {"text_hash": "repeat('0', 64)"},
                 {"tombstone_reason_code": "0"},
                 {"tombstone_reason_code": "4294967296"},
                 {"conversation_turn_id": "{first}"},
                 {"conversation_turn_id": "{first} - 1"},
             )
         ),
-        {"text": "repeat('x', 65537)"},
+        {"text_hash": "repeat('x', 64)"},
+        {"text_hash": "repeat('0', 63)"},
+        {"text_hash": "''"},
         {"turn_id": "0"},
         {"role": "'X'"},
         {"source": "'X'"},
@@ -572,7 +604,7 @@ def test_row__is_refused_whoever_writes_it(
         "user_id": "'alice'",
         "role": "'USER'",
         "source": "'TYPED_TEXT'",
-        "text": "''",
+        "text_hash": f"'{hashed('')}'",
         "privacy_scope": "'PUBLIC_CHAT'",
     }
     row = {name: value.format(first=first) for name, value in {**usual, **columns}.items()}
@@ -591,36 +623,38 @@ def test_row__is_refused_whoever_writes_it(
 # --- what no role can read
 
 WAYS_TO_THE_TEXT = [
-    "SELECT text FROM {ledger}",
-    "SELECT * FROM {ledger}",
-    "TABLE {ledger}",
-    "SELECT turn FROM {ledger} AS turn",
-    "SELECT turn::text FROM {ledger} AS turn",
-    "SELECT row_to_json(turn) FROM {ledger} AS turn",
-    "SELECT to_jsonb(turn) ->> 'text' FROM {ledger} AS turn",
-    "SELECT (turn).text FROM {ledger} AS turn",
-    "SELECT octet_length(text) FROM {ledger}",
-    "SELECT md5(text) FROM {ledger}",
-    "SELECT pg_column_size(text) FROM {ledger}",
-    "SELECT turn_id FROM {ledger} WHERE text LIKE 'my%'",
-    "SELECT turn_id FROM {ledger} WHERE text > 'm'",
-    "SELECT turn_id FROM {ledger} ORDER BY text",
-    "SELECT count(*) FROM {ledger} GROUP BY text",
-    "SELECT count(text) FROM {ledger}",
-    "SELECT turn_id FROM {ledger} WHERE turn_id = 1 AND text IS NOT NULL",
-    "SELECT a.turn_id FROM {ledger} AS a JOIN {ledger} AS b USING (text)",
-    "SELECT a.turn_id FROM {ledger} AS a NATURAL JOIN {ledger} AS b",
-    "COPY {ledger} TO STDOUT",
-    "COPY {ledger} (text) TO STDOUT",
-    "COPY (SELECT text FROM {ledger}) TO STDOUT",
-    "CREATE TEMPORARY TABLE mine AS SELECT text FROM {ledger}",
-    "CREATE TEMPORARY TABLE mine AS TABLE {ledger}",
-    "EXPLAIN ANALYZE SELECT text FROM {ledger}",
-    "DECLARE mine CURSOR FOR SELECT text FROM {ledger}",
-    "DO $$ BEGIN PERFORM text FROM {ledger}; END $$",
+    "SELECT text FROM {said}",
+    "SELECT * FROM {said}",
+    "TABLE {said}",
+    "SELECT turn FROM {said} AS turn",
+    "SELECT turn::text FROM {said} AS turn",
+    "SELECT row_to_json(turn) FROM {said} AS turn",
+    "SELECT to_jsonb(turn) ->> 'text' FROM {said} AS turn",
+    "SELECT (turn).text FROM {said} AS turn",
+    "SELECT octet_length(text) FROM {said}",
+    "SELECT md5(text) FROM {said}",
+    "SELECT pg_column_size(text) FROM {said}",
+    "SELECT conversation_turn_id FROM {said} WHERE text LIKE 'my%'",
+    "SELECT conversation_turn_id FROM {said} WHERE text > 'm'",
+    "SELECT conversation_turn_id FROM {said} ORDER BY text",
+    "SELECT count(*) FROM {said} GROUP BY text",
+    "SELECT count(text) FROM {said}",
+    "SELECT conversation_turn_id FROM {said} WHERE conversation_turn_id > 0 AND text IS NOT NULL",
+    "SELECT a.conversation_turn_id FROM {said} AS a JOIN {said} AS b USING (text)",
+    "SELECT a.conversation_turn_id FROM {said} AS a NATURAL JOIN {said} AS b",
+    "COPY {said} TO STDOUT",
+    "COPY {said} (text) TO STDOUT",
+    "COPY (SELECT text FROM {said}) TO STDOUT",
+    "CREATE TEMPORARY TABLE mine AS SELECT text FROM {said}",
+    "CREATE TEMPORARY TABLE mine AS TABLE {said}",
+    "EXPLAIN ANALYZE SELECT text FROM {said}",
+    "DECLARE mine CURSOR FOR SELECT text FROM {said}",
+    "DO $$ BEGIN PERFORM text FROM {said}; END $$",
     "SELECT stavalues1 FROM pg_statistic",
-    "SELECT conversation.is_turn_row(1, 1, '', '', text, '', now(), '', 1, 1) FROM {ledger}",
-    "SELECT conversation.text_hash('guess')",
+    "SELECT conversation.is_turn_row(1, 1, '', '', text, '', now(), '', 1, 1) FROM {said}",
+    "SELECT salt FROM {said}",
+    "SELECT conversation_turn_id FROM {said} WHERE text_hash = os_core.salted_hash(salt, 'guess')",
+    "SELECT os_core.salted_hash('', 'guess')",
 ]
 
 
@@ -643,7 +677,7 @@ def test_text__cannot_be_read_from_the_table(
         conn.exec_driver_sql("SET LOCAL selene.tenant_id = 'acme'")
         for way in WAYS_TO_THE_TEXT:
             with pytest.raises(sa.exc.DBAPIError) as caught, conn.begin_nested():
-                conn.execute(sa.text(way.format(ledger=LEDGER)))
+                conn.execute(sa.text(way.format(said=SAID)))
             assert isinstance(caught.value.orig, psycopg.errors.InsufficientPrivilege), way
             assert SECRET not in str(caught.value)
         for name in READABLE:
@@ -657,9 +691,14 @@ def test_text__of_a_hidden_turn_is_in_nothing_that_a_role_gets(
     database: Database, hidden: ConversationTurn, admin_engine: sa.Engine, role: Role
 ) -> None:
     with admin_engine.connect() as conn:
-        conn.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"VACUUM ANALYZE {LEDGER}")
+        conn.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"VACUUM ANALYZE {SAID}")
         # Not even among what a superuser sees of the statistics.
-        assert SECRET not in str(conn.exec_driver_sql("SELECT * FROM pg_stats WHERE attname = 'text'").all())
+        assert SECRET not in str(conn.exec_driver_sql("SELECT * FROM pg_stats").all())
+        kept = conn.exec_driver_sql(
+            f"SELECT a.attname FROM pg_statistic AS s JOIN pg_attribute AS a ON a.attrelid = s.starelid"
+            f" AND a.attnum = s.staattnum WHERE s.starelid = '{SAID}'::regclass"
+        ).scalars()
+        assert set(kept) == {"tenant_id", "conversation_turn_id", "text_hash"}
     with tenant_scope(database.engine(role), "acme") as conn:
         assert SECRET not in str(ConversationRepository(conn).page(THREAD))
         for query in (
@@ -674,7 +713,7 @@ def test_text__is_in_no_index(admin_engine: sa.Engine) -> None:
     with admin_engine.connect() as conn:
         keys = conn.exec_driver_sql(
             f"SELECT a.attname FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indexrelid"
-            f" WHERE i.indrelid = '{LEDGER}'::regclass"
+            f" WHERE i.indrelid IN ('{LEDGER}'::regclass, '{SAID}'::regclass)"
         ).scalars()
         assert set(keys) <= set(READABLE)
 
@@ -775,21 +814,28 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
     with server.new_database("talk", template_database) as database:
         with server.admin(database.name) as admin:
             insert = (
-                f"INSERT INTO {LEDGER} (tenant_id, correlation_id, turn_id, user_id, role, source, text,"
+                f"INSERT INTO {LEDGER} (tenant_id, correlation_id, turn_id, user_id, role, source, text_hash,"
                 " privacy_scope, tombstone_of_conversation_turn_id, tombstone_reason_code)"
             )
+            salt = "decode(repeat('00', 32), 'hex')"
             admin.execute("INSERT INTO os_core.identities VALUES ('acme', 'alice', NULL, NULL, 'ACTIVE')")
             admin.execute(
                 f"{insert} SELECT 'acme', md5('talk-' || n % 1000)::uuid, 1 + n / 1000, 'alice', 'USER',"
-                " 'TYPED_TEXT', 'turn ' || n, 'PUBLIC_CHAT', NULL, NULL FROM generate_series(0, 19999) AS n"
+                f" 'TYPED_TEXT', os_core.salted_hash({salt}, 'turn'), 'PUBLIC_CHAT', NULL, NULL"
+                " FROM generate_series(0, 19999) AS n"
             )
             admin.execute(
-                f"{insert} SELECT 'acme', '{THREAD}', n, 'alice', 'USER', 'TYPED_TEXT', repeat('x', 2000),"
-                " 'PUBLIC_CHAT', NULL, NULL FROM generate_series(1, 5000) AS n"
+                f"{insert} SELECT 'acme', '{THREAD}', n, 'alice', 'USER', 'TYPED_TEXT',"
+                f" os_core.salted_hash({salt}, repeat('x', 2000)), 'PUBLIC_CHAT', NULL, NULL"
+                " FROM generate_series(1, 5000) AS n"
+            )
+            admin.execute(
+                f"INSERT INTO {SAID} SELECT tenant_id, conversation_turn_id, text_hash, {salt},"
+                f" CASE correlation_id WHEN '{THREAD}' THEN repeat('x', 2000) ELSE 'turn' END FROM {LEDGER}"
             )
             admin.execute(
                 f"{insert} SELECT tenant_id, correlation_id, 1000000 + turn_id, user_id, role, 'TOMBSTONE',"
-                f" '', privacy_scope, conversation_turn_id, 1 FROM {LEDGER}"
+                f" os_core.salted_hash('', ''), privacy_scope, conversation_turn_id, 1 FROM {LEDGER}"
                 " WHERE conversation_turn_id % 3 = 0"
             )
             admin.execute(
@@ -846,21 +892,28 @@ def test_read__is_one_index_scan(full_database: Database, database: Database, st
         (plan,) = conn.exec_driver_sql(explain).scalar_one()
     found = dict(nodes(plan["Plan"]))
     turns, marks = "ux_conversation_ledger_tenant_turn", "ux_conversation_ledger_tombstone"
-    assert set(found) == {"Limit", "Nested Loop", "Result", turns, marks}  # no scan of a table, no sort
-    for index, last in ((turns, "turn_id"), (marks, "tombstone_of_conversation_turn_id")):
-        for column in ("tenant_id", "correlation_id", last):
+    texts = "pk_turn_texts"
+    # No scan of a table, no sort.
+    assert set(found) == {"Limit", "Nested Loop", "Result", turns, marks, texts}
+    for index, columns in (
+        (turns, ("tenant_id", "correlation_id", "turn_id")),
+        (marks, ("tenant_id", "correlation_id", "tombstone_of_conversation_turn_id")),
+        (texts, ("tenant_id", "conversation_turn_id")),
+    ):
+        for column in columns:
             assert f"({column} " in found[index]
 
 
 TURNS = "conversation.ux_conversation_ledger_tenant_turn"
 MARKS = "conversation.ux_conversation_ledger_tombstone"
+TEXTS_OF_TURNS = "conversation.pk_turn_texts"
 
 
 def test_read__touches_what_it_returns(full_database: Database) -> None:
     """As the server counts it: no sequential scan, and one scan of the conversation."""
     with tenant_scope(full_database.engine("app"), "acme") as conn, scans(conn) as counted:
         turns = ConversationRepository(conn).page(THREAD, after=1000)
-    assert counted == {TURNS: 1, MARKS: len(turns)}
+    assert counted == {TURNS: 1, MARKS: len(turns), TEXTS_OF_TURNS: len(turns)}
 
 
 def test_read__beside_the_events_is_one_index_scan_each(full_database: Database) -> None:
@@ -870,7 +923,12 @@ def test_read__beside_the_events_is_one_index_scan_each(full_database: Database)
         lines = [*conversation_lines(events, turns_of)]
     turns = sum("USER: " in line for line in lines)
     assert (turns, sum("STEP_STARTED" in line for line in lines)) == (27, 4)
-    assert counted == {"os_core.ux_work_order_ledger_tenant_work_order_seq": 1, TURNS: 1, MARKS: turns}
+    assert counted == {
+        "os_core.ux_work_order_ledger_tenant_work_order_seq": 1,
+        TURNS: 1,
+        MARKS: turns,
+        TEXTS_OF_TURNS: turns,
+    }
 
 
 # --- many at once
@@ -914,7 +972,8 @@ def test_sixteen__open_move_and_close_sessions_while_they_append(sessions: Sessi
     assert sum(not replayed for *_, replayed in results) == 160
     stored = acme.admin.execute(
         "SELECT turn_id, text, idempotency_key, session_id, conversation_turn_id"
-        f" FROM {LEDGER} WHERE tenant_id = %s ORDER BY turn_id".encode(),
+        f" FROM {LEDGER} JOIN {SAID} USING (tenant_id, conversation_turn_id)"
+        " WHERE tenant_id = %s ORDER BY turn_id".encode(),
         (acme.id,),
     ).fetchall()
     assert [row[:4] for row in stored] == [
@@ -1060,7 +1119,7 @@ def test_sequence__set_back_is_noticed(engine: sa.Engine, admin_engine: sa.Engin
 
 
 def test_enums__are_the_words_of_the_checks(acme: Tenant) -> None:
-    row = "conversation.is_turn_row(1, 1, {}, {}, '', {}, now(), NULL, NULL, NULL)"
+    row = "conversation.is_turn_row(1, 1, {}, {}, repeat('0', 64), {}, now(), NULL, NULL, NULL)"
     usual = ["USER", "TYPED_TEXT", "PUBLIC_CHAT"]
     for place, words in enumerate((ConversationRole, ConversationSource, PrivacyScope)):
         every = [word.value for enum in (ConversationRole, ConversationSource, PrivacyScope) for word in enum]
@@ -1068,8 +1127,11 @@ def test_enums__are_the_words_of_the_checks(acme: Tenant) -> None:
             given = [f"'{word if n == place else value}'" for n, value in enumerate(usual)]
             found = acme.admin.execute(f"SELECT {row.format(*given)}".encode()).fetchone()
             assert found == (word in list(words) and word != "TOMBSTONE",), word
-    mark = "SELECT conversation.is_turn_row(2, 2, 'USER', 'TOMBSTONE', '', 'PUBLIC_CHAT', now(), NULL, 1, 1)"
-    assert acme.admin.execute(mark).fetchone() == (True,)
+    mark = (
+        f"SELECT conversation.is_turn_row(2, 2, 'USER', 'TOMBSTONE', '{hashed('')}', 'PUBLIC_CHAT', now(),"
+        " NULL, 1, 1)"
+    )
+    assert acme.admin.execute(mark.encode()).fetchone() == (True,)
 
 
 # --- a backend that is killed

@@ -85,6 +85,8 @@ CALLS = {
     "read_feed": "'acme', 0, 1",
     "feed_status": "'acme'",
     "verify_feed": "'acme'",
+    "resolve_values": "'acme', '{}'",
+    "erase_subject": "'acme', 'nobody', 1",
     "append_work_order_events": """'acme', '[{
         "work_order_id": "wo-1", "correlation_id": "6b0f0a54-1c2e-4c57-9d1a-0a7c4b2f9e11", "turn_id": 1,
         "event_type": "WORK_ORDER_CREATED", "work_order_status": "DRAFT", "reason_code": 1}]'""",
@@ -211,7 +213,12 @@ def test_login__grants_nothing(conn: sa.Connection) -> None:
     for table, column in tables(conn):
         answer(conn, f"GRANT SELECT ON {table} TO PUBLIC")
         # Of these they may read columns.
-        whole = table not in ("conversation.conversation_ledger", "os_core.work_order_feed_consumers")
+        whole = table not in (
+            "conversation.turn_texts",
+            "os_core.subjects",
+            "os_core.subject_values",
+            "os_core.work_order_feed_consumers",
+        )
         conn.exec_driver_sql(f"GRANT {'ALL' if whole else f'SELECT ({column})'} ON {table} TO PUBLIC")
     assert conn.exec_driver_sql(acls).all() == before
 

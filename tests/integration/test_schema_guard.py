@@ -163,8 +163,8 @@ DRIFTS = {
     f"INSERT INTO os_core.alembic_version VALUES ('{BEFORE_HEAD}')": f"2 revisions, {BEFORE_HEAD} and {HEAD}",
     f"ALTER FUNCTION {VERIFY} OWNER TO CURRENT_USER": "belongs to",
     f"CREATE TABLE public.parent (); ALTER TABLE {LEDGER} INHERIT public.parent": "has parent public.parent",
-    "ALTER TABLE conversation.conversation_ledger ALTER COLUMN text SET STATISTICS 100": "target of text",
-    "CREATE STATISTICS public.mine ON text, role FROM conversation.conversation_ledger": "public.mine of",
+    "ALTER TABLE conversation.turn_texts ALTER COLUMN text SET STATISTICS 100": "target of text",
+    "CREATE STATISTICS public.mine ON text, salt FROM conversation.turn_texts": "public.mine of",
     "DROP FUNCTION os_core.require_tenant(text)": "os_core.require_tenant(text) is missing",
     "REVOKE USAGE ON SCHEMA os_core FROM selene_app": "the login may not read the version table",
 }

@@ -20,6 +20,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.cancel_work_order(text,text,bigint,text,text)",
     "os_core.claim_work_order(text,text,text,bigint,text[])",
     "os_core.due_step_retries(text,integer)",
+    "os_core.erase_subject(text,text,bigint)",
     "os_core.enroll_feed(text,text)",
     "os_core.feed_status(text,text)",
     "os_core.finish_step_attempt(text,bigint,text,bigint,boolean,text,text)",
@@ -37,6 +38,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.release_lease(text,text,text,timestamp with time zone)",
     "os_core.renew_lease(text,text,text,bigint)",
     "os_core.require_tenant(text)",
+    "os_core.resolve_values(text,jsonb)",
     "os_core.start_step_attempt(text,text,text,bigint,bigint,bigint,text,text)",
     "os_core.take_feed(text,text,integer)",
     "os_core.touch_session(text,text)",
@@ -57,7 +59,11 @@ READING_FUNCTIONS = (
 """What selene_readonly may execute as well: the text of turns, which no role may select, and the feed."""
 
 HIDDEN_COLUMNS = (
-    "conversation.conversation_ledger.text",
+    "conversation.turn_texts.salt",
+    "conversation.turn_texts.text",
+    "os_core.subjects.salt",
+    "os_core.subject_values.salt",
+    "os_core.subject_values.value",
     # A login that is in selene_feed, too, would see them of every tenant: os_core.feed_status returns them.
     "os_core.work_order_feed_consumers.fence",
     "os_core.work_order_feed_consumers.lease_owner_id",
@@ -122,6 +128,10 @@ GUARDS = {
     # Rows that go through states: none is deleted, and the guard decides what may change.
     "os_core.work_order_leases": "os_core.guard_lease",
     "os_core.work_order_step_attempts": "os_core.guard_step_attempt",
+    # Rows that never change; the erasure of a person deletes them.
+    "conversation.turn_texts": "os_core.guard_erasable",
+    "os_core.subjects": "os_core.guard_erasable",
+    "os_core.subject_values": "os_core.guard_erasable",
 }
 APPEND_ONLY = "os_core.reject_mutation"
 """The guard of every table that is in neither of the two lists, one to come included."""

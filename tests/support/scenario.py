@@ -46,8 +46,10 @@ _SERIALS: Final = {
     "attempt": "os_core.work_order_step_attempts",
     "event": "os_core.work_order_ledger",
 }
-_EVENT_HASH: Final = re.compile(r'("event_hash": )"\\\\x[0-9a-f]{64}"')
-_LEASE_ID: Final = re.compile(r'("lease_id": )"[0-9a-f-]{36}"')
+# What is random, or comes from it: the salt of a text, and its hash.
+_RANDOM: Final = re.compile(
+    r'("(?:lease_id|event_hash|salt|text_hash|value_ref|\$ref)": )"[^"]*"|("erasure_id": )\d+'
+)
 ODD: Final = {
     "text": "back\\slash 'quote' \"double\" é",
     "numbers": [0.1, 1.5e-300, 12345678901234567, -0.5, 1234567.8901234567],
@@ -78,6 +80,7 @@ class Story:
         self._approvals()
         self._leases_and_attempts()
         self._people()
+        self._personal()
         self._mend()
         rows = {}
         for table in METADATA.sorted_tables:
@@ -207,17 +210,34 @@ class Story:
         self._answer("SELECT session_state FROM os_core.touch_session(%s, 'session')")
         self._answer("SELECT session_state FROM os_core.move_session(%s, 'session', 'CLOSED')")
         said = (
-            "SELECT turn_id, text_hash, replayed FROM conversation.append_turn(%s, %s, %s, 'user', 'USER',"
+            "SELECT turn_id, replayed FROM conversation.append_turn(%s, %s, %s, 'user', 'USER',"
             " 'TYPED_TEXT', %s, 'PUBLIC_CHAT', 'session', 'device', %s)"
         )
         for turn_id, text in ((1, ODD["text"]), (2, "Grüße"), (2, "Grüße"), (2, "grüße")):
             self._answer(said, thread, turn_id, text, f"turn-{turn_id}")
         self._answer(
-            "SELECT turn_id, text_hash, replayed FROM conversation.tombstone_turn(%s, %s, (SELECT"
+            "SELECT turn_id, replayed FROM conversation.tombstone_turn(%s, %s, (SELECT"
             " min(conversation_turn_id) FROM conversation.read_turns(%s, %s, 0, 1)), 7)",
             *(thread, self._tenant, thread),
         )
         self._answer("SELECT turn_id, text FROM conversation.read_turns(%s, %s, 0, 9)", thread)
+
+    def _personal(self) -> None:
+        """Keep personal values, read them, and erase one of two people."""
+        given = {who: {"$personal": {"subject": who, "value": ODD}} for who in ("user", "other")}
+        self._append(self._wire("STEP_STARTED", "personal-no-order", payload=given))
+        self._append(self._wire("WORK_ORDER_CREATED", "personal", payload={"fields": given}))
+        resolved = (
+            "SELECT os_core.resolve_values(%s, (SELECT fields_json FROM os_core.work_orders_current"
+            " WHERE tenant_id = %s AND work_order_id = %s))"
+        )
+        self._answer(resolved, self._tenant, self._id("personal"))
+        self._answer("SELECT os_core.enroll_feed(%s, 'billing')")
+        # An erasure must see what was committed last: it refuses another isolation, whoever asked for that.
+        self._conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        self._answer("SELECT values_erased, replayed FROM os_core.erase_subject(%s, 'other', 7)")
+        self._conn.execute("COMMIT")
+        self._answer(resolved, self._tenant, self._id("personal"))
 
     def _mend(self) -> None:
         """Verify, look back and rebuild; first in order, then where rows have drifted and one is lost."""
@@ -302,8 +322,7 @@ class Story:
             return match[0]
 
         def strip(text: str) -> str:
-            text = _LEASE_ID.sub(r"\1…", _SERIAL.sub(serial, _TIME.sub(time, text)))
-            text = _EVENT_HASH.sub(r"\1…", text)
+            text = _RANDOM.sub(r"\1\2…", _SERIAL.sub(serial, _TIME.sub(time, text)))
             return text.replace(str(thread_of(self._tenant)), "{thread}").replace(self._tenant, "{tenant}")
 
         return [strip(text) for text in texts]

@@ -36,10 +36,16 @@ CALLS = {
     .replace("{role}", "SELENE")
     .replace("{source}", "SELENE_OUTPUT")
     .replace("{text}", "Good day"),
+    "personal": EVENT.replace("{type}", "FIELD_SET").replace(
+        '"reason_code": 1',
+        '"reason_code": 1, "payload": {{"field_key": "name", "value":'
+        ' {{"$personal": {{"subject": "{tenant}-user", "value": "Anna"}}}}}}',
+    ),
     "positions": "os_core.advance_feed('{tenant}')",
     "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
     "tombstone": """conversation.tombstone_turn('{tenant}', '{thread}', (
         SELECT conversation_turn_id FROM conversation.read_turns('{tenant}', '{thread}', 0, 1)), 7)""",
+    "erase": "os_core.erase_subject('{tenant}', '{tenant}-other', 7)",
 }
 
 ORDER = "'{tenant}', '{tenant}-order'"
@@ -61,6 +67,10 @@ STORY = {
     "read": "conversation.read_turns('{tenant}', '{thread}', 0, 10)",
     "suspend": "os_core.move_session('{tenant}', '{tenant}-session', 'SUSPENDED')",
     "suspend, again": "os_core.move_session('{tenant}', '{tenant}-session', 'SUSPENDED')",
+    "personal": CALLS["personal"],
+    "resolve": """os_core.resolve_values('{tenant}', '{{"$subject": "{tenant}-user", "$ref": "unknown"}}')""",
+    "erase": "os_core.erase_subject('{tenant}', '{tenant}-user', 7)",
+    "erase, again": "os_core.erase_subject('{tenant}', '{tenant}-user', 7)",
     "lock": f"os_core.lock_work_order({ORDER})",
     "lease": CALLS["lease"],
     "lease, again": CALLS["lease"],

@@ -17,6 +17,12 @@ BEGIN
   IF pg_catalog.jsonb_typeof(p_events) = 'array' THEN
     _count := pg_catalog.jsonb_array_length(p_events);
   END IF;
+  -- Rare, and so looked for in the text: a person's value, or a reference to one (contract section 18).
+  IF p_events::text LIKE '%"$%' THEN
+    IF _count BETWEEN 1 AND 1000 THEN
+      p_events := os_core.refer_personal(p_tenant_id, p_events);
+    END IF;
+  END IF;
   IF _count = 1 THEN
     -- Assigned and not selected: a query has an executor of its own.
     _appended := os_core.append_work_order_event(

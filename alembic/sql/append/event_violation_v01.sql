@@ -98,7 +98,10 @@ BEGIN
       THEN 'work_order_status: must be CANCELED in WORK_ORDER_CANCELED'
     WHEN _event_type = 'STATUS_CHANGED' AND p_event ->> 'work_order_status' = 'CANCELED' AND p_event ->> 'reason_code' IS NULL
       THEN 'reason_code: is required by STATUS_CHANGED to CANCELED'
-    ELSE os_core.payload_violation(_event_type, COALESCE(p_event -> 'payload', '{}'))
+    ELSE COALESCE(
+      os_core.payload_violation(_event_type, COALESCE(p_event -> 'payload', '{}')),
+      CASE WHEN (p_event -> 'payload')::text LIKE '%"$%' THEN os_core.personal_violation(p_event -> 'payload') END
+    )
   END;
 END;
 $$;

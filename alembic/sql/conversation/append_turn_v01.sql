@@ -1,7 +1,8 @@
 -- conversation.append_turn: appends a turn; only tombstones are written elsewhere (contract section 2).
 -- Idempotent by key and by turn_id: the same content returns the original, other content is IdempotencyConflict.
 -- The insert itself checks user, device and session. Only if it wrote no row, the cause is looked for: first a replay, then what is
--- missing.
+-- missing. The foreign key locks the user, whom an erasure locks too. A call that has waited for an erasure was sent before it: its
+-- turn is written, and its text is erased with the others (contract section 18).
 CREATE OR REPLACE FUNCTION conversation.append_turn(
   p_tenant_id text,
   p_correlation_id uuid,
@@ -26,6 +27,9 @@ AS $$
 DECLARE
   _violation text;
   _prior conversation.conversation_ledger;
+  _salt bytea;
+  _said_hash text;
+  _erasure_id bigint;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   _violation := conversation.turn_violation(
@@ -35,13 +39,19 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, _violation);
   END IF;
 
+  SELECT pg_catalog.max(erasure.erasure_id) INTO _erasure_id
+  FROM os_core.subject_erasures AS erasure
+  WHERE erasure.tenant_id = p_tenant_id AND erasure.subject_id = p_user_id;
+  _salt := os_core.random_salt();
+  _said_hash := os_core.salted_hash(_salt, p_text);
+
   FOR _attempt IN 1..3 LOOP
-    RETURN QUERY
     INSERT INTO conversation.conversation_ledger AS turn (
-      tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope, idempotency_key
+      tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text_hash, privacy_scope,
+      idempotency_key
     )
     SELECT
-      p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, p_text, p_privacy_scope,
+      p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, _said_hash, p_privacy_scope,
       p_idempotency_key
     WHERE EXISTS (
         SELECT FROM os_core.identities AS identity WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
@@ -55,8 +65,17 @@ BEGIN
         WHERE session.tenant_id = p_tenant_id AND session.user_id = p_user_id AND session.session_id = p_session_id
       ))
     ON CONFLICT DO NOTHING
-    RETURNING turn.conversation_turn_id, turn.turn_id, turn.text_hash, turn.created_at, FALSE;
-    IF FOUND THEN
+    RETURNING turn.* INTO _prior;
+    IF _prior.conversation_turn_id IS NOT NULL THEN
+      INSERT INTO conversation.turn_texts (tenant_id, conversation_turn_id, text_hash, salt, text)
+      SELECT p_tenant_id, _prior.conversation_turn_id, _said_hash, _salt, p_text
+      WHERE NOT EXISTS (
+        SELECT FROM os_core.subject_erasures AS erasure
+        WHERE erasure.tenant_id = p_tenant_id
+          AND erasure.subject_id = p_user_id
+          AND erasure.erasure_id > COALESCE(_erasure_id, 0)
+      );
+      RETURN QUERY SELECT _prior.conversation_turn_id, _prior.turn_id, _prior.text_hash, _prior.created_at, FALSE;
       RETURN;
     END IF;
 
@@ -79,7 +98,10 @@ BEGIN
       PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
     END IF;
   END LOOP;
-  -- Compare the hashes, which the roles may read anyway: so a replay reveals nothing about a hidden text.
+  -- Compare the hashes: so a replay reveals nothing about a hidden text. What was erased, salt and all, is not compared.
+  SELECT said.salt INTO _salt
+  FROM conversation.turn_texts AS said
+  WHERE said.tenant_id = p_tenant_id AND said.conversation_turn_id = _prior.conversation_turn_id;
   IF _prior.turn_id <> p_turn_id
     OR _prior.user_id <> p_user_id
     OR _prior.session_id IS DISTINCT FROM p_session_id
@@ -87,7 +109,7 @@ BEGIN
     OR _prior.role <> p_role
     OR _prior.source <> p_source
     OR _prior.privacy_scope <> p_privacy_scope
-    OR _prior.text_hash <> conversation.text_hash(p_text)
+    OR _prior.text_hash <> os_core.salted_hash(_salt, p_text)
   THEN
     PERFORM conversation.refuse_turn_replay(p_correlation_id, p_turn_id, p_idempotency_key, _prior);
   END IF;

@@ -1,6 +1,6 @@
 -- conversation.read_turns: returns the next p_limit turns of a conversation after turn p_after (0: from the first), in order.
 -- The only way for the roles to read texts (contract section 2). A hidden text is NULL; its hash stays, with the tombstone's
--- reason and id.
+-- reason and id. An erased text is NULL, too; a tombstone's is ''.
 -- Planner settings: a plan made for an empty table must not scan or sort a full one.
 CREATE OR REPLACE FUNCTION conversation.read_turns(p_tenant_id text, p_correlation_id uuid, p_after bigint, p_limit integer)
 RETURNS TABLE (
@@ -51,7 +51,10 @@ BEGIN
     turn.device_id,
     turn.role,
     turn.source,
-    CASE WHEN tombstone.conversation_turn_id IS NULL THEN turn.text END,
+    CASE
+      WHEN turn.source = 'TOMBSTONE' THEN ''
+      WHEN tombstone.conversation_turn_id IS NULL THEN said.text
+    END,
     turn.text_hash,
     turn.privacy_scope,
     turn.created_at,
@@ -71,6 +74,12 @@ BEGIN
       AND hiding.tombstone_of_conversation_turn_id = turn.conversation_turn_id
     LIMIT 1
   ) AS tombstone ON TRUE
+  LEFT JOIN LATERAL (
+    SELECT of_turn.text
+    FROM conversation.turn_texts AS of_turn
+    WHERE of_turn.tenant_id = p_tenant_id AND of_turn.conversation_turn_id = turn.conversation_turn_id
+    LIMIT 1
+  ) AS said ON TRUE
   WHERE turn.tenant_id = p_tenant_id AND turn.correlation_id = p_correlation_id AND turn.turn_id > p_after
   ORDER BY turn.turn_id
   LIMIT p_limit;

@@ -109,12 +109,12 @@ BEGIN
     END IF;
     RETURN QUERY
     INSERT INTO conversation.conversation_ledger AS turn (
-      conversation_turn_id, tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text, privacy_scope,
+      conversation_turn_id, tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text_hash, privacy_scope,
       idempotency_key, tombstone_of_conversation_turn_id, tombstone_reason_code
     )
     VALUES (
-      _id, p_tenant_id, p_correlation_id, _turn_id, _target.session_id, _target.user_id, _target.device_id, _target.role, 'TOMBSTONE', '',
-      _target.privacy_scope, p_idempotency_key, p_conversation_turn_id, p_reason_code
+      _id, p_tenant_id, p_correlation_id, _turn_id, _target.session_id, _target.user_id, _target.device_id, _target.role, 'TOMBSTONE',
+      os_core.salted_hash('', ''), _target.privacy_scope, p_idempotency_key, p_conversation_turn_id, p_reason_code
     )
     ON CONFLICT DO NOTHING
     RETURNING turn.conversation_turn_id, turn.turn_id, turn.text_hash, turn.created_at, FALSE;

@@ -59,14 +59,20 @@ BEGIN
     COALESCE(_head.last_position, 0) - listed.feed_position + _unnumbered,
     COALESCE(
       (
-        SELECT ledger.created_at
+        SELECT COALESCE(ledger.created_at, erasure.erased_at)
         FROM os_core.work_order_feed AS feed
-        CROSS JOIN LATERAL (
+        LEFT JOIN LATERAL (
           SELECT event.created_at
           FROM os_core.work_order_ledger AS event
           WHERE event.tenant_id = p_tenant_id AND event.work_order_event_id = feed.work_order_event_id
           LIMIT 1
-        ) AS ledger
+        ) AS ledger ON TRUE
+        LEFT JOIN LATERAL (
+          SELECT erased.erased_at
+          FROM os_core.subject_erasures AS erased
+          WHERE erased.tenant_id = p_tenant_id AND erased.erasure_id = feed.erasure_id
+          LIMIT 1
+        ) AS erasure ON TRUE
         WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > listed.feed_position
         ORDER BY feed.feed_position
         LIMIT 1

@@ -1,4 +1,5 @@
 -- os_core.read_feed: returns the next p_limit events of the feed after position p_after (0: from the first), in order (contract section 16).
+-- The erasure of a person has a position, too: its event_type is SUBJECT_ERASED, it has no work order, and its payload names the subject.
 -- It only reads, so it works on a replica, too. Positions are given by os_core.advance_feed, on the primary.
 -- Planner settings: a plan made for an empty table must not scan or sort a full one.
 CREATE OR REPLACE FUNCTION os_core.read_feed(p_tenant_id text, p_after bigint, p_limit integer)
@@ -52,32 +53,38 @@ BEGIN
   SELECT
     feed.feed_position,
     ledger.work_order_event_id,
-    ledger.tenant_id,
+    feed.tenant_id,
     ledger.work_order_id,
     ledger.work_order_seq,
     ledger.correlation_id,
     ledger.turn_id,
-    ledger.event_type,
+    COALESCE(ledger.event_type, CASE WHEN feed.erasure_id IS NOT NULL THEN 'SUBJECT_ERASED' END),
     ledger.work_order_status,
-    ledger.reason_code,
+    COALESCE(ledger.reason_code, erasure.reason_code),
     ledger.step_id,
     ledger.step_input_hash,
     ledger.lease_owner_id,
     ledger.lease_token_hash,
     ledger.lease_expires_at,
-    ledger.payload,
+    COALESCE(ledger.payload, pg_catalog.jsonb_build_object('subject_id', erasure.subject_id)),
     ledger.idempotency_key,
     ledger.occurred_at,
-    ledger.created_at,
+    COALESCE(ledger.created_at, erasure.erased_at),
     ledger.event_hash
   FROM os_core.work_order_feed AS feed
   -- One index probe for each position: LIMIT prevents a join, which looks as cheap while the tables are empty.
-  CROSS JOIN LATERAL (
+  LEFT JOIN LATERAL (
     SELECT event.*
     FROM os_core.work_order_ledger AS event
     WHERE event.tenant_id = p_tenant_id AND event.work_order_event_id = feed.work_order_event_id
     LIMIT 1
-  ) AS ledger
+  ) AS ledger ON TRUE
+  LEFT JOIN LATERAL (
+    SELECT erased.*
+    FROM os_core.subject_erasures AS erased
+    WHERE erased.tenant_id = p_tenant_id AND erased.erasure_id = feed.erasure_id
+    LIMIT 1
+  ) AS erasure ON TRUE
   WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > p_after
   ORDER BY feed.feed_position
   LIMIT p_limit;

@@ -20,6 +20,7 @@ BEGIN
     SELECT
       feed.feed_position,
       feed.work_order_event_id,
+      feed.erasure_id,
       ledger.work_order_id,
       ledger.work_order_seq,
       pg_catalog.row_number() OVER (PARTITION BY ledger.work_order_id ORDER BY feed.feed_position) AS nth,
@@ -53,7 +54,7 @@ BEGIN
   FROM numbered
   CROSS JOIN LATERAL (
     VALUES
-    (numbered.work_order_seq IS NULL, 'the position has no event in the ledger'),
+    (numbered.work_order_seq IS NULL AND numbered.erasure_id IS NULL, 'the position has no event in the ledger'),
     (numbered.nth <> numbered.work_order_seq, 'the event is out of the order of its work order'),
     (numbered.before <> numbered.feed_position - 1, 'the position before is missing'),
     (

@@ -1,6 +1,6 @@
 -- os_core.guard_lease: the trigger function of os_core.work_order_leases (contract sections 2 and 8).
--- It also holds for the owner and in replica mode. No row is deleted. An EXPIRED or RELEASED row never changes; an ACTIVE one never
--- changes its holder, token or fence.
+-- It also holds for the owner and in replica mode. An EXPIRED or RELEASED row never changes; an ACTIVE one never changes its holder,
+-- token or fence. Only the removal of a tenant deletes rows (contract section 18).
 CREATE OR REPLACE FUNCTION os_core.guard_lease()
 RETURNS trigger
 LANGUAGE plpgsql
@@ -18,6 +18,11 @@ BEGIN
     _rest.released_at := OLD.released_at;
     IF _rest IS NOT DISTINCT FROM OLD THEN
       RETURN NEW;
+    END IF;
+  END IF;
+  IF TG_OP = 'DELETE' THEN
+    IF os_core.removal_is_open(OLD.tenant_id) THEN
+      RETURN OLD;
     END IF;
   END IF;
   PERFORM os_core.refuse(

@@ -1,6 +1,6 @@
 -- os_core.guard_step_attempt: the trigger function of os_core.work_order_step_attempts (contract section 2).
--- It also holds for the owner and in replica mode. No row is deleted. A finished row never changes; a RUNNING one never changes what it
--- was started with.
+-- It also holds for the owner and in replica mode. A finished row never changes; a RUNNING one never changes what it was started with.
+-- Only the removal of a tenant deletes rows (contract section 18).
 CREATE OR REPLACE FUNCTION os_core.guard_step_attempt()
 RETURNS trigger
 LANGUAGE plpgsql
@@ -20,6 +20,11 @@ BEGIN
     _rest.updated_at := OLD.updated_at;
     IF _rest IS NOT DISTINCT FROM OLD THEN
       RETURN NEW;
+    END IF;
+  END IF;
+  IF TG_OP = 'DELETE' THEN
+    IF os_core.removal_is_open(OLD.tenant_id) THEN
+      RETURN OLD;
     END IF;
   END IF;
   PERFORM os_core.refuse(

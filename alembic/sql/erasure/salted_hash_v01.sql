@@ -1,0 +1,14 @@
+-- os_core.salted_hash: returns the SHA-256 of a salt and a text in UTF-8, in hexadecimal digits.
+-- Without the salt nobody can find the text by trying. IMMUTABLE is true although the encoding could matter: `upgrade` refuses a database
+-- that is not UTF8.
+CREATE OR REPLACE FUNCTION os_core.salted_hash(p_salt bytea, p_text text)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN pg_catalog.encode(pg_catalog.sha256(p_salt || pg_catalog.convert_to(p_text, 'UTF8')), 'hex');
+END;
+$$;
