@@ -17,18 +17,11 @@ from psycopg.types.json import Jsonb, set_json_loads
 
 from selene_core import WorkOrder, decide_prompt
 from selene_core.contract.prompts import may_be_asked
+from soak.checker.model import JSON_COLUMNS, TERMINAL, Model, Refused, State, equal, exact, fold
 from tests.support.calls import Appended, Event, Row, Tenant, refused
 from tests.support.factories import new_id, wire
-from tests.support.model import TERMINAL, Model, Refused, State, equal, exact, fold
 from tests.support.sessions import Sessions
 
-JSON_COLUMNS = (
-    "fields_json",
-    "asked_fields_json",
-    "resolved_fields_json",
-    "conflicts_json",
-    "prompt_dedupe_keys_json",
-)
 ORDERS, FIELDS = ("a", "b", "c"), ("who", "when", "where")
 REQUESTS, OUTCOMES = ("ask-1", "ask-2"), ("APPROVED", "REJECTED", "EXPIRED")
 LONG_AGO, FAR_OFF = "2001-01-01T00:00:00+02:00", "2999-12-31T23:59:59.5-08:00"

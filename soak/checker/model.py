@@ -1,7 +1,7 @@
-"""A small model of contract §4 to §7: what an append is answered, and what the projection then is.
+"""A small model of contract §4 to §8: what an append is answered, and what the projection then is.
 
-Written from the text and not from the functions, which it is there to judge. The bounds of section 2 and the
-leases are left out. Expiries are to lie far off in either direction, so that it needs no clock of its own.
+Written from the text and not from the functions, which it is there to judge, and without an import of
+selene_core. The bounds of section 2 are left out, and who may take a lease: soak/checker/leases.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from selene_core.contract.enums import TERMINAL_STATUSES
-
 Event = Mapping[str, Any]
 State = dict[str, Any]
 
-TERMINAL = {status.value for status in TERMINAL_STATUSES}
+TERMINAL = {"DONE", "REFUSED", "FAILED", "CANCELED"}
 CANCELERS = {"WORK_ORDER_CANCELED", "STATUS_CHANGED"}
 CONTENT = (
     "correlation_id",
@@ -29,6 +27,14 @@ CONTENT = (
     "step_input_hash",
     "payload",
 )
+JSON_COLUMNS = (
+    "fields_json",
+    "asked_fields_json",
+    "resolved_fields_json",
+    "conflicts_json",
+    "prompt_dedupe_keys_json",
+)
+LEASE = ("lease_owner_id", "lease_token_hash", "lease_expires_at")
 # Section 6: these never count as a state change, even with a new status.
 NEVER_A_CHANGE = {"FIELD_PROMPTED", "EXTERNAL_APPROVAL_WAIT_NOTIFIED"}
 APPROVAL = {
@@ -83,7 +89,7 @@ def json_time(at: datetime) -> str:
 
 def fold(before: State | None, event: Event) -> State:
     """Return the state after one more event; the event has its work_order_event_id, seq and created_at."""
-    after = deepcopy(before) if before is not None else _first(event)
+    after = _copy(before) if before is not None else _first(event)
     payload, seq, now = event["payload"], event["work_order_seq"], event["created_at"]
     event_type, status = event["event_type"], event["work_order_status"]
     if before is not None:
@@ -114,10 +120,14 @@ def fold(before: State | None, event: Event) -> State:
                 after["external_approval_notices"] = 2 if past else min(said + 1, 2)
             case "EXTERNAL_APPROVAL_RESOLVED" if _pending(after, payload):
                 after |= APPROVAL
+            case "LEASE_ACQUIRED" | "LEASE_RENEWED":
+                after |= {name: event[name] for name in LEASE}
+            case "LEASE_RELEASED":
+                after |= dict.fromkeys(LEASE)
     if status in TERMINAL:
         after |= APPROVAL
     after |= {
-        "correlation_id": UUID(event["correlation_id"]),
+        "correlation_id": UUID(str(event["correlation_id"])),
         "turn_id": event["turn_id"],
         "work_order_status": status,
         "last_event_id": event["work_order_event_id"],
@@ -137,16 +147,19 @@ def _first(event: Event) -> State:
         "work_order_id": event["work_order_id"],
         "created_at": event["created_at"],
         "requester_user_id": event["payload"].get("requester_user_id"),
-        "lease_owner_id": None,
-        "lease_token_hash": None,
-        "lease_expires_at": None,
-        "fields_json": deepcopy(event["payload"].get("fields", {})),
+        **dict.fromkeys(LEASE),
+        "fields_json": dict(event["payload"].get("fields", {})),
         "asked_fields_json": {},
         "resolved_fields_json": {},
         "conflicts_json": {},
         "prompt_dedupe_keys_json": {},
         **APPROVAL,
     }
+
+
+def _copy(state: State) -> State:
+    # Values and entries are replaced, never changed; so the keys are all that must be copied.
+    return {**state, **{name: {**state[name]} for name in JSON_COLUMNS}}
 
 
 def _pending(state: State, payload: Mapping[str, Any]) -> bool:
@@ -173,7 +186,7 @@ def _prompt(state: State, payload: Mapping[str, Any], now: datetime, seq: int) -
     asked[key] = {"asked_at": json_time(now), "attempts": attempts, "seq": seq}
     state["prompt_dedupe_keys_json"][payload["prompt_dedupe_key"]] = seq
     if key in state["conflicts_json"]:
-        state["conflicts_json"][key]["asked"] = True
+        state["conflicts_json"][key] = {**state["conflicts_json"][key], "asked": True}
 
 
 def _is_change(before: State, after: State, event: Event) -> bool:
@@ -238,7 +251,7 @@ class Model:
                 answers.append(Answer(original["work_order_seq"], replay=True))
                 continue
             cancelers = canceled_by.setdefault(event["work_order_id"], set())
-            if sqlstate := _refusal(order.state, event, cancelers):
+            if sqlstate := refusal(order.state, event, cancelers, datetime.now(UTC)):
                 raise Refused(sqlstate, index)
             if event["work_order_status"] == "CANCELED":
                 cancelers.add(event["event_type"])
@@ -270,8 +283,11 @@ def _same_key(order: Order, event: Event) -> State | None:
     return next((each for each in order.events if key and each.get("idempotency_key") == key), None)
 
 
-def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | None:
-    """Return the SQLSTATE of steps 3 to 6, or None."""
+def refusal(state: State | None, event: Event, canceled_by: set[str], now: datetime) -> str | None:
+    """Return the SQLSTATE of steps 3 to 6, or None; a lease token is one that nobody holds.
+
+    `canceled_by` has the types of the events that canceled the order in the same batch.
+    """
     event_type, status = event["event_type"], event["work_order_status"]
     expected_seq, last_seq = event.get("expected_seq"), state["last_seq"] if state else 0
     if expected_seq is not None and expected_seq != last_seq:
@@ -281,6 +297,8 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
     if state is not None:
         if event_type == "WORK_ORDER_CREATED":
             return "SL007"
+        if event_type == "LEASE_RELEASED" and status == state["work_order_status"]:
+            return None
         if status == "CANCELED" and event_type not in CANCELERS:
             return "SL004"
         if state["work_order_status"] in TERMINAL:
@@ -294,7 +312,7 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
             return "SL007"
     if event.get("lease_token") is not None:
         return "SL011"
-    return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event)
+    return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event, now)
 
 
 def _may_not_now(state: State, event: Event) -> str | None:
@@ -308,7 +326,7 @@ def _may_not_now(state: State, event: Event) -> str | None:
     return None
 
 
-def _may_not_be_said(state: State, event: Event) -> str | None:
+def _may_not_be_said(state: State, event: Event, now: datetime) -> str | None:
     """Return what sections 6 and 7 say of prompts, notices and answers."""
     payload = event["payload"]
     match event["event_type"]:
@@ -319,15 +337,15 @@ def _may_not_be_said(state: State, event: Event) -> str | None:
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED" | "EXTERNAL_APPROVAL_RESOLVED" if not _pending(state, payload):
             return "SL007"
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED":
-            return "SL008" if state["external_approval_notices"] >= (2 if _expired(state) else 1) else None
-        case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state):
+            return "SL008" if state["external_approval_notices"] >= (2 if _expired(state, now) else 1) else None
+        case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state, now):
             return "SL007"
     return None
 
 
-def _expired(state: State) -> bool:
+def _expired(state: State, now: datetime) -> bool:
     expires_at = state["external_approval_expires_at"]
-    return expires_at is not None and bool(expires_at <= datetime.now(UTC))
+    return expires_at is not None and bool(expires_at <= now)
 
 
 def _may_be_asked(state: State, key: str, dedupe_key: str) -> bool:
