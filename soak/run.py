@@ -1,0 +1,183 @@
+"""A run: rounds of clients and a nemesis on one server, each checked when it ends."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psycopg
+
+from soak.checker.check import check
+from soak.checker.finding import Finding
+from soak.checker.tables import read_tables
+from soak.clients import Post, main
+from soak.clients.roles import ROLES, Stage
+from soak.history import load
+from soak.nemesis import Nemesis
+from soak.place import DATABASE, LOGIN, SECONDS, Place, open_place
+from soak.report import Figures, explain
+
+# A run begins here and goes up while it works.
+FIRST_REVISION = "0011"
+DISK_BYTES = 768 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    seconds: float
+    round_seconds: float
+    seed: int
+    clients: int
+    tenants: int
+    version: int | None
+    pooler: bool
+    nemesis: bool
+    folder: Path
+    keep: bool
+    again: str
+
+
+class Crew:
+    """The clients of a round: who is killed is followed by another one."""
+
+    def __init__(self, posts: list[Post]) -> None:
+        # Forked from a process that has imported what they need: a client costs milliseconds, not half a second.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["soak.clients"])
+        self._posts, self._incarnations = posts, [0] * len(posts)
+        self._processes = [self._begin(number) for number in range(len(posts))]
+
+    def _begin(self, number: int) -> BaseProcess:
+        process = self._context.Process(target=main, args=(self._posts[number], self._incarnations[number]))
+        process.start()
+        return process
+
+    def kill_one(self, luck: random.Random) -> bool:
+        """Kill one of them, and send the next."""
+        number = luck.randrange(len(self._posts))
+        killed = self._processes[number].is_alive()
+        self._processes[number].kill()
+        self._replace(number)
+        return killed
+
+    def replace_dead(self) -> None:
+        """Send somebody for those who have ended by themselves: an error of theirs is one of the soak test."""
+        for number, process in enumerate(self._processes):
+            if not process.is_alive():
+                raise RuntimeError(f"client {self._posts[number].path.stem} has ended: {process.exitcode}")
+
+    def _replace(self, number: int) -> None:
+        self._processes[number].join()
+        self._incarnations[number] += 1
+        self._processes[number] = self._begin(number)
+
+    def end(self) -> None:
+        """Let everybody finish what he does; who takes too long is killed."""
+        for process in self._processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 3
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
+
+
+def run(options: Options, say: Callable[[str], None]) -> Figures:
+    """Run, check, and report; the figures have what was found."""
+    figures, began = Figures(), time.monotonic()
+    luck = random.Random(f"soak {options.seed}")
+    revision = FIRST_REVISION if options.nemesis else "head"
+    with open_place(options.version, pooler=options.pooler, revision=revision, disk_bytes=DISK_BYTES) as place:
+        with place.admin() as conn:
+            release = conn.info.parameter_status("server_version")
+        say(f"soak: PostgreSQL {release}, seed {options.seed}, {options.clients} clients; {'; '.join(place.notes)}")
+        while figures.rounds == 0 or time.monotonic() - began < options.seconds:
+            left = options.seconds - (time.monotonic() - began)
+            found = _round(options, place, luck, figures, min(options.round_seconds, max(left, 1)), say)
+            figures.seconds = time.monotonic() - began
+            if found:
+                break
+    return figures
+
+
+def _round(
+    options: Options,
+    place: Place,
+    luck: random.Random,
+    figures: Figures,
+    seconds: float,
+    say: Callable[[str], None],
+) -> list[Finding]:
+    number = figures.rounds
+    folder = options.folder / f"round-{number:04}"
+    folder.mkdir(parents=True)
+    tenants = tuple(f"tenant-{each}" for each in range(options.tenants))
+    stage = Stage(f"r{number}.", tenants, time.monotonic(), 1.5)
+    roles = [*ROLES, "writer", "worker"]
+    posts = [
+        Post(
+            each,
+            roles[each % len(roles)],
+            place.pooled_dsn if place.pooled_dsn and each % 2 else place.direct_dsn,
+            folder,
+            f"{options.seed}/{number}",
+            stage,
+        )
+        for each in range(options.clients)
+    ]
+    crew = Crew(posts)
+    nemesis = Nemesis(place, luck, crew.kill_one)
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(min(luck.expovariate(1.6), 3, max(0, deadline - time.monotonic())))
+            crew.replace_dead()
+            if options.nemesis:
+                nemesis.strike(None if nemesis.is_at_head() else Nemesis.migrate)
+    finally:
+        crew.end()
+    if place.server.pid is None:
+        place.start()
+    _silence(place)
+    with place.admin() as conn:
+        tables = read_tables(conn, stage.prefix)
+    transactions = load(folder)
+    found = [*check(tables, transactions)]
+    figures.add(tables, transactions, found)
+    figures.deeds.update(nemesis.done)
+    events = sum(len(order.ledger) for order in tables.orders.values())
+    say(
+        f"round {number}: {len(transactions):,} transactions, {events:,} events, {nemesis.kills} kills,"
+        f" {len(found)} findings"
+    )
+    if found:
+        for line in explain(found, tables, transactions, folder, options.again):
+            say(line)
+    elif not options.keep:
+        shutil.rmtree(folder)
+    return found
+
+
+def _silence(place: Place) -> None:
+    """Wait until nobody works for a client any more: a call of one that was killed may still be on its way."""
+    query = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s AND usename = %s"
+    )
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with suppress(psycopg.Error), place.admin() as conn:
+            if conn.execute(query.encode(), [DATABASE, LOGIN]).fetchone() == (0,):
+                return
+        if time.monotonic() > deadline:
+            raise RuntimeError("the clients' sessions do not end")
+        time.sleep(0.05)  # until the next look
