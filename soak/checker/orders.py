@@ -144,6 +144,8 @@ def _attempts(order: Order) -> Found:
         types = tuple(event["event_type"] for event in events)
         if types not in _EVENTS_OF[row["attempt_status"]]:
             yield "attempt", f"attempt {row['step_attempt_id']} is {row['attempt_status']}, its events are {types}"
+        elif "STEP_RETRY_SCHEDULED" in types and row["next_retry_at"] is None:
+            yield "attempt", f"attempt {row['step_attempt_id']} is to be retried by its events only"
         elif events[0]["created_at"] < row["started_at"]:
             yield "attempt", f"attempt {row['step_attempt_id']} started after its event was written"
         late = row["started_at"] + timedelta(milliseconds=row["timeout_ms"])

@@ -19,9 +19,9 @@ TYPES = (
     + ("FIELD_CONFLICT_RESOLVED",) * 3
     + ("STATUS_CHANGED",) * 3
     + ("STEP_STARTED", "STEP_FINISHED", "STEP_FAILED", "STEP_RETRY_SCHEDULED")
-    + ("EXTERNAL_APPROVAL_REQUESTED", "EXTERNAL_APPROVAL_WAIT_NOTIFIED")
-    + ("EXTERNAL_APPROVAL_RESOLVED",) * 2
 )
+# What an open order takes, whatever its state: a batch of others would rarely be taken.
+ALWAYS = ("FIELD_SET",) * 4 + ("FIELD_CONFLICT_DETECTED", "FIELD_CONFLICT_RESOLVED", "STATUS_CHANGED")
 
 
 def correlation_of(work_order_id: str) -> str:
@@ -105,7 +105,7 @@ class Events:
         return makers.get(event_type, lambda: {"resource": "crane"})()
 
     def _soon(self) -> str:
-        return (datetime.now(UTC) + timedelta(milliseconds=self._luck.randint(-200, 800))).isoformat()
+        return (datetime.now(UTC) + timedelta(milliseconds=self._luck.randint(-200, 300))).isoformat()
 
     def _some_time(self) -> str:
         """Return what the caller's clock says: right, a little or wildly wrong, in any zone."""

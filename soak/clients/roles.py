@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from soak.clients.events import Event, Events, correlation_of, creation
+from soak.clients.events import ALWAYS, TYPES, Event, Events, correlation_of, creation
 from soak.clients.session import ISOLATIONS, READS, Lost, Refused, Session
 
 # What may be sent again: it has a name of its own, by which the database knows it.
@@ -122,7 +122,10 @@ class Client:
         return event
 
     def _batch(self, tenant: str) -> list[Event]:
-        events = [self._event(tenant) for _ in range(self.luck.randint(2, 6))]
+        types = ALWAYS if self.luck.random() < 0.8 else TYPES
+        events = [
+            self._event(tenant, event_type=self.luck.choice(types)) for _ in range(self.luck.randint(2, 6))
+        ]
         for event in events:
             event.pop("expected_seq", None)
         if self.luck.random() < 0.3:
@@ -242,7 +245,8 @@ class Client:
         event_type = luck.choice(
             (
                 *("FIELD_PROMPTED", "FIELD_PROMPTED", "FIELD_SET", "FIELD_CONFLICT_DETECTED"),
-                *("FIELD_CONFLICT_RESOLVED", "EXTERNAL_APPROVAL_REQUESTED", "notify", "EXTERNAL_APPROVAL_RESOLVED"),
+                *("FIELD_CONFLICT_RESOLVED", "EXTERNAL_APPROVAL_REQUESTED", "notify"),
+                *("EXTERNAL_APPROVAL_WAIT_NOTIFIED", *["EXTERNAL_APPROVAL_RESOLVED"] * 3),
             )
         )
         if event_type == "notify":
