@@ -1,7 +1,7 @@
 """The history of a client: what it asked for, before it asked, and what it was told, after that.
 
-A file of JSON lines for each client, only ever appended to. A client may be killed between any two of them, so what
-has no answer has an unknown outcome, unless its transaction was never told to commit.
+A file of JSON lines for each client, only ever appended to. A client may be killed between any two of them.
+So what has no answer has an unknown outcome, unless its transaction was never told to commit.
 """
 
 import json

@@ -15,7 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from selene_core.migrations import MigrationLocked, MigrationRefused, downgrade, history, upgrade
 from soak.place import DATABASE, LOGIN, Place
 
-BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usename = %s AND backend_type = 'client backend'"
+BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usename = %s AND backend_type = 'client backend'"
+)
 # What counts as a kill: something ended that did not want to.
 KILLS = (
     "client killed",
@@ -30,7 +32,9 @@ KILLS = (
 class Nemesis:
     """It does one thing after another, by a luck of its own."""
 
-    def __init__(self, place: Place, luck: random.Random, kill_client: Callable[[random.Random], bool]) -> None:
+    def __init__(
+        self, place: Place, luck: random.Random, kill_client: Callable[[random.Random], bool]
+    ) -> None:
         self._place, self._luck, self._kill_client = place, luck, kill_client
         self._revisions = [each.revision for each in history()]
         self._first = self._revision()
@@ -65,7 +69,9 @@ class Nemesis:
     def _at_backend(self, function: str) -> bool:
         with self._place.admin() as conn:
             pid = self._backend(conn)
-            return pid is not None and conn.execute(f"SELECT {function}(%s)".encode(), [pid]).fetchone() == (True,)
+            return pid is not None and conn.execute(f"SELECT {function}(%s)".encode(), [pid]).fetchone() == (
+                True,
+            )
 
     def kill_backend(self) -> str | None:
         """Kill a server process: the postmaster then ends all others and recovers."""
@@ -118,7 +124,8 @@ class Nemesis:
     def hold_locks(self) -> str:
         """Hold rows of orders for longer than a lock timeout."""
         query = (
-            "SELECT FROM os_core.work_orders_current ORDER BY created_at DESC LIMIT 3 FOR NO KEY UPDATE SKIP LOCKED"
+            "SELECT FROM os_core.work_orders_current ORDER BY created_at DESC LIMIT 3"
+            " FOR NO KEY UPDATE SKIP LOCKED"
         )
         with self._place.admin() as conn, conn.transaction():
             conn.execute(query.encode())

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from selene_core.local import LocalServer, LocalServerUnavailable, local_server
 from selene_core.migrations import upgrade
+from soak.checker.feed import MAKE_CONSUMED
 from tests.support.pooler import NoPooler, pgbouncer
 
 DATABASE, LOGIN, PASSWORD = "soak", "soak_app", "soak"
@@ -97,6 +98,8 @@ def open_place(version: int | None, *, pooler: bool, revision: str, disk_bytes: 
             url = server.url_for("postgres", DATABASE)
             upgrade(url, revision)
             conn.execute(f"CREATE ROLE {LOGIN} LOGIN PASSWORD '{PASSWORD}' IN ROLE selene_app".encode())
+        with server.connect(DATABASE) as conn:
+            conn.execute(MAKE_CONSUMED.encode())
         dsn = None
         if pooler:
             try:

@@ -65,7 +65,12 @@ def explain(
         kept = cut(finding, tables, history)
         path = folder / f"finding-{number}.json"
         save(path, finding, order, kept)
-        lines += ["", f"FOUND {finding}", f"  its meaning: {KINDS[finding.kind]}", "  the shortest history of it:"]
+        lines += [
+            "",
+            f"FOUND {finding}",
+            f"  its meaning: {KINDS[finding.kind]}",
+            "  the shortest history of it:",
+        ]
         lines += [*show(kept)][:LINES] or ["  none is needed: the rows show it"]
         lines += [f"  the order's events: {len(order.ledger)}", *_timeline(order)[-LINES:]]
         lines += [f"  check it again, without a server: python -m soak --again {path}"]

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import psycopg
 
-from soak.checker.check import check
+from soak.checker.check import check, check_verify
+from soak.checker.feed import check_feed
 from soak.checker.finding import Finding
 from soak.checker.tables import read_tables
 from soak.clients import Post, main
 from soak.clients.roles import ROLES, Stage
+from soak.drain import drain
 from soak.history import load
 from soak.nemesis import Nemesis
 from soak.place import DATABASE, LOGIN, SECONDS, Place, open_place
@@ -50,7 +52,7 @@ class Crew:
     """The clients of a round: who is killed is followed by another one."""
 
     def __init__(self, posts: list[Post]) -> None:
-        # Forked from a process that has imported what they need: a client costs milliseconds, not half a second.
+        # Forked from a process that has imported all: a client costs milliseconds, not half a second.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["soak.clients"])
         self._posts, self._incarnations = posts, [0] * len(posts)
@@ -69,8 +71,8 @@ class Crew:
         self._replace(number)
         return killed
 
-    def replace_dead(self) -> None:
-        """Send somebody for those who have ended by themselves: an error of theirs is one of the soak test."""
+    def check_alive(self) -> None:
+        """Stop the run if a client has ended by itself: that is a mistake of the soak test."""
         for number, process in enumerate(self._processes):
             if not process.is_alive():
                 raise RuntimeError(f"client {self._posts[number].path.stem} has ended: {process.exitcode}")
@@ -97,16 +99,27 @@ def run(options: Options, say: Callable[[str], None]) -> Figures:
     figures, began = Figures(), time.monotonic()
     luck = random.Random(f"soak {options.seed}")
     revision = FIRST_REVISION if options.nemesis else "head"
-    with open_place(options.version, pooler=options.pooler, revision=revision, disk_bytes=DISK_BYTES) as place:
+    with open_place(
+        options.version, pooler=options.pooler, revision=revision, disk_bytes=DISK_BYTES
+    ) as place:
         with place.admin() as conn:
             release = conn.info.parameter_status("server_version")
-        say(f"soak: PostgreSQL {release}, seed {options.seed}, {options.clients} clients; {'; '.join(place.notes)}")
+        say(f"soak: PostgreSQL {release}, seed {options.seed}, {options.clients} clients")
+        for note in place.notes:
+            say(f"soak: {note}")
         while figures.rounds == 0 or time.monotonic() - began < options.seconds:
             left = options.seconds - (time.monotonic() - began)
             found = _round(options, place, luck, figures, min(options.round_seconds, max(left, 1)), say)
             figures.seconds = time.monotonic() - began
             if found:
-                break
+                return figures
+        say("once more: all rounds together")
+        with place.admin() as conn:
+            for number in range(figures.rounds):
+                found = [*check(read_tables(conn, f"r{number}."), None)]
+                figures.found.update(finding.kind for finding in found)
+                for finding in found:
+                    say(f"FOUND {finding}")
     return figures
 
 
@@ -141,7 +154,7 @@ def _round(
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(min(luck.expovariate(1.6), 3, max(0, deadline - time.monotonic())))
-            crew.replace_dead()
+            crew.check_alive()
             if options.nemesis:
                 nemesis.strike(None if nemesis.is_at_head() else Nemesis.migrate)
     finally:
@@ -149,10 +162,11 @@ def _round(
     if place.server.pid is None:
         place.start()
     _silence(place)
-    with place.admin() as conn:
-        tables = read_tables(conn, stage.prefix)
     transactions = load(folder)
-    found = [*check(tables, transactions)]
+    with place.admin() as conn:
+        drain(conn, tenants)
+        tables = read_tables(conn, stage.prefix)
+        found = [*check(tables, transactions), *check_feed(conn), *check_verify(conn, tenants)]
     figures.add(tables, transactions, found)
     figures.deeds.update(nemesis.done)
     events = sum(len(order.ledger) for order in tables.orders.values())
@@ -169,7 +183,7 @@ def _round(
 
 
 def _silence(place: Place) -> None:
-    """Wait until nobody works for a client any more: a call of one that was killed may still be on its way."""
+    """Wait until nobody works for a client any more: the call of one that was killed may be on its way."""
     query = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s AND usename = %s"
     )

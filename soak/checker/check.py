@@ -1,12 +1,17 @@
 """All checks of a round: the tables by themselves, and against the histories of the clients."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from soak.checker.answers import OrderAnswers, by_order, check_answers, check_torn
+import psycopg
+
+from soak.checker.answers import OrderAnswers, by_order, check_torn, check_writes
 from soak.checker.finding import Finding
 from soak.checker.orders import check_order
+from soak.checker.reads import check_not_found, check_reads
 from soak.checker.tables import Order, Tables
 from soak.checker.turns import check_turns
+from soak.checker.workers import check_attempts, check_leases, check_tokens
 from soak.history import Call, Transaction
 
 # What a client may be told besides our own refusals, and why.
@@ -39,10 +44,16 @@ def check(tables: Tables, history: Iterable[Transaction] | None) -> Iterator[Fin
     for place in tables.orders.keys() - answers.keys():
         answers[place] = OrderAnswers(place, tables.orders[place])
     for each in answers.values():
-        yield from check_answers(each)
+        yield from _order_answers(each)
     yield from check_torn(transactions, answers)
     yield from check_turns(tables, transactions)
     yield from check_errors(transactions)
+
+
+def _order_answers(answers: OrderAnswers) -> Iterator[Finding]:
+    for look in (check_writes, check_leases, check_tokens, check_attempts, check_reads, check_not_found):
+        for kind, what, calls in look(answers):
+            yield Finding(kind, *answers.place, what, tuple(call.name for call in calls))
 
 
 def check_one(place: tuple[str, str], order: Order, history: Iterable[Transaction]) -> Iterator[Finding]:
@@ -50,6 +61,14 @@ def check_one(place: tuple[str, str], order: Order, history: Iterable[Transactio
     tables = Tables()
     tables.orders[place] = order
     yield from check(tables, history)
+
+
+def check_verify(conn: psycopg.Connection[Any], tenants: Iterable[str]) -> Iterator[Finding]:
+    """Compare what the database's own verify says with what we have found: nothing."""
+    for tenant in tenants:
+        query = "SELECT work_order_id, problem FROM os_core.verify_work_orders(%s)"
+        for order, problem in conn.execute(query.encode(), [tenant]).fetchall():
+            yield Finding("fold", tenant, order, f"verify says: {problem}")
 
 
 def check_errors(history: Iterable[Transaction]) -> Iterator[Finding]:
@@ -67,4 +86,6 @@ def _is_expected(sqlstate: str) -> bool:
 
 
 def _says(call: Call) -> str:
-    return next((str(r.get("says")) for r in call.transaction.records if r.get("s") == call.step and "says" in r), "")
+    return next(
+        (str(r.get("says")) for r in call.transaction.records if r.get("s") == call.step and "says" in r), ""
+    )

@@ -20,7 +20,7 @@ UUIDS = ("correlation_id", "lease_id")
 
 
 def cut(finding: Finding, tables: Tables, history: Sequence[Transaction]) -> list[Transaction]:
-    """Return as few transactions as still show the finding; all that it names, if it is about no work order."""
+    """Return as few transactions as still show the finding; those that it names, if it is about no order."""
     place = finding.tenant, finding.subject
     if (order := tables.orders.get(place)) is None:
         order = Order()
@@ -83,6 +83,8 @@ def check_again(path: Path) -> list[Finding]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
+    if isinstance(value, bytes):
+        return value.hex()
     return moment(value) if isinstance(value, datetime) else str(value)
 
 

@@ -337,7 +337,9 @@ def _may_not_be_said(state: State, event: Event, now: datetime) -> str | None:
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED" | "EXTERNAL_APPROVAL_RESOLVED" if not _pending(state, payload):
             return "SL007"
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED":
-            return "SL008" if state["external_approval_notices"] >= (2 if _expired(state, now) else 1) else None
+            return (
+                "SL008" if state["external_approval_notices"] >= (2 if _expired(state, now) else 1) else None
+            )
         case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state, now):
             return "SL007"
     return None

@@ -1,9 +1,11 @@
-"""One work order by itself: its numbers, its rules, its projection, leases and attempts, from its rows alone."""
+"""One work order by itself: numbers, rules, projection, leases and attempts, from its rows alone."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
+from soak.checker.chain import check_chain
 from soak.checker.finding import Finding
 from soak.checker.model import CANCELERS, JSON_COLUMNS, State, exact, fold, refusal
 from soak.checker.tables import Order, Row
@@ -28,6 +30,7 @@ def check_order(tenant: str, name: str, order: Order) -> Iterator[Finding]:
         *_projection(tenant, order, folded),
         *_leases(order, folded),
         *_attempts(order),
+        *check_chain(order),
     ):
         yield Finding(kind, tenant, name, what)
 
@@ -36,7 +39,10 @@ def _numbers(order: Order) -> Found:
     keys: dict[str, int] = {}
     for place, event in enumerate(order.ledger, start=1):
         if event["work_order_seq"] != place:
-            yield "order", f"event {event['work_order_event_id']} has seq {event['work_order_seq']}, not {place}"
+            yield (
+                "order",
+                f"event {event['work_order_event_id']} has seq {event['work_order_seq']}, not {place}",
+            )
         if place > 1 and event["created_at"] < order.ledger[place - 2]["created_at"]:
             yield "order", f"seq {event['work_order_seq']} was created before the event before it"
         if (key := event["idempotency_key"]) is not None:
@@ -47,14 +53,15 @@ def _numbers(order: Order) -> Found:
 
 def _rules(order: Order, folded: list[State]) -> Found:
     """Every event may stand where it stands; lease tokens are the history's matter."""
-    for before, event, earlier in zip(
-        [None, *folded], order.ledger, [None, *order.ledger], strict=False
-    ):
+    for before, event, earlier in zip([None, *folded], order.ledger, [None, *order.ledger], strict=False):
         canceled_by = set()
         if earlier is not None and earlier["work_order_status"] == "CANCELED":
             canceled_by = {earlier["event_type"]} & CANCELERS
         if sqlstate := refusal(before, event, canceled_by, event["created_at"]):
-            yield "rule", f"seq {event['work_order_seq']}, {event['event_type']}, had to be refused: {sqlstate}"
+            yield (
+                "rule",
+                f"seq {event['work_order_seq']}, {event['event_type']}, had to be refused: {sqlstate}",
+            )
 
 
 def _projection(tenant: str, order: Order, folded: list[State]) -> Found:
@@ -135,15 +142,21 @@ def _attempts(order: Order) -> Found:
     for step, rows in steps.items():
         for place, row in enumerate(rows, start=1):
             if row["attempt_index"] != place:
-                yield "attempt", f"{step}: attempt {row['step_attempt_id']} has the number {row['attempt_index']}"
-        for one, after in zip(rows, rows[1:], strict=False):
+                yield (
+                    "attempt",
+                    f"{step}: attempt {row['step_attempt_id']} has the number {row['attempt_index']}",
+                )
+        for one, after in pairwise(rows):
             if (what := _may_follow(one, after)) is not None:
                 yield "attempt", f"{step}: attempt {after['attempt_index']} began although {what}"
     for row in order.attempts:
         events = told.pop(row["step_attempt_id"], [])
         types = tuple(event["event_type"] for event in events)
         if types not in _EVENTS_OF[row["attempt_status"]]:
-            yield "attempt", f"attempt {row['step_attempt_id']} is {row['attempt_status']}, its events are {types}"
+            yield (
+                "attempt",
+                f"attempt {row['step_attempt_id']} is {row['attempt_status']}, its events are {types}",
+            )
         elif "STEP_RETRY_SCHEDULED" in types and row["next_retry_at"] is None:
             yield "attempt", f"attempt {row['step_attempt_id']} is to be retried by its events only"
         elif events[0]["created_at"] < row["started_at"]:

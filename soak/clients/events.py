@@ -9,7 +9,21 @@ from uuid import NAMESPACE_URL, uuid5
 Event = dict[str, Any]
 
 FIELDS = ("who", "when", "where", "how")
-VALUES: tuple[Any, ...] = (None, True, 0, 1, 1.5, "1", "", "é", "\U0001f600", [], {}, [1, {"x": 1}], {"x": [1, 2]})
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    1,
+    1.5,
+    "1",
+    "",
+    "é",
+    "\U0001f600",
+    [],
+    {},
+    [1, {"x": 1}],
+    {"x": [1, 2]},
+)
 STATUSES = ("CLARIFY",) * 8 + ("EXECUTING",) * 6 + ("CONFIRM", "DRAFT")
 ENDS = ("DONE", "FAILED", "REFUSED")
 TYPES = (
@@ -87,7 +101,10 @@ class Events:
         value = luck.choice(VALUES)
         makers: dict[str, Callable[[], Event]] = {
             "FIELD_SET": lambda: {"field_key": field, "value": value},
-            "FIELD_PROMPTED": lambda: {"field_key": field, "prompt_dedupe_key": f"{field}#{luck.randint(1, 6)}"},
+            "FIELD_PROMPTED": lambda: {
+                "field_key": field,
+                "prompt_dedupe_key": f"{field}#{luck.randint(1, 6)}",
+            },
             "FIELD_CONFLICT_DETECTED": lambda: {"field_key": field, "candidates": [value, 1]},
             "FIELD_CONFLICT_RESOLVED": lambda: {"field_key": field, "value": value},
             "STATUS_CHANGED": lambda: {"note": "so"},

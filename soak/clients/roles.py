@@ -4,16 +4,20 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from soak.clients.events import ALWAYS, TYPES, Event, Events, correlation_of, creation
+from soak.clients.events import ALWAYS, FIELDS, TYPES, Event, Events, correlation_of, creation
 from soak.clients.session import ISOLATIONS, READS, Lost, Refused, Session
 
 # What may be sent again: it has a name of its own, by which the database knows it.
-REPEATABLE = frozenset({"append", "cancel", "acquire", "start", "finish", "release", "turn", "tombstone"})
+REPEATABLE = frozenset(
+    {"append", "ask", "claim", "cancel", "acquire", "start", "finish", "release", "turn", "tombstone"}
+)
 ORDERS_AT_ONCE, SPEAKERS = 6, 3
+CONSUMERS = ("billing", "mirror")
 
 Sent = tuple[str, str, dict[str, Any]]
 
@@ -60,10 +64,8 @@ class Client:
 
     def again(self, sent: Sent) -> None:
         """Send a call again whose answer never came."""
-        try:
+        with suppress(Refused):
             self.session.alone(sent[0], sent[1], **sent[2])
-        except Refused:
-            pass
 
     def _repeat(self, tenant: str, op: str, args: dict[str, Any]) -> None:
         if op == "append" and self.luck.random() < 0.15:
@@ -179,19 +181,26 @@ class Client:
         token, owner = secrets.token_urlsafe(18), self.name
         ttl_ms = luck.choice((20, 60, 200, 600))
         given = {"work_order_id": order, "token": token}
-        try:
-            self.call(
-                tenant,
-                "acquire",
-                **given,
-                owner=owner,
-                ttl_ms=ttl_ms,
-                idempotency_key=luck.choice((None, self.events.key())),
-            )
-        except Refused as refused:
-            if refused.sqlstate == "SL016":
-                self._create(tenant, order)
-            return
+        if luck.random() < 0.4:
+            statuses = luck.choice((["EXECUTING"], ["CLARIFY", "EXECUTING"]))
+            claimed = self.call(tenant, "claim", owner=owner, token=token, ttl_ms=ttl_ms, statuses=statuses)
+            if not claimed:
+                return
+            order = given["work_order_id"] = claimed[0]["work_order_id"]
+        else:
+            try:
+                self.call(
+                    tenant,
+                    "acquire",
+                    **given,
+                    owner=owner,
+                    ttl_ms=ttl_ms,
+                    idempotency_key=luck.choice((None, self.events.key())),
+                )
+            except Refused as refused:
+                if refused.sqlstate == "SL016":
+                    self._create(tenant, order)
+                return
         step = luck.choice(("book", "pay", "send"))
         for _ in range(luck.randint(1, 4)):
             try:
@@ -206,7 +215,9 @@ class Client:
         luck, given = self.luck, {"work_order_id": order, "token": token}
         match luck.choice(("step", "step", "attempt", "attempt", "renew", "wait")):
             case "step":
-                event = self.events.event(order, luck.choice(("STEP_STARTED", "STEP_FINISHED")), lease_token=token)
+                event = self.events.event(
+                    order, luck.choice(("STEP_STARTED", "STEP_FINISHED")), lease_token=token
+                )
                 self.call(tenant, "append", events=[event])
             case "renew":
                 self.call(tenant, "renew", **given, ttl_ms=luck.choice((20, 100, 400)))
@@ -245,11 +256,17 @@ class Client:
         event_type = luck.choice(
             (
                 *("FIELD_PROMPTED", "FIELD_PROMPTED", "FIELD_SET", "FIELD_CONFLICT_DETECTED"),
-                *("FIELD_CONFLICT_RESOLVED", "EXTERNAL_APPROVAL_REQUESTED", "notify"),
+                *("FIELD_CONFLICT_RESOLVED", "EXTERNAL_APPROVAL_REQUESTED", "notify", "ask", "ask"),
                 *("EXTERNAL_APPROVAL_WAIT_NOTIFIED", *["EXTERNAL_APPROVAL_RESOLVED"] * 3),
             )
         )
-        if event_type == "notify":
+        if event_type == "ask":
+            reason = self.events.reason()
+            required = luck.sample(FIELDS, k=luck.randint(1, len(FIELDS)))
+            key = f"k-{reason}"
+            given = {"work_order_id": order, "required_fields": required, "reason_code": reason}
+            self.call(tenant, "ask", **given, idempotency_key=key)
+        elif event_type == "notify":
             self.call(tenant, "notify_wait", work_order_id=order, reason_code=self.events.reason())
         else:
             self._append(tenant, [self.events.event(order, event_type)])
@@ -268,7 +285,9 @@ class Client:
             case "turn":
                 turn = {
                     **place,
-                    **(with_device if luck.random() < 0.5 else dict.fromkeys(with_device) | {"user_id": user}),
+                    **(
+                        with_device if luck.random() < 0.5 else dict.fromkeys(with_device) | {"user_id": user}
+                    ),
                     "turn_id": luck.randint(1, 60),
                     "text": f"{self.name} says {luck.choice(('yes', 'no', 'é', ''))}{self.events.reason()}",
                     "idempotency_key": luck.choice((None, self.events.key())),
@@ -280,7 +299,9 @@ class Client:
                         self._introduce(tenant, with_device)
                         self.call(tenant, "turn", **turn)
             case "tombstone":
-                if rows := [row for row in self.call(tenant, "turns", **place) if row["source"] != "TOMBSTONE"]:
+                if rows := [
+                    row for row in self.call(tenant, "turns", **place) if row["source"] != "TOMBSTONE"
+                ]:
                     self.call(
                         tenant,
                         "tombstone",
@@ -296,6 +317,20 @@ class Client:
         self.call(tenant, "identity", user_id=who["user_id"])
         self.call(tenant, "device", user_id=who["user_id"], device_id=who["device_id"])
         self.call(tenant, "session", **who)
+
+    # --- consumers
+
+    def consume(self, tenant: str) -> None:
+        """Give positions, and take events: two clients are one consumer, which keeps what it has taken."""
+        luck = self.luck
+        with suppress(Refused):
+            self.call(tenant, "advance", limit=luck.choice((5, 1000)))
+        consumer = luck.choice(CONSUMERS)
+        with self.session.transaction(tenant, luck.choice(ISOLATIONS), undo=luck.random() < 0.1) as block:
+            block.call("consume", consumer=consumer, limit=luck.choice((1, 20, 500)))
+            if luck.random() < 0.2:
+                block.call("append", events=[self._event(tenant)])
+            time.sleep(luck.random() * 0.03)
 
     # --- readers
 
@@ -323,4 +358,5 @@ ROLES: Mapping[str, Callable[[Client, str], None]] = {
     "asker": Client.ask,
     "speaker": Client.speak,
     "reader": Client.read,
+    "consumer": Client.consume,
 }

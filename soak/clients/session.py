@@ -32,10 +32,18 @@ STATEMENTS: Mapping[str, str] = {
     "get": "SELECT * FROM os_core.work_orders_current WHERE work_order_id = %(work_order_id)s",
     "events": "SELECT work_order_event_id, work_order_seq FROM os_core.work_order_ledger"
     " WHERE work_order_id = %(work_order_id)s ORDER BY work_order_seq",
+    "claim": "SELECT * FROM os_core.claim_work_order("
+    "%(tenant)s, %(owner)s, %(token)s, %(ttl_ms)s, %(statuses)s)",
+    "ask": "SELECT * FROM os_core.ask_field(%(tenant)s, %(work_order_id)s, %(required_fields)s, '{}',"
+    " NULL, %(reason_code)s, %(idempotency_key)s)",
+    "advance": "SELECT os_core.advance_feed(%(tenant)s, %(limit)s)",
+    # In one transaction with the consumer's own table: exactly once.
+    "consume": "INSERT INTO public.soak_consumed"
+    " SELECT tenant_id, %(consumer)s, feed_position, work_order_event_id"
+    " FROM os_core.take_feed(%(tenant)s, %(consumer)s, %(limit)s)",
     "identity": "SELECT * FROM os_core.register_identity(%(tenant)s, %(user_id)s)",
     "device": "SELECT * FROM os_core.register_device(%(tenant)s, %(user_id)s, %(device_id)s, 'speaker')",
-    "session": "SELECT * FROM os_core.open_session("
-    "%(tenant)s, %(session_id)s, %(user_id)s, %(device_id)s)",
+    "session": "SELECT * FROM os_core.open_session(%(tenant)s, %(session_id)s, %(user_id)s, %(device_id)s)",
     "turn": "SELECT * FROM conversation.append_turn(%(tenant)s, %(correlation_id)s, %(turn_id)s, %(user_id)s,"
     " 'USER', 'TYPED_TEXT', %(text)s, 'PUBLIC_CHAT', %(session_id)s, %(device_id)s, %(idempotency_key)s)",
     "tombstone": "SELECT * FROM conversation.tombstone_turn(%(tenant)s, %(correlation_id)s,"
@@ -62,7 +70,9 @@ class Lost(Exception):
 class Session:
     """One connection at a time, to the server or to a pooler in front of it."""
 
-    def __init__(self, dsn: str, recorder: Recorder, luck: random.Random, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, dsn: str, recorder: Recorder, luck: random.Random, stopped: Callable[[], bool]
+    ) -> None:
         self._dsn, self._recorder, self._luck, self._stopped = dsn, recorder, luck, stopped
         self._conn: psycopg.Connection[dict[str, Any]] | None = None
 
@@ -102,7 +112,11 @@ class Session:
             with suppress(psycopg.Error):
                 # Prepared statements would stay behind with the pooler's connection.
                 self._conn = psycopg.connect(
-                    self._dsn, autocommit=True, prepare_threshold=None, row_factory=dict_row, connect_timeout=5
+                    self._dsn,
+                    autocommit=True,
+                    prepare_threshold=None,
+                    row_factory=dict_row,
+                    connect_timeout=5,
                 )
                 break
             time.sleep(PAUSE_SECONDS * (1 + self._luck.random()))  # until the server is there again
@@ -113,7 +127,12 @@ class _Block:
     """The calls of one transaction."""
 
     def __init__(
-        self, conn: psycopg.Connection[dict[str, Any]], recorder: Recorder, tenant: str, *, alone: bool = False
+        self,
+        conn: psycopg.Connection[dict[str, Any]],
+        recorder: Recorder,
+        tenant: str,
+        *,
+        alone: bool = False,
     ) -> None:
         self._conn, self._recorder, self._tenant, self._alone = conn, recorder, tenant, alone
         self._step = 0
@@ -125,7 +144,7 @@ class _Block:
         values = {"tenant": self._tenant, **args}
         if "events" in values:
             values["events"] = Jsonb(values["events"])
-        rows = self._ask(STATEMENTS[op], values, s=step)
+        rows: list[dict[str, Any]] = self._ask(STATEMENTS[op], values, s=step)
         self._recorder.add("answer", s=step, rows=rows)
         return rows
 

@@ -1,5 +1,6 @@
 """The soak test's checker finds what is wrong, and nothing else; and a short run of the whole."""
 
+import ast
 import random
 import re
 import secrets
@@ -17,6 +18,7 @@ from soak.checker.check import check
 from soak.checker.cut import check_again, cut, save, show
 from soak.checker.tables import Tables
 from soak.history import Transaction
+from tests.support.programs import find_server
 from tests.support.rehearsal import Rehearsal, dsn
 from tests.support.servers import Database, Server
 
@@ -32,13 +34,65 @@ def rehearsal(database: Database, tmp_path: Path) -> Rehearsal:
     return Rehearsal(dsn(database.app_url), dsn(database.admin_url), tmp_path, secrets.token_hex(4))
 
 
+def test_checker__imports_nothing_of_what_it_checks() -> None:
+    seen, names = set(), [path.stem for path in (ROOT / "soak" / "checker").glob("*.py")]
+    waiting = [f"soak.checker.{name}" for name in names]
+    while waiting:
+        module = ROOT / (waiting.pop().replace(".", "/") + ".py")
+        if module in seen or not module.exists():
+            continue
+        seen.add(module)
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                assert not [name for name in imported if name.startswith(("selene_core", "tests"))], module
+                waiting += [name for name in imported if name.startswith("soak")]
+    assert len(seen) > len(names)
+
+
 def test_checker__finds_nothing_where_nothing_is_wrong(rehearsal: Rehearsal) -> None:
     tables, history = rehearsal.play(3)
     assert [str(finding) for finding in check(tables, history)] == []
     # It has looked at something of everything.
     done = {call.op for each in history for call in each.calls if call.fate == "acknowledged"}
-    assert done >= {"append", "acquire", "renew", "release", "start", "finish", "turn", "turns", "get", "events"}
+    assert done >= {
+        "append",
+        "acquire",
+        "renew",
+        "release",
+        "start",
+        "finish",
+        "turn",
+        "turns",
+        "get",
+        "events",
+    }
     assert {each.fate for each in history} >= {"acknowledged", "refused"}
+
+
+@pytest.mark.parametrize("seed", ["1", ""], ids=["a fixed seed", "a random seed"])
+def test_soak__a_short_run_finds_nothing(server: Server, seed: str, tmp_path: Path) -> None:
+    given = {
+        "--seconds": "15",
+        "--seed": seed or str(secrets.randbelow(10**9)),
+        "--folder": f"{tmp_path}/soak",
+    }
+    if find_server(server.version) is not None:
+        given["--pg"] = str(server.version)
+    ran = subprocess.run(
+        [sys.executable, "-m", "soak", *(word for pair in given.items() for word in pair)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    # A failure shows the seed, the history and how to run it again.
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    killed = re.search(r"(\d+) kills, 0 findings", ran.stdout)
+    assert killed is not None, ran.stdout
+    assert int(killed[1]) > 0, ran.stdout
 
 
 # --- faults in the functions and tables of a database
@@ -69,7 +123,9 @@ def replaced(name: str, pattern: str, by: str) -> Callable[[Admin], None]:
 
 def always(name: str, what: str) -> Callable[[Admin], None]:
     """Let a function return one thing, whatever it is asked."""
-    return replaced(name, r"(?s)AS \$function\$.*\$function\$", f"AS $function$ BEGIN RETURN {what}; END $function$")
+    return replaced(
+        name, r"(?s)AS \$function\$.*\$function\$", f"AS $function$ BEGIN RETURN {what}; END $function$"
+    )
 
 
 def altered(table: str, event: str, body: str) -> Callable[[Admin], None]:
@@ -79,7 +135,8 @@ def altered(table: str, event: str, body: str) -> Callable[[Admin], None]:
         admin.execute(
             f"CREATE FUNCTION public.planted() RETURNS trigger LANGUAGE plpgsql AS"
             f" $$ BEGIN {body}; RETURN NEW; END $$; "
-            f"CREATE TRIGGER aa_planted BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION public.planted()".encode()
+            f"CREATE TRIGGER aa_planted BEFORE {event} ON {table}"
+            " FOR EACH ROW EXECUTE FUNCTION public.planted()".encode()
         )
 
     return plant
@@ -108,7 +165,8 @@ def unfenced(admin: Admin) -> None:
 def backwards(admin: Admin) -> None:
     """Let the ids of events fall."""
     admin.execute(
-        "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq INCREMENT -1 MAXVALUE 1000000 RESTART 1000000"
+        "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq"
+        " INCREMENT -1 MAXVALUE 1000000 RESTART 1000000"
     )
 
 
@@ -123,7 +181,11 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
     "a used key takes any content": ("lost", always("os_core.same_content", "TRUE")),
     "the table of leases says another expiry": (
         "lease",
-        altered("os_core.work_order_leases", "INSERT", "NEW.lease_expires_at := NEW.lease_expires_at + INTERVAL '1 s'"),
+        altered(
+            "os_core.work_order_leases",
+            "INSERT",
+            "NEW.lease_expires_at := NEW.lease_expires_at + INTERVAL '1 s'",
+        ),
     ),
     "an attempt starts in the future": ("attempt", replaced("os_core.start_step_attempt", NOW, LATE)),
     "a retry is forgotten": (
@@ -132,7 +194,9 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
     ),
     "an event is created in the past": (
         "order",
-        altered(LEDGER, "INSERT", "NEW.created_at := NEW.created_at - INTERVAL '1 s' * (NEW.work_order_seq % 2)"),
+        altered(
+            LEDGER, "INSERT", "NEW.created_at := NEW.created_at - INTERVAL '1 s' * (NEW.work_order_seq % 2)"
+        ),
     ),
     "the caller's clock is forgotten": ("lost", altered(LEDGER, "INSERT", "NEW.occurred_at := NULL")),
     "a field is not updated": (
@@ -151,15 +215,17 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
         "lost",
         around(
             "FOR i IN 0..jsonb_array_length(p_events) - 1 LOOP BEGIN RETURN QUERY SELECT * FROM"
-            " os_core.true_append(p_tenant_id, jsonb_build_array(p_events -> i)); EXCEPTION WHEN SQLSTATE 'SL007'"
-            " OR SQLSTATE 'SL008' OR SQLSTATE 'SL009' THEN RETURN QUERY SELECT 1::bigint, 1::bigint, FALSE, now();"
+            " os_core.true_append(p_tenant_id, jsonb_build_array(p_events -> i));"
+            " EXCEPTION WHEN SQLSTATE 'SL007' OR SQLSTATE 'SL008' OR SQLSTATE 'SL009' THEN"
+            " RETURN QUERY SELECT 1::bigint, 1::bigint, FALSE, now();"
             " END; END LOOP;"
         ),
     ),
     "an event without a key is written twice": (
         "twice",
         around(
-            "IF p_events @? '$[*] ? (!exists(@.idempotency_key))' AND p_events @? '$[*] ? (@.event_type == \"FIELD_SET\")'"
+            "IF p_events @? '$[*] ? (!exists(@.idempotency_key))'"
+            " AND p_events @? '$[*] ? (@.event_type == \"FIELD_SET\")'"
             " THEN PERFORM os_core.true_append(p_tenant_id, p_events); END IF;"
             " RETURN QUERY SELECT * FROM os_core.true_append(p_tenant_id, p_events);"
         ),
@@ -167,7 +233,8 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
     "a replay answers with another id": (
         "replay",
         around(
-            "RETURN QUERY SELECT work_order_event_id + replayed::integer, work_order_seq, replayed, created_at"
+            "RETURN QUERY"
+            " SELECT work_order_event_id + replayed::integer, work_order_seq, replayed, created_at"
             " FROM os_core.true_append(p_tenant_id, p_events);"
         ),
     ),
@@ -187,7 +254,9 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
     "a hidden text is read": (
         "turn",
         replaced(
-            "conversation.read_turns", r"CASE WHEN tombstone\.conversation_turn_id IS NULL THEN (\S+) END", r"\1"
+            "conversation.read_turns",
+            r"CASE WHEN tombstone\.conversation_turn_id IS NULL THEN (\S+) END",
+            r"\1",
         ),
     ),
 }
@@ -225,7 +294,12 @@ def answer_with_an_error(tables: Tables, history: list[Transaction], luck: rando
     luck.shuffle(history)
     for transaction in history:
         call = transaction.calls[0] if transaction.calls else None
-        if call and call.op == "append" and call.fate == "acknowledged" and not (call.rows or [])[0]["replayed"]:
+        if (
+            call
+            and call.op == "append"
+            and call.fate == "acknowledged"
+            and not (call.rows or [])[0]["replayed"]
+        ):
             call.rows, call.sqlstate = None, "SL007"
 
 

@@ -1,11 +1,11 @@
-"""The soak test's clients as threads on a test's database, with its checker: for faults that are planted there."""
+"""The soak test's clients as threads on a test's database, and its checker: for faults planted there."""
 
 import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from soak.checker.check import check
+from soak.checker.feed import MAKE_CONSUMED, check_feed
 from soak.checker.finding import Finding
 from soak.checker.tables import Tables, read_tables
 from soak.clients.events import Events
 from soak.clients.roles import ROLES, Client, Stage
 from soak.clients.session import Lost, Session
+from soak.drain import drain
 from soak.history import Recorder, Transaction, load
 
 SLICE_SECONDS = 1.0
@@ -33,6 +35,12 @@ class Rehearsal:
     folder: Path
     seed: str
     played: int = 0
+    of_the_feed: list[Finding] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Make the table of the consumers."""
+        with closing(psycopg.connect(self.admin_dsn, autocommit=True)) as conn:
+            conn.execute(MAKE_CONSUMED.encode())
 
     def play(self, seconds: float = SLICE_SECONDS) -> tuple[Tables, list[Transaction]]:
         """Let a client of each role work for a while; return the tables and the history."""
@@ -49,6 +57,8 @@ class Rehearsal:
         for each in running:
             each.result()
         with closing(psycopg.connect(self.admin_dsn, autocommit=True)) as conn:
+            drain(conn, stage.tenants)
+            self.of_the_feed = [*check_feed(conn)]
             return read_tables(conn, stage.prefix), load(folder)
 
     def _client(self, number: int, role: str, stage: Stage, folder: Path, until: float) -> None:
@@ -74,7 +84,7 @@ class Rehearsal:
             tables, history = self.play()
             if alter is not None:
                 alter(tables, history, luck)
-            found = [*check(tables, history)]
+            found = [*check(tables, history), *self.of_the_feed]
             for finding in found:
                 if finding.kind == kind:
                     return finding, tables, history
