@@ -21,6 +21,7 @@ class Figures:
     seconds: float = 0
     rounds: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     deeds: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
@@ -32,6 +33,7 @@ class Figures:
             self.counts["transactions"] += 1
             for call in transaction.calls:
                 self.counts[f"calls {call.fate}"] += 1
+                self.calls[call.op] += call.fate == "acknowledged"
                 if call.sqlstate is not None:
                     self.refusals[call.sqlstate] += 1
         self.counts["work orders"] += len(tables.orders)
@@ -48,7 +50,8 @@ class Figures:
             *(f"{number:>9,} {what}" for what, number in self.counts.items()),
             "the nemesis:",
             *(f"{number:>9,} {what}" for what, number in self.deeds.most_common()),
-            "refusals by SQLSTATE: " + ", ".join(f"{code} {n}" for code, n in self.refusals.most_common()),
+            "calls acknowledged: " + ", ".join(f"{op} {n:,}" for op, n in self.calls.most_common()),
+            "calls refused, by SQLSTATE: " + ", ".join(f"{c} {n:,}" for c, n in self.refusals.most_common()),
             "found:",
             *(f"{self.found[kind]:>9,} {kind}: {what}" for kind, what in KINDS.items()),
         ]

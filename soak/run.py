@@ -28,7 +28,7 @@ from soak.report import Figures, explain
 
 # A run begins here and goes up while it works.
 FIRST_REVISION = "0011"
-DISK_BYTES = 768 << 20
+DISK_BYTES, DISK_BYTES_AN_HOUR = 512 << 20, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +98,15 @@ def run(options: Options, say: Callable[[str], None]) -> Figures:
     """Run, check, and report; the figures have what was found."""
     figures, began = Figures(), time.monotonic()
     luck = random.Random(f"soak {options.seed}")
+    disk_bytes = DISK_BYTES + int(DISK_BYTES_AN_HOUR * options.seconds / 3600)
     revision = FIRST_REVISION if options.nemesis else "head"
     with open_place(
-        options.version, pooler=options.pooler, revision=revision, disk_bytes=DISK_BYTES
+        options.version, pooler=options.pooler, revision=revision, disk_bytes=disk_bytes
     ) as place:
         with place.admin() as conn:
             release = conn.info.parameter_status("server_version")
         say(f"soak: PostgreSQL {release}, seed {options.seed}, {options.clients} clients")
-        for note in place.notes:
+        for note in (*place.notes, f"to run it again: {options.again}"):
             say(f"soak: {note}")
         while figures.rounds == 0 or time.monotonic() - began < options.seconds:
             left = options.seconds - (time.monotonic() - began)
@@ -136,7 +137,7 @@ def _round(
     folder.mkdir(parents=True)
     tenants = tuple(f"tenant-{each}" for each in range(options.tenants))
     stage = Stage(f"r{number}.", tenants, time.monotonic(), 1.5)
-    roles = [*ROLES, "writer", "worker"]
+    roles = [*ROLES, "consumer", "writer", "worker"]
     posts = [
         Post(
             each,
@@ -167,6 +168,8 @@ def _round(
         drain(conn, tenants)
         tables = read_tables(conn, stage.prefix)
         found = [*check(tables, transactions), *check_feed(conn), *check_verify(conn, tenants)]
+    if not tables.orders:
+        raise RuntimeError("nothing was written: the clients do not reach the server")
     figures.add(tables, transactions, found)
     figures.deeds.update(nemesis.done)
     events = sum(len(order.ledger) for order in tables.orders.values())

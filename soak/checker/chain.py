@@ -1,4 +1,4 @@
-"""The chain of hashes, computed from the columns alone (contract §17)."""
+"""The chain of hashes, computed from the columns alone."""
 
 import json
 from collections.abc import Iterator, Mapping

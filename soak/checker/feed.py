@@ -1,4 +1,4 @@
-"""The feed: positions without gaps, every event once, and consumers that missed nothing (contract §16)."""
+"""The feed: positions without gaps, every event once, and consumers that missed nothing."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator

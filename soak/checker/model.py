@@ -1,7 +1,7 @@
 """A small model of contract §4 to §8: what an append is answered, and what the projection then is.
 
 Written from the text and not from the functions, which it is there to judge, and without an import of
-selene_core. The bounds of section 2 are left out, and who may take a lease: soak/checker/leases.py.
+selene_core. The bounds of section 2 are left out, and who may take a lease.
 """
 
 from collections.abc import Mapping, Sequence

@@ -57,7 +57,7 @@ class _Floor:
         known: list[tuple[int, int, Call]] = []
         for write in answers.writes.values():
             for call, index, _ in write.wishes:
-                if call.op == "append" and call.settled is not None:
+                if call.settled is not None and (call.rows or [{}])[index].get("work_order_seq"):
                     known.append((call.settled, (call.rows or [])[index]["work_order_seq"], call))
         for call in answers.reads:
             if call.settled is not None and call.rows:
