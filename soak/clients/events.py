@@ -25,6 +25,7 @@ VALUES: tuple[Any, ...] = (
     {"x": [1, 2]},
 )
 STATUSES = ("CLARIFY",) * 8 + ("EXECUTING",) * 6 + ("CONFIRM", "DRAFT")
+ENVELOPE = ("correlation_id", "turn_id", "work_order_status", "reason_code")
 ENDS = ("DONE", "FAILED", "REFUSED")
 TYPES = (
     ("FIELD_SET",) * 8
@@ -89,6 +90,12 @@ class Events:
         }
         if luck.random() < 0.7:
             event["idempotency_key"] = f"k-{event['reason_code']}"
+        if luck.random() < 0.1:
+            # Left out, they are the order's own; the key tells the event.
+            event["idempotency_key"] = f"k-{event['reason_code']}"
+            for name in luck.sample(ENVELOPE, k=luck.randint(1, len(ENVELOPE))):
+                if name != "work_order_status" or event_type != "STATUS_CHANGED":
+                    del event[name]
         if luck.random() < 0.1:
             event["step_id"], event["step_input_hash"] = luck.choice(("one", "two")), "h"
         if luck.random() < 0.3:

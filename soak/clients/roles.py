@@ -70,7 +70,7 @@ class Client:
     def _repeat(self, tenant: str, op: str, args: dict[str, Any]) -> None:
         if op == "append" and self.luck.random() < 0.15:
             # Under a used key something else: it must be refused.
-            args = {"events": [{**event, "turn_id": event["turn_id"] + 1} for event in args["events"]]}
+            args = {"events": [{**event, "turn_id": event.get("turn_id", 1) + 1} for event in args["events"]]}
         self.session.alone(tenant, op, **args)
 
     def call(self, tenant: str, op: str, **args: Any) -> list[dict[str, Any]]:
