@@ -323,8 +323,11 @@ class Client:
     def consume(self, tenant: str) -> None:
         """Give positions, and take events: two clients are one consumer, which keeps what it has taken."""
         luck = self.luck
-        with suppress(Refused):
+        try:
             self.call(tenant, "advance", limit=luck.choice((5, 1000)))
+        except Refused:
+            time.sleep(0.2)  # there is no feed yet
+            return
         consumer = luck.choice(CONSUMERS)
         with self.session.transaction(tenant, luck.choice(ISOLATIONS), undo=luck.random() < 0.1) as block:
             block.call("consume", consumer=consumer, limit=luck.choice((1, 20, 500)))
