@@ -117,7 +117,8 @@ def run(options: Options, say: Callable[[str], None]) -> Figures:
         say("once more: all rounds together")
         with place.admin() as conn:
             for number in range(figures.rounds):
-                found = [*check(read_tables(conn, f"r{number}."), None)]
+                tables = read_tables(conn, _prefix(number))
+                found = [*check(tables, None), *check_feed(conn, _tenants(options, number))]
                 figures.found.update(finding.kind for finding in found)
                 for finding in found:
                     say(f"FOUND {finding}")
@@ -135,8 +136,8 @@ def _round(
     number = figures.rounds
     folder = options.folder / f"round-{number:04}"
     folder.mkdir(parents=True)
-    tenants = tuple(f"tenant-{each}" for each in range(options.tenants))
-    stage = Stage(f"r{number}.", tenants, time.monotonic(), 1.5)
+    tenants = _tenants(options, number)
+    stage = Stage(_prefix(number), tenants, time.monotonic(), 1.5)
     roles = [*ROLES, "consumer", "writer", "worker"]
     posts = [
         Post(
@@ -167,7 +168,7 @@ def _round(
     with place.admin() as conn:
         drain(conn, tenants)
         tables = read_tables(conn, stage.prefix)
-        found = [*check(tables, transactions), *check_feed(conn), *check_verify(conn, tenants)]
+        found = [*check(tables, transactions), *check_feed(conn, tenants), *check_verify(conn, tenants)]
     if not tables.orders:
         raise RuntimeError("nothing was written: the clients do not reach the server")
     figures.add(tables, transactions, found)
@@ -183,6 +184,15 @@ def _round(
     elif not options.keep:
         shutil.rmtree(folder)
     return found
+
+
+def _prefix(number: int) -> str:
+    return f"r{number}."
+
+
+def _tenants(options: Options, number: int) -> tuple[str, ...]:
+    """Name the tenants of a round: a claim of a later one would take an order that was checked already."""
+    return tuple(f"r{number}-tenant-{each}" for each in range(options.tenants))
 
 
 def _silence(place: Place) -> None:

@@ -1,7 +1,7 @@
 """The feed: positions without gaps, every event once, and consumers that missed nothing."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -18,18 +18,22 @@ MAKE_CONSUMED = (
 )
 
 
-def check_feed(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
-    """Look at the feeds of all tenants; the clients are to have drained them."""
+def check_feed(conn: psycopg.Connection[Any], tenants: Sequence[str]) -> Iterator[Finding]:
+    """Look at the feeds of tenants; every consumer is to be at its end."""
     if not exists(conn, "os_core.work_order_feed"):
         return
     ledger: defaultdict[str, dict[int, tuple[str, int]]] = defaultdict(dict)
     for tenant, event_id, order, seq in conn.execute(
         "SELECT tenant_id, work_order_event_id, work_order_id, work_order_seq FROM os_core.work_order_ledger"
+        " WHERE tenant_id = ANY(%s)",
+        [[*tenants]],
     ):
         ledger[tenant][event_id] = order, seq
     feed: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for tenant, position, event_id in conn.execute(
-        "SELECT tenant_id, feed_position, work_order_event_id FROM os_core.work_order_feed ORDER BY 1, 2"
+        "SELECT tenant_id, feed_position, work_order_event_id FROM os_core.work_order_feed"
+        " WHERE tenant_id = ANY(%s) ORDER BY 1, 2",
+        [[*tenants]],
     ):
         feed[tenant].append((position, event_id))
     for tenant in ledger.keys() | feed.keys():
@@ -37,6 +41,8 @@ def check_feed(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
             yield Finding("feed", tenant, "its feed", what)
     for tenant, consumer, place in conn.execute(
         "SELECT tenant_id, consumer, feed_position FROM os_core.work_order_feed_consumers"
+        " WHERE tenant_id = ANY(%s)",
+        [[*tenants]],
     ).fetchall():
         taken = conn.execute(
             f"SELECT feed_position, work_order_event_id FROM {CONSUMED}"

@@ -46,7 +46,8 @@ class Rehearsal:
         """Let a client of each role work for a while; return the tables and the history."""
         folder = self.folder / f"{self.played}"
         folder.mkdir()
-        stage = Stage(f"r{self.played}.", ("tenant-0", "tenant-1"), time.monotonic(), seconds)
+        tenants = tuple(f"r{self.played}-tenant-{each}" for each in range(2))
+        stage = Stage(f"r{self.played}.", tenants, time.monotonic(), seconds)
         self.played += 1
         roles = [*ROLES, "writer"]
         with ThreadPoolExecutor(len(roles)) as pool:
@@ -58,7 +59,7 @@ class Rehearsal:
             each.result()
         with closing(psycopg.connect(self.admin_dsn, autocommit=True)) as conn:
             drain(conn, stage.tenants)
-            self.of_the_feed = [*check_feed(conn)]
+            self.of_the_feed = [*check_feed(conn, stage.tenants)]
             return read_tables(conn, stage.prefix), load(folder)
 
     def _client(self, number: int, role: str, stage: Stage, folder: Path, until: float) -> None:
