@@ -9,6 +9,7 @@ from typing import Any
 
 from soak.checker.finding import Finding, moment
 from soak.checker.model import CONTENT, equal
+from soak.checker.orders import states
 from soak.checker.tables import Order, Place, Row, Tables
 from soak.history import Call, Transaction
 
@@ -35,6 +36,7 @@ class OrderAnswers:
 
     def __init__(self, place: Place, order: Order) -> None:
         self.place, self.order = place, order
+        self.states = states(order)
         self.writes: defaultdict[Mark, Write] = defaultdict(Write)
         self.leases: defaultdict[str, list[Call]] = defaultdict(list)
         self.starts: defaultdict[tuple[str, str], list[Call]] = defaultdict(list)

@@ -193,10 +193,10 @@ def _is_change(before: State, after: State, event: Event) -> bool:
     event_type = event["event_type"]
     if event_type in NEVER_A_CHANGE or event_type.startswith(("STEP_", "LEASE_")):
         return False
-    changed = {name for name in before if not equal(before[name], after[name])}
     relevant = {*APPROVAL, "fields_json", "resolved_fields_json", "conflicts_json"}
     if event_type in CANCELERS:
         relevant.add("work_order_status")
+    changed = {name for name in relevant if not equal(before[name], after[name])}
     if event_type == "FIELD_SET" and "fields_json" not in changed:
         relevant.remove("resolved_fields_json")
     return bool(changed & relevant)

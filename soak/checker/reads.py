@@ -3,14 +3,13 @@
 from soak.checker.answers import Found, OrderAnswers, orders_of
 from soak.checker.finding import moment
 from soak.checker.model import State, equal
-from soak.checker.orders import states
 from soak.checker.tables import Row
 from soak.history import Call
 
 
 def check_reads(answers: OrderAnswers) -> Found:
     """Every row that was read is a state that was, and none is older than what was known before."""
-    folded = states(answers.order)
+    folded = answers.states
     events = [event["work_order_event_id"] for event in answers.order.ledger]
     floor = _Floor(answers)
     for call in answers.reads:

@@ -6,7 +6,6 @@ from hashlib import sha256
 from soak.checker.answers import Found, OrderAnswers
 from soak.checker.finding import moment
 from soak.checker.model import State
-from soak.checker.orders import states
 from soak.checker.tables import Row
 from soak.history import Call
 
@@ -64,7 +63,7 @@ def _did(call: Call) -> bool:
 
 def check_tokens(answers: OrderAnswers) -> Found:
     """Whoever wrote with a token held the lease at that moment; nobody else wrote STEP_* meanwhile."""
-    order, folded = answers.order, states(answers.order)
+    order, folded = answers.order, answers.states
     before: dict[int, State | None] = {
         event["work_order_event_id"]: state
         for event, state in zip(order.ledger, [None, *folded], strict=False)
