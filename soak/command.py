@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--hours", type=float, default=0)
     parser.add_argument("--round", type=float, default=60, metavar="SECONDS", help="between two checks")
+    parser.add_argument("--kills", type=int, default=0, help="go on until so many things were ended")
     parser.add_argument("--seed", type=int, help="of the clients' and the nemesis' luck; random without")
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--tenants", type=int, default=3)
@@ -47,12 +48,13 @@ def main() -> None:
         tempfile.gettempdir(), f"selene-soak-{time.strftime('%Y%m%d-%H%M%S')}-{seed}"
     )
     arguments = f"--seconds {seconds:g} --round {given.round:g} --seed {seed} --clients {given.clients}"
-    arguments += f" --tenants {given.tenants}" + (f" --pg {version}" if version else "")
+    arguments += f" --tenants {given.tenants} --kills {given.kills}" + (f" --pg {version}" if version else "")
     arguments += " --no-pooler" * given.no_pooler + " --no-nemesis" * given.no_nemesis
     figures = run(
         Options(
             seconds=seconds,
             round_seconds=given.round,
+            kills=given.kills,
             seed=seed,
             clients=given.clients,
             tenants=given.tenants,

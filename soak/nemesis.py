@@ -148,7 +148,8 @@ class Nemesis:
         stands = self._revision()
         at_head = stands == len(self._revisions) - 1
         down = at_head or (stands > self._first and self._luck.random() < 0.3)
-        aim = stands - 1 if down else self._luck.randrange(stands + 1, len(self._revisions))
+        newest = len(self._revisions) - 1
+        aim = stands - 1 if down else self._luck.choice((newest, min(stands + 2, newest)))
         try:
             if down:
                 downgrade(self._place.admin_url, self._revisions[aim])

@@ -20,6 +20,7 @@ class Figures:
 
     seconds: float = 0
     rounds: int = 0
+    kills: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -46,7 +47,7 @@ class Figures:
     def lines(self) -> list[str]:
         """Say it."""
         return [
-            f"{self.seconds:.0f} s, {self.rounds} rounds",
+            f"{self.seconds:.0f} s, {self.rounds} rounds, {self.kills:,} kills",
             *(f"{number:>9,} {what}" for what, number in self.counts.items()),
             "the nemesis:",
             *(f"{number:>9,} {what}" for what, number in self.deeds.most_common()),

@@ -28,6 +28,7 @@ from soak.report import Figures, explain
 
 # A run begins here and goes up while it works.
 FIRST_REVISION = "0011"
+LEAST_SECONDS = 5
 DISK_BYTES, DISK_BYTES_AN_HOUR = 512 << 20, 1 << 30
 
 
@@ -37,6 +38,7 @@ class Options:
 
     seconds: float
     round_seconds: float
+    kills: int
     seed: int
     clients: int
     tenants: int
@@ -108,9 +110,9 @@ def run(options: Options, say: Callable[[str], None]) -> Figures:
         say(f"soak: PostgreSQL {release}, seed {options.seed}, {options.clients} clients")
         for note in (*place.notes, f"to run it again: {options.again}"):
             say(f"soak: {note}")
-        while figures.rounds == 0 or time.monotonic() - began < options.seconds:
-            left = options.seconds - (time.monotonic() - began)
-            found = _round(options, place, luck, figures, min(options.round_seconds, max(left, 1)), say)
+        while figures.rounds == 0 or figures.seconds < options.seconds or figures.kills < options.kills:
+            left = max(options.seconds - figures.seconds, LEAST_SECONDS)
+            found = _round(options, place, luck, figures, min(options.round_seconds, left), say)
             figures.seconds = time.monotonic() - began
             if found:
                 return figures
@@ -173,6 +175,7 @@ def _round(
         raise RuntimeError("nothing was written: the clients do not reach the server")
     figures.add(tables, transactions, found)
     figures.deeds.update(nemesis.done)
+    figures.kills += nemesis.kills
     events = sum(len(order.ledger) for order in tables.orders.values())
     say(
         f"round {number}: {len(transactions):,} transactions, {events:,} events, {nemesis.kills} kills,"

@@ -99,7 +99,10 @@ def test_nightly__soaks_both_ends_and_keeps_what_it_finds() -> None:
     assert job["strategy"]["matrix"]["postgres"] == [str(min(VERSIONS)), str(max(VERSIONS))]
     assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step)
     assert f"postgresql-{min(VERSIONS)} pgbouncer" in runs(job)
-    assert 'make soak PG=${{ matrix.postgres }} ARGS="--hours 1 --folder soak-histories"' in runs(job)
+    assert (
+        'make soak PG=${{ matrix.postgres }} ARGS="--hours 1 --kills 1000 --folder soak-histories"'
+        in runs(job)
+    )
     (kept,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
     assert kept["with"]["path"] == "soak-histories/"
     assert "\nsoak: " in (ROOT / "Makefile").read_text(encoding="utf-8")
