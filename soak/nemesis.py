@@ -37,7 +37,7 @@ class Nemesis:
     ) -> None:
         self._place, self._luck, self._kill_client = place, luck, kill_client
         self._revisions = [each.revision for each in history()]
-        self._first = self._revision()
+        self._first, self._newest = self._revision(), len(self._revisions) - 1
         self.done: Counter[str] = Counter()
 
     @property
@@ -45,10 +45,12 @@ class Nemesis:
         """How many things it has ended."""
         return sum(self.done[what] for what in KILLS)
 
-    def strike(self, deed: "Deed | None" = None) -> None:
+    def strike(self) -> None:
         """Do one thing. The server runs again when it returns, or is about to by itself."""
-        deed = deed or self._luck.choices([*DEEDS], [*DEEDS.values()])[0]
-        with suppress(psycopg.Error):
+        with suppress(psycopg.Error):  # the server may still be going, from the strike before
+            deed = self._luck.choices([*DEEDS], [*DEEDS.values()])[0]
+            if self._revision() < self._newest:
+                deed = Nemesis.migrate
             if what := deed(self):
                 self.done[what] += 1
         if self._place.server.pid is None:
@@ -139,16 +141,10 @@ class Nemesis:
             conn.execute("VACUUM os_core.work_orders_current")
         return "checkpoint and vacuum"
 
-    def is_at_head(self) -> bool:
-        """Tell whether all revisions are there."""
-        return self._revision() == len(self._revisions) - 1
-
     def migrate(self) -> str:
         """Go up; or down by one, which must be refused where rows would go."""
-        stands = self._revision()
-        at_head = stands == len(self._revisions) - 1
-        down = at_head or (stands > self._first and self._luck.random() < 0.3)
-        newest = len(self._revisions) - 1
+        stands, newest = self._revision(), self._newest
+        down = stands == newest or (stands > self._first and self._luck.random() < 0.3)
         aim = stands - 1 if down else self._luck.choice((newest, min(stands + 2, newest)))
         try:
             if down:
@@ -156,7 +152,9 @@ class Nemesis:
             else:
                 upgrade(self._place.admin_url, self._revisions[aim])
         except MigrationRefused:
-            return "downgrade refused: rows" if down else "upgrade refused"
+            if not down:
+                raise
+            return "downgrade refused: rows"
         except (MigrationLocked, DBAPIError):
             return "migration ended midway"
         return "downgraded" if down else "upgraded"

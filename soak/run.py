@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 
+from selene_core.migrations import contradiction
 from soak.checker.check import check, check_verify
 from soak.checker.feed import check_feed
 from soak.checker.finding import Finding
@@ -117,6 +118,9 @@ def run(options: Options, say: Callable[[str], None]) -> Figures:
             if found:
                 return figures
         say("once more: all rounds together")
+        if (what := contradiction(place.admin_url)) is not None:
+            figures.found["error"] += 1
+            say(f"FOUND error: the migrations have left another schema: {what}")
         with place.admin() as conn:
             for number in range(figures.rounds):
                 tables = read_tables(conn, _prefix(number))
@@ -160,7 +164,7 @@ def _round(
             time.sleep(min(luck.expovariate(1.6), 3, max(0, deadline - time.monotonic())))
             crew.check_alive()
             if options.nemesis:
-                nemesis.strike(None if nemesis.is_at_head() else Nemesis.migrate)
+                nemesis.strike()
     finally:
         crew.end()
     if place.server.pid is None:
