@@ -169,7 +169,7 @@ def backwards(admin: Admin) -> None:
     )
 
 
-LATE = r"pg_catalog.clock_timestamp() + INTERVAL '150 milliseconds'"
+LATE = r"pg_catalog.clock_timestamp() + INTERVAL '500 milliseconds'"
 NOW = r"pg_catalog\.clock_timestamp\(\)"
 LEDGER, CURRENT = "os_core.work_order_ledger", "os_core.work_orders_current"
 FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
