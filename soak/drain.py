@@ -14,7 +14,7 @@ PATIENCE_SECONDS, PAGE = 30, 1000
 
 
 def drain(conn: psycopg.Connection[Any], tenants: tuple[str, ...]) -> None:
-    """Give all positions and take all events. If it cannot, it stops, and the checker finds what is missing."""
+    """Give all positions and take all events. If it cannot, the checker will find what is missing."""
     if exists(conn, "os_core.work_order_feed"):
         with suppress(psycopg.Error):
             _drain(conn, tenants)
