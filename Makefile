@@ -18,7 +18,7 @@ endif
 INSTALLED := $(VENV)/.installed $(if $(filter 16 17,$(PG)),$(VENV)/.installed-servers)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint types docs site dist bench clean
+.PHONY: help demo test test-fast check lint types docs site dist bench soak clean
 
 help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
@@ -32,6 +32,7 @@ help:
 	@echo "make site    build the documents as a site, in build/site; a warning is an error"
 	@echo "make dist    build and check the distributions; refuses while a placeholder stands"
 	@echo "make bench   measure append, replay and reads"
+	@echo "make soak    let clients work while a nemesis kills, and check everything (5 minutes; ARGS='--hours 1 --seed 7')"
 	@echo "make clean   remove .venv and what the tools left"
 
 demo: $(VENV)/.installed
@@ -56,7 +57,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed
-	$(BIN)/mypy selene_core tests pictures $(wildcard benchmarks)
+	$(BIN)/mypy selene_core tests pictures soak $(wildcard benchmarks)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pictures
@@ -76,6 +77,9 @@ dist: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(INSTALLED)
+	$(BIN)/python -m soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

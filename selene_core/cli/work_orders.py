@@ -327,8 +327,6 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         )
 
 
-
-
 def _count_work_orders(conn: Connection, tenant: str) -> int:
     """Count what verify and rebuild look at: each work order with a row in the projection or events."""
     tables = work_orders_current, work_order_ledger

@@ -20,19 +20,24 @@ from psycopg.types.json import Jsonb, set_json_loads
 
 from selene_core import WorkOrder, decide_prompt
 from selene_core.contract.prompts import may_be_asked
+from soak.checker.model import (
+    ENVELOPE,
+    JSON_COLUMNS,
+    TERMINAL,
+    Model,
+    Order,
+    Refused,
+    State,
+    equal,
+    exact,
+    fold,
+    required,
+)
 from tests.support.calls import Appended, Event, Row, Tenant, refused
 from tests.support.factories import new_id, wire
-from tests.support.model import ENVELOPE, TERMINAL, Model, Order, Refused, State, equal, exact, fold, required
 from tests.support.sessions import Sessions
 from tests.support.workers import attempts, claim, finish, new_token, release, start, wait_past
 
-JSON_COLUMNS = (
-    "fields_json",
-    "asked_fields_json",
-    "resolved_fields_json",
-    "conflicts_json",
-    "prompt_dedupe_keys_json",
-)
 ORDERS, FIELDS = ("a", "b", "c"), ("who", "when", "where")
 REQUESTS, OUTCOMES = ("ask-1", "ask-2"), ("APPROVED", "REJECTED", "EXPIRED")
 LONG_AGO, FAR_OFF = "2001-01-01T00:00:00+02:00", "2999-12-31T23:59:59.5-08:00"
@@ -350,13 +355,6 @@ class Histories(RuleBasedStateMachine):
             return
         current = WorkOrder(**row)
         decided = decide_prompt(current, required)
-        assert self.asked(row["work_order_id"], required) == (
-            decided.decision,
-            decided.field_key,
-            decided.prompt_dedupe_key,
-            decided.reason,
-            decided.field_key and row["last_seq"] + 1,
-        )
         for key in required:
             attempts = row["asked_fields_json"].get(key, {"attempts": 0})["attempts"]
             prompt = wire(
@@ -372,15 +370,6 @@ class Histories(RuleBasedStateMachine):
                 assert (decided.field_key, decided.prompt_dedupe_key) == (key, f"{key}#{attempts + 1}")
                 return
         assert decided.field_key is None
-
-    def asked(self, order: str, required: list[str]) -> Any:
-        """Return what os_core.ask_field decides and would record."""
-        with self.tenant.app.transaction(force_rollback=True):
-            return self.tenant.app.execute(
-                "SELECT decision, field_key, prompt_dedupe_key, reason, work_order_seq"
-                " FROM os_core.ask_field(%s, %s, %s)",
-                (self.tenant.id, order, required),
-            ).fetchone()
 
     @rule(which=st.integers(0, 99))
     def replay(self, which: int) -> None:

@@ -15,6 +15,7 @@ from tests.support.programs import find_compose
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 RELEASE = WORKFLOW.with_name("release.yml")
+NIGHTLY = WORKFLOW.with_name("nightly.yml")
 PUBLISHED = ("pyproject.toml", "README.md", "SECURITY.md", "CHANGELOG.md")
 DEPENDABOT = ROOT / ".github" / "dependabot.yml"
 COMPOSE = ROOT / "docker-compose.yml"
@@ -88,6 +89,23 @@ def test_workflow__is_bounded_and_may_only_read() -> None:
         assert job["timeout-minutes"] <= 40, name
         # A version, never a branch, of whatever else is run.
         assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step), name
+
+
+def test_nightly__soaks_both_ends_and_keeps_what_it_finds() -> None:
+    workflow = load(NIGHTLY)
+    assert workflow["permissions"] == {"contents": "read"}
+    job = workflow["jobs"]["soak"]
+    assert job["timeout-minutes"] <= 100
+    assert job["strategy"]["matrix"]["postgres"] == [str(min(VERSIONS)), str(max(VERSIONS))]
+    assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step)
+    assert f"postgresql-{min(VERSIONS)} pgbouncer" in runs(job)
+    assert (
+        'make soak PG=${{ matrix.postgres }} ARGS="--hours 1 --kills 1000 --folder soak-histories"'
+        in runs(job)
+    )
+    (kept,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert kept["with"]["path"] == "soak-histories/"
+    assert "\nsoak: " in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def project() -> dict[str, Any]:

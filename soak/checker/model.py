@@ -1,7 +1,8 @@
 """A small model of contract §4 to §9: what an append is answered, what the projection is, what is claimed.
 
-Written from the text and not from the functions, which it is there to judge. The bounds of section 2 are left
-out. Expiries are to lie far off in either direction, or to be waited for: its own clock is not the server's.
+Written from the text and not from the functions, which it is there to judge, and without an import of
+selene_core. The bounds of section 2 are left out. What the tests plan lies far off in either direction, or
+is waited for: the model's own clock is not the server's.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,12 +13,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from selene_core.contract.enums import TERMINAL_STATUSES
-
 Event = Mapping[str, Any]
 State = dict[str, Any]
 
-TERMINAL = {status.value for status in TERMINAL_STATUSES}
+TERMINAL = {"DONE", "REFUSED", "FAILED", "CANCELED"}
 CANCELERS = {"WORK_ORDER_CANCELED", "STATUS_CHANGED"}
 CONTENT = (
     "correlation_id",
@@ -29,6 +28,14 @@ CONTENT = (
     "step_input_hash",
     "payload",
 )
+JSON_COLUMNS = (
+    "fields_json",
+    "asked_fields_json",
+    "resolved_fields_json",
+    "conflicts_json",
+    "prompt_dedupe_keys_json",
+)
+LEASE = ("lease_owner_id", "lease_token_hash", "lease_expires_at")
 # Section 3: these may be left out, or None, and are then the order's own.
 ENVELOPE = {
     "correlation_id": "correlation_id",
@@ -122,7 +129,7 @@ def _same_content(original: Event, event: Event) -> bool:
 
 def fold(before: State | None, event: Event) -> State:
     """Return the state after one more event; the event has its work_order_event_id, seq and created_at."""
-    after = deepcopy(before) if before is not None else _first(event)
+    after = _copy(before) if before is not None else _first(event)
     payload, seq, now = event["payload"], event["work_order_seq"], event["created_at"]
     event_type, status = event["event_type"], event["work_order_status"]
     if before is not None:
@@ -165,7 +172,7 @@ def fold(before: State | None, event: Event) -> State:
     if status in TERMINAL:
         after |= APPROVAL
     after |= {
-        "correlation_id": UUID(event["correlation_id"]),
+        "correlation_id": UUID(str(event["correlation_id"])),
         "turn_id": event["turn_id"],
         "work_order_status": status,
         "last_event_id": event["work_order_event_id"],
@@ -189,13 +196,18 @@ def _first(event: Event) -> State:
         **dict.fromkeys(LEASE),
         "queued_at": event["created_at"],
         "steps_due_at": event["created_at"],
-        "fields_json": deepcopy(event["payload"].get("fields", {})),
+        "fields_json": dict(event["payload"].get("fields", {})),
         "asked_fields_json": {},
         "resolved_fields_json": {},
         "conflicts_json": {},
         "prompt_dedupe_keys_json": {},
         **APPROVAL,
     }
+
+
+def _copy(state: State) -> State:
+    # Values and entries are replaced, never changed; so the keys are all that must be copied.
+    return {**state, **{name: {**state[name]} for name in JSON_COLUMNS}}
 
 
 def _pending(state: State, payload: Mapping[str, Any]) -> bool:
@@ -222,17 +234,17 @@ def _prompt(state: State, payload: Mapping[str, Any], now: datetime, seq: int) -
     asked[key] = {"asked_at": json_time(now), "attempts": attempts, "seq": seq}
     state["prompt_dedupe_keys_json"][payload["prompt_dedupe_key"]] = seq
     if key in state["conflicts_json"]:
-        state["conflicts_json"][key]["asked"] = True
+        state["conflicts_json"][key] = {**state["conflicts_json"][key], "asked": True}
 
 
 def _is_change(before: State, after: State, event: Event) -> bool:
     event_type = event["event_type"]
     if event_type in NEVER_A_CHANGE or event_type.startswith(("STEP_", "LEASE_")):
         return False
-    changed = {name for name in before if not equal(before[name], after[name])}
     relevant = {*APPROVAL, "fields_json", "resolved_fields_json", "conflicts_json"}
     if event_type in CANCELERS:
         relevant.add("work_order_status")
+    changed = {name for name in relevant if not equal(before[name], after[name])}
     if event_type == "FIELD_SET" and "fields_json" not in changed:
         relevant.remove("resolved_fields_json")
     return bool(changed & relevant)
@@ -266,7 +278,7 @@ class Order:
 
     def times(self) -> list[datetime]:
         """Return the moments at which time alone changes whether the order can be claimed."""
-        lease = self.state["lease_expires_at"] if self.state else None
+        lease = self.state and self.state["lease_expires_at"]
         return [at for at in (lease, *map(_due, self.attempts)) if at is not None]
 
     def queued(self, statuses: Collection[str]) -> datetime | None:
@@ -322,7 +334,7 @@ class Model:
                 answers.append(Answer(original["work_order_seq"], replay=True))
                 continue
             cancelers = canceled_by.setdefault(event["work_order_id"], set())
-            if sqlstate := _refusal(order.state, event, cancelers):
+            if sqlstate := refusal(order.state, event, cancelers, datetime.now(UTC)):
                 raise Refused(sqlstate, index)
             event = completed(order.state, event)
             if event["work_order_status"] == "CANCELED":
@@ -356,8 +368,14 @@ def _same_key(order: Order, event: Event) -> State | None:
     return next((each for each in order.events if key and each.get("idempotency_key") == key), None)
 
 
-def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | None:
-    """Return the SQLSTATE of steps 3 to 6, or None."""
+def refusal(
+    state: State | None, event: Event, canceled_by: set[str], now: datetime, *, leases: bool = True
+) -> str | None:
+    """Return the SQLSTATE of steps 3 to 6, or None; a lease token is one that nobody holds.
+
+    `canceled_by` has the types of the events that canceled the order in the same batch. Without `leases` step 5
+    is left out: a ledger does not tell who had a token.
+    """
     event_type, status = event["event_type"], event.get("work_order_status")
     if event_type == "WORK_ORDER_CANCELED":
         status = "CANCELED"
@@ -369,6 +387,8 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
     if state is not None:
         if event_type == "WORK_ORDER_CREATED":
             return "SL007"
+        if event_type == "LEASE_RELEASED" and status == state["work_order_status"]:
+            return None
         if status == "CANCELED" and event_type not in CANCELERS:
             return "SL004"
         if state["work_order_status"] in TERMINAL:
@@ -382,14 +402,14 @@ def _refusal(state: State | None, event: Event, canceled_by: set[str]) -> str | 
             return "SL007"
     if event.get("lease_token") is not None:
         return "SL011"
-    if state is not None and event_type.startswith("STEP_") and _held(state):
+    if leases and state is not None and event_type.startswith("STEP_") and _held(state, now):
         return "SL010"
-    return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event)
+    return None if state is None else _may_not_now(state, event) or _may_not_be_said(state, event, now)
 
 
-def _held(state: State) -> bool:
+def _held(state: State, now: datetime) -> bool:
     expires_at = state["lease_expires_at"]
-    return expires_at is not None and bool(expires_at > datetime.now(UTC))
+    return expires_at is not None and bool(expires_at > now)
 
 
 def _may_not_now(state: State, event: Event) -> str | None:
@@ -403,7 +423,7 @@ def _may_not_now(state: State, event: Event) -> str | None:
     return None
 
 
-def _may_not_be_said(state: State, event: Event) -> str | None:
+def _may_not_be_said(state: State, event: Event, now: datetime) -> str | None:
     """Return what sections 6 and 7 say of prompts, notices and answers."""
     payload = event["payload"]
     match event["event_type"]:
@@ -414,15 +434,17 @@ def _may_not_be_said(state: State, event: Event) -> str | None:
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED" | "EXTERNAL_APPROVAL_RESOLVED" if not _pending(state, payload):
             return "SL007"
         case "EXTERNAL_APPROVAL_WAIT_NOTIFIED":
-            return "SL008" if state["external_approval_notices"] >= (2 if _expired(state) else 1) else None
-        case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state):
+            return (
+                "SL008" if state["external_approval_notices"] >= (2 if _expired(state, now) else 1) else None
+            )
+        case "EXTERNAL_APPROVAL_RESOLVED" if payload["outcome"] == "EXPIRED" and not _expired(state, now):
             return "SL007"
     return None
 
 
-def _expired(state: State) -> bool:
+def _expired(state: State, now: datetime) -> bool:
     expires_at = state["external_approval_expires_at"]
-    return expires_at is not None and bool(expires_at <= datetime.now(UTC))
+    return expires_at is not None and bool(expires_at <= now)
 
 
 def _may_be_asked(state: State, key: str, dedupe_key: str) -> bool:
