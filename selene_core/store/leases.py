@@ -69,7 +69,6 @@ class LeaseRepository(Repository):
     def claim(
         self,
         owner: str,
-        *,
         ttl_ms: int,
         statuses: Iterable[WorkOrderStatus | str] = (WorkOrderStatus.EXECUTING,),
         token: str | None = None,

@@ -373,8 +373,8 @@ def refusal(
 ) -> str | None:
     """Return the SQLSTATE of steps 3 to 6, or None; a lease token is one that nobody holds.
 
-    `canceled_by` has the types of the events that canceled the order in the same batch. Without `leases` step 5
-    is left out: a ledger does not tell who had a token.
+    `canceled_by` has the types of the events that canceled the order in the same batch. Without `leases`
+    step 5 is left out: a ledger does not tell who had a token.
     """
     event_type, status = event["event_type"], event.get("work_order_status")
     if event_type == "WORK_ORDER_CANCELED":

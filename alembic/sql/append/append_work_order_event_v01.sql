@@ -155,7 +155,7 @@ BEGIN
       p_event.tenant_id, p_event.work_order_id, p_event.work_order_seq, p_event.turn_id, p_event.event_type,
       p_event.work_order_status, p_event.reason_code, p_event.step_id, p_event.step_input_hash, p_event.lease_owner_id,
       p_event.lease_token_hash, p_event.lease_expires_at, p_event.payload, p_event.idempotency_key, p_event.occurred_at,
-      p_event.created_at
+      p_event.created_at, NULL
     ) IS FALSE THEN
       PERFORM os_core.refuse_contract(0, 'event: breaks the contract');
     END IF;
