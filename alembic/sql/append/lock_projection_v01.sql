@@ -16,11 +16,11 @@ BEGIN
   IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('work_order_id', p_work_order_id, 128));
   END IF;
-  SELECT current.* INTO _state
+  _state := current
   FROM os_core.work_orders_current AS current
   WHERE current.tenant_id = p_tenant_id AND current.work_order_id = p_work_order_id
   FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
+  IF _state.last_seq IS NULL THEN
     _event.tenant_id := p_tenant_id;
     _event.work_order_id := p_work_order_id;
     PERFORM os_core.refuse_event('SL016', NULL, _event, _state, NULL);
