@@ -57,7 +57,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed
-	$(BIN)/mypy selene_core tests pictures soak $(wildcard benchmarks)
+	$(BIN)/mypy selene_core tests pictures soak examples $(wildcard benchmarks)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pictures
