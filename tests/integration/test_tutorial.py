@@ -56,7 +56,9 @@ def test_tutorial__runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", ["application", "fastapi", "orm", "poolers", "retries", "upgrades", "workers"])
+@pytest.mark.parametrize(
+    "guide", ["application", "fastapi", "orm", "poolers", "retries", "upgrades", "workers"]
+)
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     # Only the guide for poolers speaks of them: the others prepare statements.
     url = database.app_url if guide == "poolers" else direct_url(database)
