@@ -37,7 +37,13 @@ BEGIN
     created_at := _appended.created_at;
     RETURN NEXT;
   ELSIF _count BETWEEN 2 AND 1000 THEN
-    RETURN QUERY SELECT appended.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS appended;
+    _appended := os_core.append_work_order_batch(p_tenant_id, p_events);
+    RETURN QUERY
+    SELECT result.*
+    FROM ROWS FROM (
+      pg_catalog.unnest(_appended.event_ids), pg_catalog.unnest(_appended.seqs),
+      pg_catalog.unnest(_appended.replays), pg_catalog.unnest(_appended.times)
+    ) AS result;
   ELSE
     PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;
