@@ -295,7 +295,12 @@ def alone(engine: Engine, work: Callable[[Connection], T]) -> T:
 
 def in_autocommit_mode(conn: Connection) -> Connection:
     """Return the connection in autocommit, until it goes back to its pool."""
-    return conn.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        return conn.execution_options(isolation_level="AUTOCOMMIT")
+    except BaseException:
+        # Canceled here: it may be in autocommit, and SQLAlchemy has not noted yet that it must leave it.
+        conn.invalidate()
+        raise
 
 
 def ask(name: str, bind: Bind, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:

@@ -114,6 +114,9 @@ UNPINNED_FUNCTIONS = (
     "enter_tenant",
 )
 
+QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time")
+"""Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
+
 CHANGED_TABLES = {
     "os_core.work_orders_current": "the projection: no trigger guards it, by contract; privileges do",
     "os_core.identities": "state",
@@ -408,6 +411,15 @@ RULES = {
         SELECT signature || ' has no search_path of its own' FROM {_FUNCTIONS} AS f
         WHERE f.proname NOT IN ({_listed(UNPINNED_FUNCTIONS)})
           AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(f.proconfig), FALSE)
+    """,
+    "functions: what tables call runs under a pinned path, or names every operator's schema": f"""
+        SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' calls ' || signature
+        FROM {_FUNCTIONS} AS f
+        JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = f.oid
+        -- A function that another one needs is under the caller's path.
+        WHERE d.classid <> 'pg_proc'::regclass
+          AND f.proname IN ({_listed(UNPINNED_FUNCTIONS)})
+          AND f.proname NOT IN ({_listed(QUALIFIED_FUNCTIONS)})
     """,
     "functions: none is leakproof, and none that reads the setting is immutable": f"""
         SELECT signature || ' is leakproof' FROM {_FUNCTIONS} AS f WHERE f.proleakproof
