@@ -274,6 +274,27 @@ def test_advance__goes_on_below_the_limit(acme: Tenant, sessions: Sessions) -> N
     assert wrong(acme, got) == []
 
 
+def test_read__pages_of_any_length_are_the_feed(acme: Tenant, sessions: Sessions) -> None:
+    """Long pages are read another way where their events follow each other: late ones and erasures lie between."""
+    late = begun(sessions)
+    slow = acme.order()
+    append(late.conn, acme.id, *(field(slow) for _ in range(3)))
+    for number in range(4):
+        order = acme.order()
+        acme.append(*(field(order) for _ in range(29)))
+        advance(acme.app, acme.id)
+        if number == 1:
+            late.conn.commit()
+        if number == 2:
+            acme.app.execute("SELECT os_core.erase_subject(%s, 'nobody', 7)", (acme.id,))
+    drained(acme)
+    whole = [row for after in range(head(acme)["last_position"]) for row in read(acme.app, acme.id, after, 1)]
+    assert len(whole) == 4 * 30 + 5
+    for limit in (2, 19, 20, 21, 30, 1000):
+        for after in range(0, len(whole) + 1, 7):
+            assert read(acme.app, acme.id, after, limit) == whole[after : after + limit]
+
+
 def test_advance__settles_and_then_only_reads(acme: Tenant, sessions: Sessions) -> None:
     acme.order()
     drained(acme)

@@ -43,6 +43,7 @@ DECLARE
   _shortest_range constant integer := 20;
   _violation text;
   _count bigint;
+  _until bigint;
   _first bigint;
   _last bigint;
   _is_range boolean;
@@ -58,12 +59,14 @@ BEGIN
   IF p_limit >= _shortest_range THEN
     SELECT
       pg_catalog.count(*),
+      pg_catalog.max(page.feed_position),
       pg_catalog.min(page.work_order_event_id),
       pg_catalog.max(page.work_order_event_id),
       pg_catalog.bool_and(page.work_order_event_id IS NOT NULL AND page.work_order_event_id > page.id_before)
-    INTO _count, _first, _last, _is_range
+    INTO _count, _until, _first, _last, _is_range
     FROM (
       SELECT
+        feed.feed_position,
         feed.work_order_event_id,
         pg_catalog.lag(feed.work_order_event_id, 1, 0::bigint) OVER (ORDER BY feed.feed_position) AS id_before
       FROM os_core.work_order_feed AS feed
@@ -71,13 +74,14 @@ BEGIN
       ORDER BY feed.feed_position
       LIMIT p_limit
     ) AS page;
-    _is_range := _count >= _shortest_range AND _is_range AND _count = (
-      SELECT pg_catalog.count(*)
-      FROM (
+    -- Not where many events of other pages lie between its own.
+    _is_range := _is_range AND _count >= _shortest_range AND (
+      _last - _first < 2 * _count
+      OR NOT EXISTS (
         SELECT FROM os_core.work_order_feed AS feed
         WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id BETWEEN _first AND _last
-        LIMIT _count + 1
-      ) AS between_them
+        OFFSET 2 * _count
+      )
     );
   END IF;
   IF _is_range THEN
@@ -88,7 +92,10 @@ BEGIN
       ON ledger.tenant_id = p_tenant_id
         AND ledger.work_order_event_id = feed.work_order_event_id
         AND ledger.work_order_event_id BETWEEN _first AND _last
-    WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id BETWEEN _first AND _last
+    WHERE feed.tenant_id = p_tenant_id
+      AND feed.work_order_event_id BETWEEN _first AND _last
+      AND feed.feed_position > p_after
+      AND feed.feed_position <= _until
     ORDER BY feed.work_order_event_id;
     RETURN;
   END IF;
