@@ -29,6 +29,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.move_session(text,text,text)",
     "os_core.notify_wait(text,text,bigint,bigint)",
     "os_core.open_session(text,text,text,text)",
+    "os_core.poll_feed(text,text,integer)",
     "os_core.read_feed(text,bigint,integer)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
