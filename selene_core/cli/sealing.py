@@ -71,7 +71,6 @@ _DIFFERING: Final = text("""
   WHERE ledger.event_hash IS DISTINCT FROM decode(head.event_hash, 'hex')
   ORDER BY head.work_order_id
 """)
-_HAS_REMOVALS: Final = text("SELECT to_regclass('os_core.tenant_removals') IS NOT NULL")
 _REMOVED_AT: Final = text("SELECT max(recorded_at) FROM os_core.tenant_removals WHERE tenant_id = :tenant_id")
 
 
@@ -222,8 +221,7 @@ def check_seals(
     before: SealFile | None = None
     is_whole = True
     with tenant_scope(engine, tenant_id) as conn:
-        if conn.scalar(_HAS_REMOVALS):
-            report.removed_at = conn.scalar(_REMOVED_AT, {"tenant_id": tenant_id})
+        report.removed_at = conn.scalar(_REMOVED_AT, {"tenant_id": tenant_id})
         for number, path in files.items():
             _note_left_out(report, report.last_number + 1, number - 1)
             found = _sound_seal(report, number, path, tenant_id, key)

@@ -311,11 +311,6 @@ def test_check__tells_what_is_not_sealed_yet(notary: Notary, acme: Tenant) -> No
 
 def remove(acme: Tenant, *orders: str) -> None:
     """Record that the tenant is removed, and delete these orders of it."""
-    acme.admin.execute(
-        "CREATE TABLE IF NOT EXISTS os_core.tenant_removals (tenant_id text, removal_state text,"
-        " recorded_at timestamptz DEFAULT clock_timestamp())"
-    )
-    acme.admin.execute("GRANT SELECT ON os_core.tenant_removals TO selene_app")
     with acme.admin.transaction():
         acme.admin.execute("SELECT set_config('selene.tenant_id', %s, TRUE)", (acme.id,))
         acme.admin.execute(

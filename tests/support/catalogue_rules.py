@@ -63,7 +63,6 @@ HIDDEN_COLUMNS = (
     "conversation.turn_texts.salt",
     "conversation.turn_texts.text",
     "os_core.subjects.salt",
-    "os_core.subject_values.salt",
     "os_core.subject_values.value",
     # A login that is in selene_feed, too, would see them of every tenant: os_core.feed_status returns them.
     "os_core.work_order_feed_consumers.fence",
@@ -90,6 +89,8 @@ UNPINNED_FUNCTIONS = (
     "payload_value_violation",
     "payload_violation",
     "same_content",
+    "refer_value",
+    "salted_hash",
     "transition_refusal",
     "continuity_refusal",
     "apply_work_order_event",
