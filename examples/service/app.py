@@ -122,7 +122,7 @@ def create(new: NewTrip, caller: Verified) -> Created:
         lambda orders: orders.create(
             correlation_id=new.correlation_id,
             turn_id=new.turn_id,
-            reason_code=1,
+            reason_code=1,  # why, in a code of your own
             fields=new.fields,
             requester_user_id=caller.user_id,
             idempotency_key=f"create-{new.message_id}",
@@ -232,9 +232,9 @@ def events(order_id: str, caller: Verified, after: int = 0) -> list[WorkOrderEve
 
 
 @app.post("/orders/{order_id}/cancel")
-def cancel(order_id: str, message: Message, caller: Verified) -> AppendResult:
-    """Cancel an order."""
-    return caller.run(lambda orders: orders.cancel(order_id, 2, f"cancel-{message.message_id}"))
+def cancel(order_id: str, caller: Verified) -> AppendResult:
+    """Cancel an order. Once it is canceled, this changes nothing."""
+    return caller.run(lambda orders: orders.cancel(order_id, reason_code=2, idempotency_key="cancel"))
 
 
 # --- errors
