@@ -212,11 +212,10 @@ class Place:
 
         It makes the consumer: in the batch, the new row would make others wait for the batch's end.
         """
+        has_news: bool = True
         with of_others():
-            rows = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)
-            has_news: bool = rows[0]["result"]
-            return has_news
-        return True
+            has_news = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)[0]["result"]
+        return has_news
 
     def take(self, conn: Connection) -> list[FeedEvent]:
         """Take the next events in the transaction of a tenant_scope."""
@@ -273,11 +272,11 @@ def ack_target(events: Sequence[FeedEvent], acked: int, feed_position: int | Non
 
 def give_positions(conn: Connection, tenant_id: str) -> int | None:
     """Give positions to events that have none; None if another transaction is at it."""
+    numbered: int | None = None
     with of_others():
         rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
-        numbered: int | None = rows[0]["result"]
-        return numbered
-    return None
+        numbered = rows[0]["result"]
+    return numbered
 
 
 @contextmanager
