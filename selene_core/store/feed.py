@@ -215,7 +215,7 @@ class Place:
         has_news: bool = True
         with of_others():
             has_news = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)[0]["result"]
-        return has_news
+        return has_news  # noqa: RET504  # of_others() may have ended the block
 
     def take(self, conn: Connection) -> list[FeedEvent]:
         """Take the next events in the transaction of a tenant_scope."""
@@ -276,7 +276,7 @@ def give_positions(conn: Connection, tenant_id: str) -> int | None:
     with of_others():
         rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
         numbered = rows[0]["result"]
-    return numbered
+    return numbered  # noqa: RET504  # of_others() may have ended the block
 
 
 @contextmanager
