@@ -1170,6 +1170,33 @@ def test_written__a_batch_is_all_or_nothing(acme: Tenant) -> None:
             assert acme.everything() == before
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("step_id", "-"), ("idempotency_key", ""), ("work_order_id", "z z")]
+)
+def test_written__a_batch_is_judged_by_the_contract_before_anything_else(
+    acme: Tenant, column: str, value: str
+) -> None:
+    order, ended = acme.order(), acme.order("DONE")
+    used = field_set(order, idempotency_key="k")
+    acme.append(used)
+    before = acme.everything()
+    for refused_too in (
+        [],
+        [field_set(ended)],
+        [{**used, "turn_id": 9}],
+        [wire("WORK_ORDER_CREATED", payload={"fields": {f"f{n}": n for n in range(65)}})],
+        [wire("WORK_ORDER_CREATED", correlation_id=str(correlation_of(order)))],
+        [field_set(new_id())],
+    ):
+        # The first in the call is named, not the first by id: the second one's order comes before.
+        bad = [{**wire("WORK_ORDER_CREATED", f"{letter}-{new_id()}"), column: value} for letter in "za"]
+        with refused("SL001") as refusal:
+            acme.append(*refused_too, used, *bad)
+        assert refusal.facts["field"] == column
+        assert refusal.facts["event_index"] == len(refused_too) + 1
+        assert acme.everything() == before
+
+
 def test_written__a_refusal_leaves_the_rest_of_the_transaction(acme: Tenant) -> None:
     order = acme.order()
     with acme.app.transaction():

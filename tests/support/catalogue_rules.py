@@ -80,6 +80,7 @@ LISTED_COLUMNS = ("tenant_id", "consumer", "feed_position")
 UNPINNED_FUNCTIONS = (
     # On the way of an append a SET clause would cost more than the rest of such a function. They are only
     # called from functions and CHECKs under a pinned path: no stranger reaches them with a path of his own.
+    "append_work_order_batch",
     "append_work_order_event",
     "event_carried",
     "event_completed",
@@ -92,6 +93,7 @@ UNPINNED_FUNCTIONS = (
     "refer_value",
     "salted_hash",
     "transition_refusal",
+    "write_projection",
     "continuity_refusal",
     "apply_work_order_event",
     "fold_work_order",
