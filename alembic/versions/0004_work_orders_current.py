@@ -77,7 +77,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint(CONTRACT, name=op.f("ck_work_orders_current_contract")),
         schema="os_core",
-        # Room for the next version of a row on its page: an update that changes no indexed column is then HOT.
+        # Room for the next version of a row on its page: an update that changes no index is then HOT.
         postgresql_with={"fillfactor": 70},
     )
     for name, columns, rows in LISTS:

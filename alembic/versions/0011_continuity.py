@@ -1,4 +1,4 @@
-"""Ask, cancel, notify once, and find orders: pending by requester, and all by creation (contract §6, §7 and §9).
+"""Ask, cancel, notify once; find orders: pending by requester, all by creation (contract §6, §7 and §9).
 
 Revision ID: 0011
 Revises: 0010

@@ -278,7 +278,7 @@ class Order:
 
     def times(self) -> list[datetime]:
         """Return the moments at which time alone changes whether the order can be claimed."""
-        lease = self.state and self.state["lease_expires_at"]
+        lease: datetime | None = self.state["lease_expires_at"] if self.state else None
         return [at for at in (lease, *map(_due, self.attempts)) if at is not None]
 
     def queued(self, statuses: Collection[str]) -> datetime | None:

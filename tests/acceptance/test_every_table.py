@@ -407,3 +407,62 @@ def test_call__of_many_at_once_one_writes(database: Database, name: str) -> None
         grown = {table for table in TABLES if run(admin, f"SELECT FROM {table}").rowcount != counts[table]}
         assert all(run(admin, f"SELECT FROM {table}").rowcount == counts[table] + 1 for table in grown)
         assert grown
+
+
+DECOYS = """
+    CREATE SCHEMA decoy;
+    DO $make$
+    DECLARE
+      _types constant oid[] :=
+        '{text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid}'
+        ::regtype[]::oid[];
+      _made record;
+    BEGIN
+      FOR _made IN
+        SELECT
+          proname, proargtypes::oid[] AS types, prorettype::regtype AS returns,
+          oidvectortypes(proargtypes) AS arguments
+        FROM pg_proc
+        WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f' AND NOT proretset
+          AND provariadic = 0 AND pronargs BETWEEN 1 AND 3 AND proargtypes::oid[] <@ _types
+          AND prorettype = ANY(_types)
+      LOOP
+        EXECUTE format(
+          'CREATE FUNCTION decoy.%I(%s) RETURNS %s LANGUAGE plpgsql'
+          ' AS $$ BEGIN RAISE ''a stranger ran''; END $$',
+          _made.proname, _made.arguments, _made.returns
+        );
+      END LOOP;
+      FOR _made IN
+        SELECT o.oprname, o.oprleft::regtype AS lefts, o.oprright::regtype AS rights, p.proname
+        FROM pg_operator AS o JOIN pg_proc AS p ON p.oid = o.oprcode
+        WHERE o.oprnamespace = 'pg_catalog'::regnamespace
+          AND o.oprleft = ANY(_types) AND o.oprright = ANY(_types) AND o.oprresult = ANY(_types)
+          AND to_regprocedure(format('decoy.%I(%s,%s)', p.proname, o.oprleft::regtype, o.oprright::regtype))
+            IS NOT NULL
+      LOOP
+        EXECUTE format(
+          'CREATE OPERATOR decoy.%s (FUNCTION = decoy.%I, LEFTARG = %s, RIGHTARG = %s)',
+          _made.oprname, _made.proname, _made.lefts, _made.rights
+        );
+      END LOOP;
+    END
+    $make$;
+    SET LOCAL search_path = decoy, pg_catalog
+"""
+MISLED = "SELECT now() >= now()"
+
+
+def test_search_path__no_row_that_is_written_runs_a_strangers_operator(world: World) -> None:
+    """CHECKs run in the session that writes: an owner's, say, with somebody's schema in its path."""
+    writes = [f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT DO NOTHING" for table in TABLES]
+    misled = {}
+    with world.admin.transaction(force_rollback=True):
+        run(world.admin, DECOYS)
+        for write in (*writes, MISLED):
+            try:
+                with world.admin.transaction():
+                    run(world.admin, write)
+            except psycopg.errors.RaiseException as exc:
+                misled[write] = exc.diag.context
+    assert misled.keys() == {MISLED}

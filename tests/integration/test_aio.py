@@ -3,10 +3,11 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -27,6 +28,8 @@ from selene_core import (
     WorkOrderRepository,
     append_events,
     async_append_events,
+    async_erase_subject,
+    async_feed_status,
     async_rebuild_tenant,
     async_tenant_scope,
     tenant_scope,
@@ -385,3 +388,51 @@ def test_cancellation__at_any_moment_an_append_is_whole_or_not_there(
     assert run(database, story, pool_size=1, max_overflow=0, pool_timeout=10) > 0
     with tenant_scope(engine, TENANT) as conn:
         assert WorkOrderRepository(conn).verify() == []
+
+
+ALONE: dict[str, Callable[[AsyncEngine], Awaitable[object]]] = {
+    "append": lambda engine: async_append_events(
+        engine, TENANT, [created("order", idempotency_key="create")]
+    ),
+    "erase": lambda engine: async_erase_subject(engine, TENANT, "alice", reason_code=7),
+    "feed": lambda engine: async_feed_status(engine, TENANT),
+}
+
+
+@pytest.mark.parametrize("switch", [1, 2])
+@pytest.mark.parametrize("call", ALONE.values(), ids=ALONE)
+def test_cancellation__while_autocommit_is_switched_leaves_none_behind(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[[AsyncEngine], Awaitable[object]],
+    switch: int,
+) -> None:
+    """On a busy machine psycopg lets other tasks run once it has set autocommit; then the cancel comes."""
+    switched = psycopg.AsyncConnection.set_autocommit
+    task: asyncio.Task[object] | None = None
+    switches = 0
+
+    async def set_autocommit(conn: psycopg.AsyncConnection[Any], value: bool) -> None:
+        nonlocal switches
+        await switched(conn, value)
+        if asyncio.current_task() is task and task is not None:
+            switches += 1
+            if switches == switch:
+                task.cancel()
+                await asyncio.sleep(0)
+
+    async def called(engine: AsyncEngine) -> object:
+        return await call(engine)
+
+    async def story(async_engine: AsyncEngine) -> None:
+        nonlocal task
+        async with async_tenant_scope(async_engine, TENANT):
+            monkeypatch.setattr(psycopg.AsyncConnection, "set_autocommit", set_autocommit)
+        task = asyncio.create_task(called(async_engine))
+        with suppress(asyncio.CancelledError):
+            await task
+        async with async_tenant_scope(async_engine, TENANT) as conn:
+            assert await AsyncWorkOrderRepository(conn).verify() == []
+
+    run(database, story, pool_size=1, max_overflow=0, pool_timeout=10)
+    assert switches >= 1

@@ -307,6 +307,16 @@ BREACHES = [
         "ALTER FUNCTION os_core.no_tenant() SET search_path = public",
         "no_tenant() has no search_path",
     ),
+    (
+        "functions: what tables",
+        f"ALTER TABLE {LEDGER} ADD CONSTRAINT new CHECK (os_core.is_label(step_id, 9))",
+        f"constraint new on table {LEDGER} calls os_core.is_label(text,integer)",
+    ),
+    (
+        "functions: what tables",
+        f"CREATE INDEX new ON {LEDGER} (tenant_id, os_core.token_hash(step_id))",
+        "index os_core.new calls os_core.token_hash(text)",
+    ),
     ("functions: none", "ALTER FUNCTION os_core.no_tenant() LEAKPROOF", "no_tenant() is leakproof"),
     ("functions: none", "ALTER FUNCTION os_core.require_tenant(text) IMMUTABLE", "is IMMUTABLE"),
     ("roles:", "ALTER ROLE selene_app LOGIN", "selene_app can log in"),

@@ -299,7 +299,9 @@ def test_downgrade_command__keeps_rows_unless_told(
     assert (again.returncode, again.stdout) == (0, "Nothing to do: the database stands at revision base.\n")
 
 
-@pytest.mark.parametrize(("answer", "stands"), [("y\n", REVISIONS[-2]), ("n\n", HEAD), ("\n", HEAD), ("", HEAD)])
+@pytest.mark.parametrize(
+    ("answer", "stands"), [("y\n", REVISIONS[-2]), ("n\n", HEAD), ("\n", HEAD), ("", HEAD)]
+)
 def test_downgrade_command__asks(database: Database, answer: str, stands: str) -> None:
     said = selene_core(database.admin_url, "downgrade", "-1", answer=answer)
     assert "table os_core.subjects with 0 rows\n" in said.stdout

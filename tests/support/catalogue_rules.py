@@ -29,6 +29,7 @@ PUBLIC_FUNCTIONS = (
     "os_core.move_session(text,text,text)",
     "os_core.notify_wait(text,text,bigint,bigint)",
     "os_core.open_session(text,text,text,text)",
+    "os_core.poll_feed(text,text,integer)",
     "os_core.read_feed(text,bigint,integer)",
     "os_core.rebuild_work_order(text,text)",
     "os_core.rebuild_work_orders(text,text,integer)",
@@ -62,7 +63,6 @@ HIDDEN_COLUMNS = (
     "conversation.turn_texts.salt",
     "conversation.turn_texts.text",
     "os_core.subjects.salt",
-    "os_core.subject_values.salt",
     "os_core.subject_values.value",
     # A login that is in selene_feed, too, would see them of every tenant: os_core.feed_status returns them.
     "os_core.work_order_feed_consumers.fence",
@@ -89,6 +89,8 @@ UNPINNED_FUNCTIONS = (
     "payload_value_violation",
     "payload_violation",
     "same_content",
+    "refer_value",
+    "salted_hash",
     "transition_refusal",
     "continuity_refusal",
     "apply_work_order_event",
@@ -113,6 +115,9 @@ UNPINNED_FUNCTIONS = (
     "parse_rfc3339",
     "enter_tenant",
 )
+
+QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time")
+"""Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
 
 CHANGED_TABLES = {
     "os_core.work_orders_current": "the projection: no trigger guards it, by contract; privileges do",
@@ -408,6 +413,15 @@ RULES = {
         SELECT signature || ' has no search_path of its own' FROM {_FUNCTIONS} AS f
         WHERE f.proname NOT IN ({_listed(UNPINNED_FUNCTIONS)})
           AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(f.proconfig), FALSE)
+    """,
+    "functions: what tables call runs under a pinned path, or names every operator's schema": f"""
+        SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' calls ' || signature
+        FROM {_FUNCTIONS} AS f
+        JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = f.oid
+        -- A function that another one needs is under the caller's path.
+        WHERE d.classid <> 'pg_proc'::regclass
+          AND f.proname IN ({_listed(UNPINNED_FUNCTIONS)})
+          AND f.proname NOT IN ({_listed(QUALIFIED_FUNCTIONS)})
     """,
     "functions: none is leakproof, and none that reads the setting is immutable": f"""
         SELECT signature || ' is leakproof' FROM {_FUNCTIONS} AS f WHERE f.proleakproof

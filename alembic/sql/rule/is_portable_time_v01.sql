@@ -1,4 +1,5 @@
 -- os_core.is_portable_time: not infinity, and in the years 1 to 9999 of UTC, so that every client can hold it.
+-- CHECKs call it in the session of whoever writes, and it has no SET clause: see os_core.is_identifier.
 CREATE OR REPLACE FUNCTION os_core.is_portable_time(p_at timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -6,6 +7,7 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 BEGIN
-  RETURN p_at >= '0001-01-01 00:00:00+00'::timestamptz AND p_at < '10000-01-01 00:00:00+00'::timestamptz;
+  RETURN p_at OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+    AND p_at OPERATOR(pg_catalog.<) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz;
 END;
 $$;
