@@ -54,18 +54,6 @@ def upgrade() -> None:
         sa.Column("created_at", instant, server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("event_hash", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("work_order_event_id", name=op.f("pk_work_order_ledger")),
-        sa.UniqueConstraint(
-            "tenant_id",
-            "work_order_id",
-            "work_order_event_id",
-            name=op.f("ux_work_order_ledger_tenant_work_order_event"),
-        ),
-        sa.UniqueConstraint(
-            "tenant_id",
-            "work_order_id",
-            "work_order_seq",
-            name=op.f("ux_work_order_ledger_tenant_work_order_seq"),
-        ),
         sa.CheckConstraint(CONTRACT, name=op.f("ck_work_order_ledger_contract")),
         schema="os_core",
     )
@@ -73,6 +61,22 @@ def upgrade() -> None:
         "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq"
         " OWNED BY os_core.work_order_ledger.work_order_event_id"
     )
+    # The feed looks here for a tenant's events by id.
+    op.create_index(
+        op.f("ix_work_order_ledger_tenant_event"),
+        TABLE,
+        ["tenant_id", "work_order_event_id"],
+        schema="os_core",
+    )
+    # In this order: of indexes that cost the same, the planner takes the newest. Plans that are made while the table is empty
+    # last, and none may walk through a tenant's events to find one.
+    for name, column in (("seq", "work_order_seq"), ("event", "work_order_event_id")):
+        op.create_unique_constraint(
+            op.f(f"ux_work_order_ledger_tenant_work_order_{name}"),
+            TABLE,
+            ["tenant_id", "work_order_id", column],
+            schema="os_core",
+        )
     op.create_index(
         op.f("ux_work_order_ledger_idempotency"),
         TABLE,
@@ -80,13 +84,6 @@ def upgrade() -> None:
         unique=True,
         schema="os_core",
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
-    # The feed looks here for a tenant's events by id.
-    op.create_index(
-        op.f("ix_work_order_ledger_tenant_event"),
-        TABLE,
-        ["tenant_id", "work_order_event_id"],
-        schema="os_core",
     )
 
 

@@ -14,12 +14,6 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-LISTS = (
-    ("status", [], None),
-    ("requester", ["requester_user_id"], "requester_user_id IS NOT NULL"),
-    ("lease_owner", ["lease_owner_id"], "lease_owner_id IS NOT NULL"),
-)
-
 
 def upgrade() -> None:
     # Without it, one user's few orders would be searched among those of all users.
@@ -33,15 +27,6 @@ def upgrade() -> None:
     op.execute(sql("continuity/decide_prompt", version=1))
     op.execute(sql("continuity/field_keys_violation", version=1))
     op.execute(sql("continuity/ask_field", version=1))
-    # Those of list_orders: a range for each status. Only a change of status or lease touches them.
-    for name, columns, rows in LISTS:
-        op.create_index(
-            op.f(f"ix_work_orders_current_{name}"),
-            "work_orders_current",
-            ["tenant_id", *columns, "work_order_status", "created_at", "work_order_id"],
-            schema="os_core",
-            postgresql_where=rows and sa.text(rows),
-        )
     op.execute(sql("continuity/cancel_work_order", version=1))
     op.execute(sql("continuity/notify_wait", version=1))
 
@@ -52,10 +37,6 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.ask_field(text, text, text[], text[], bigint, bigint, text)")
     op.execute("DROP FUNCTION os_core.field_keys_violation(text, text[], integer, integer)")
     op.execute("DROP FUNCTION os_core.decide_prompt(os_core.work_orders_current, text[], text[])")
-    for name, _, _ in LISTS:
-        op.drop_index(
-            op.f(f"ix_work_orders_current_{name}"), table_name="work_orders_current", schema="os_core"
-        )
     op.drop_index(
         op.f("ix_work_orders_current_pending_requester"), table_name="work_orders_current", schema="os_core"
     )

@@ -46,9 +46,9 @@ _SERIALS: Final = {
     "attempt": "os_core.work_order_step_attempts",
     "event": "os_core.work_order_ledger",
 }
-# What is random, or comes from it: the salt of a text, and its hash.
+# What is random, or comes from it: the salt of a text, and its hash. And five minutes of the clock.
 _RANDOM: Final = re.compile(
-    r'("(?:lease_id|event_hash|salt|text_hash|value_ref|\$ref)": )"[^"]*"|("erasure_id": )\d+'
+    r'("(?:lease_id|event_hash|salt|text_hash|value_ref|\$ref|updated_bucket)": )"[^"]*"|("erasure_id": )\d+'
 )
 ODD: Final = {
     "text": "back\\slash 'quote' \"double\" é",

@@ -84,6 +84,7 @@ BEGIN
           WHERE ledger.tenant_id = p_event.tenant_id
             AND ledger.work_order_id = p_event.work_order_id
             AND ledger.work_order_seq = _state.last_seq
+            AND ledger.work_order_event_id = _state.last_event_id
         );
       END IF;
       IF _bound IS NULL AND p_event.event_hash IS NOT NULL THEN

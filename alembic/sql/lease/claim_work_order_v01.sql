@@ -167,7 +167,8 @@ BEGIN
         FROM os_core.work_orders_current AS current
         WHERE current.tenant_id = p_tenant_id
           AND current.work_order_id = _candidate
-          AND current.work_order_status = ANY(p_statuses)
+          -- Not `= ANY`, which another index could serve: the order is found by its id alone.
+          AND p_statuses @> ARRAY[current.work_order_status]
           AND NOT current.external_approval_pending
           AND current.steps_due_at IS NOT NULL
           AND GREATEST(current.queued_at, current.steps_due_at, current.lease_expires_at) <= pg_catalog.clock_timestamp()
