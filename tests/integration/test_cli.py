@@ -32,8 +32,8 @@ from selene_core import (
 from selene_core.cli import cli, main
 from selene_core.migrations import downgrade
 from selene_core.schema.drift import expected_schema
-from tests.migrations.runs import alembic_env, run_all
 from tests.integration.test_seals import make_keys
+from tests.migrations.runs import alembic_env, run_all
 from tests.support.calls import Tenant
 from tests.support.commands import selene_core
 from tests.support.data import synthetic_events, write_lines

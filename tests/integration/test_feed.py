@@ -275,7 +275,7 @@ def test_advance__goes_on_below_the_limit(acme: Tenant, sessions: Sessions) -> N
 
 
 def test_read__pages_of_any_length_are_the_feed(acme: Tenant, sessions: Sessions) -> None:
-    """Long pages are read another way where their events follow each other: late ones and erasures lie between."""
+    """Long pages are read as ranges, but where late events or erasures lie between."""
     late = begun(sessions)
     slow = acme.order()
     append(late.conn, acme.id, *(field(slow) for _ in range(3)))
@@ -346,7 +346,7 @@ def test_advance__a_mark_of_another_cluster_is_renewed(acme: Tenant, sessions: S
 
 
 def test_advance__refuses_a_sequence_that_was_set_back_below_its_mark(database: Database) -> None:
-    """The ids of what was rolled back are free: one of them, given anew, would be settled while it is open."""
+    """The ids of what was rolled back are free: one that is given anew would be settled while it is open."""
     with closing(Sessions(database.app_url, database.admin_url)) as sessions:
         acme = sessions.tenant("acme")
         for _ in range(3):
