@@ -212,10 +212,14 @@ class Place:
 
         It makes the consumer: in the batch, the new row would make others wait for the batch's end.
         """
-        has_news: bool = True
-        with of_others():
-            has_news = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)[0]["result"]
-        return has_news  # noqa: RET504  # of_others() may have ended the block
+        try:
+            rows = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)
+        except DBAPIError as exc:
+            if not is_overtaken(exc):
+                raise
+            return True
+        has_news: bool = rows[0]["result"]
+        return has_news
 
     def take(self, conn: Connection) -> list[FeedEvent]:
         """Take the next events in the transaction of a tenant_scope."""
@@ -272,24 +276,19 @@ def ack_target(events: Sequence[FeedEvent], acked: int, feed_position: int | Non
 
 def give_positions(conn: Connection, tenant_id: str) -> int | None:
     """Give positions to events that have none; None if another transaction is at it."""
-    numbered: int | None = None
-    with of_others():
-        rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
-        numbered = rows[0]["result"]
-    return numbered  # noqa: RET504  # of_others() may have ended the block
-
-
-@contextmanager
-def of_others() -> Iterator[None]:
-    """Go on behind the block if another transaction has given positions since the snapshot.
-
-    That happens where a role's default is REPEATABLE READ.
-    """
     try:
-        yield
+        rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
     except DBAPIError as exc:
-        if not isinstance(exc.orig, psycopg.errors.SerializationFailure):
+        if not is_overtaken(exc):
             raise
+        return None
+    numbered: int | None = rows[0]["result"]
+    return numbered
+
+
+def is_overtaken(exc: DBAPIError) -> bool:
+    """Tell whether another gave positions since the snapshot: where REPEATABLE READ is a role's default."""
+    return isinstance(exc.orig, psycopg.errors.SerializationFailure)
 
 
 def alone(engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -32,6 +32,7 @@ from selene_core import (
 from selene_core.cli import cli, main
 from selene_core.migrations import downgrade
 from selene_core.schema.drift import expected_schema
+from tests.integration.test_seals import make_keys
 from tests.migrations.runs import alembic_env, run_all
 from tests.support.calls import Tenant
 from tests.support.commands import selene_core
@@ -149,14 +150,17 @@ def on_a_terminal(arguments: list[str], columns: int = 80) -> str:
 def test_progress__is_drawn_on_a_terminal_only(
     run: Run, database: Database, tmp_path: Path, watched: bool
 ) -> None:
+    key, _ = make_keys(tmp_path)
+    (tmp_path / "seals").mkdir()
     path = write_lines(tmp_path / "events.jsonl", synthetic_events(300))
     tenant = synthetic_events(1)[0]["tenant_id"]
     url = database.app_url.render_as_string(hide_password=False)
-    for arguments in (["import", str(path)], ["rebuild", tenant], ["verify", tenant, "--chain"]):
+    seal = ["seal", tenant, "--key", str(key), "--out", str(tmp_path / "seals")]
+    for arguments in (["import", str(path)], ["rebuild", tenant], ["verify", tenant, "--chain"], seal):
         if watched:
             drawn = on_a_terminal([*arguments, "--url", url])
             assert "100%" in drawn
-            assert any(label in drawn for label in ("Importing", "Rebuilding", "Checking"))
+            assert any(label in drawn for label in ("Importing", "Rebuilding", "Checking", "Sealing"))
         else:
             assert run(*arguments).stderr == ""
 

@@ -275,7 +275,7 @@ def test_advance__goes_on_below_the_limit(acme: Tenant, sessions: Sessions) -> N
 
 
 def test_read__pages_of_any_length_are_the_feed(acme: Tenant, sessions: Sessions) -> None:
-    """Long pages are read another way where events follow each other: late ones and erasures lie between."""
+    """Long pages are read as ranges, but where late events or erasures lie between."""
     late = begun(sessions)
     slow = acme.order()
     append(late.conn, acme.id, *(field(slow) for _ in range(3)))
