@@ -28,7 +28,7 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
-	@echo "make docs    draw the pictures in docs/ anew from a migrated database"
+	@echo "make docs    draw the pictures in docs/ anew from a migrated database; copy the example's code into the pages"
 	@echo "make site    build the documents as a site, in build/site; a warning is an error"
 	@echo "make dist    build and check the distributions; refuses while a placeholder stands"
 	@echo "make bench   measure append, replay and reads"
@@ -57,10 +57,11 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed
-	$(BIN)/mypy selene_core tests pictures soak $(wildcard benchmarks)
+	$(BIN)/mypy selene_core tests pictures soak examples $(wildcard benchmarks)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pictures
+	$(BIN)/python docs/_ext/example_code.py
 
 site: $(VENV)/.installed
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/site

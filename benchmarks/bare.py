@@ -83,6 +83,7 @@ SET_FIELD: Final = """
       last_seq = event.work_order_seq,
       last_reason_code = CAST(%(reason_code)s AS bigint),
       last_updated_at = event.created_at,
+      updated_bucket = date_bin('5 min', event.created_at, '2000-01-01 00:00:00+00'),
       step_id = NULL,
       step_input_hash = NULL,
       fields_json = current.fields_json || CAST(%(patch)s AS jsonb),
@@ -127,6 +128,7 @@ SET_FIELDS: Final = f"""
       last_seq = event.work_order_seq,
       last_reason_code = event.reason_code,
       last_updated_at = event.created_at,
+      updated_bucket = date_bin('5 min', event.created_at, '2000-01-01 00:00:00+00'),
       step_id = event.step_id,
       step_input_hash = event.step_input_hash,
       fields_json = current.fields_json
@@ -145,14 +147,16 @@ CREATE_ORDERS: Final = f"""
       work_order_id, tenant_id, correlation_id, turn_id, work_order_status, last_event_id, last_seq,
       last_reason_code, last_updated_at, created_at, requester_user_id, step_id, step_input_hash, fields_json,
       asked_fields_json, resolved_fields_json, conflicts_json, prompt_dedupe_keys_json,
-      external_approval_pending, external_approval_notices, last_state_change_seq, queued_at, steps_due_at
+      external_approval_pending, external_approval_notices, last_state_change_seq, updated_bucket, queued_at,
+      steps_due_at
     )
     SELECT
       event.work_order_id, event.tenant_id, event.correlation_id, event.turn_id, event.work_order_status,
       event.work_order_event_id, event.work_order_seq, event.reason_code, event.created_at, event.created_at,
       event.payload ->> 'requester_user_id', event.step_id, event.step_input_hash,
       COALESCE(event.payload -> 'fields', '{{}}'), '{{}}', '{{}}', '{{}}', '{{}}', FALSE, 0,
-      event.work_order_seq, event.created_at, event.created_at
+      event.work_order_seq, date_bin('5 min', event.created_at, '2000-01-01 00:00:00+00'), event.created_at,
+      event.created_at
     FROM event
     RETURNING last_event_id, last_seq, created_at
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 _CLOSING = ("DONE", "REFUSED", "FAILED", "CANCELED")
+_BUCKET, _BUCKETS_FROM = timedelta(minutes=5), datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def fold(state: State | None, event: Mapping[str, Any]) -> State:
@@ -63,6 +64,7 @@ def fold(state: State | None, event: Mapping[str, Any]) -> State:
     state["last_seq"] = seq
     state["last_reason_code"] = event["reason_code"]
     state["last_updated_at"] = event["created_at"]
+    state["updated_bucket"] = event["created_at"] - (event["created_at"] - _BUCKETS_FROM) % _BUCKET
     state["step_id"] = event["step_id"]
     state["step_input_hash"] = event["step_input_hash"]
     if changed:

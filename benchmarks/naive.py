@@ -46,6 +46,7 @@ _UPDATE: Final = """
       last_seq = %(last_seq)s,
       last_reason_code = %(last_reason_code)s,
       last_updated_at = %(last_updated_at)s,
+      updated_bucket = %(updated_bucket)s,
       step_id = %(step_id)s,
       step_input_hash = %(step_input_hash)s,
       fields_json = %(fields_json)s,

@@ -27,6 +27,7 @@ CONTRACT = """conversation.is_turn_row(
 def upgrade() -> None:
     create_erasures()
     op.execute(sql("erasure/salted_hash", version=1))
+    op.execute(sql("erasure/isolation_violation", version=1))
     op.execute(sql("erasure/random_salt", version=1))
     op.execute(sql("rule/is_turn_row", version=1))
     create_table()
@@ -257,5 +258,6 @@ def downgrade() -> None:
         "bigint, bigint, text, text, text, text, timestamptz, text, bigint, bigint)"
     )
     op.execute("DROP FUNCTION os_core.random_salt()")
+    op.execute("DROP FUNCTION os_core.isolation_violation()")
     op.execute("DROP FUNCTION os_core.salted_hash(bytea, text)")
     op.drop_table(ERASURES, schema="os_core")

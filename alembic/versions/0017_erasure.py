@@ -22,7 +22,7 @@ FUNCTIONS = (
     "erasure/personal_violation",
     "erasure/payload_as_recorded",
     "erasure/refer_personal",
-    "erasure/isolation_violation",
+    "erasure/refer_value",
     "erasure/feed_erasure",
     "erasure/erase_subject",
     "erasure/resolve_values",
@@ -41,7 +41,7 @@ SIGNATURES = (
     "resolve_values(text, jsonb)",
     "erase_subject(text, text, bigint)",
     "feed_erasure(text, bigint)",
-    "isolation_violation()",
+    "refer_value(text, jsonb)",
     "refer_personal(text, jsonb)",
     "payload_as_recorded(text, jsonb, jsonb)",
     "personal_violation(jsonb)",
@@ -51,9 +51,9 @@ SIGNATURES = (
     "reference(text, text)",
 )
 TABLES = ("subjects", "subject_values")
-HIDDEN = {"subjects": ("salt",), "subject_values": ("salt", "value")}
+HIDDEN = {"subjects": ("salt",), "subject_values": ("value",)}
 READABLE = {
-    "subjects": "tenant_id, subject_id, created_at",
+    "subjects": "tenant_id, subject_id, was_erased, created_at",
     "subject_values": "tenant_id, subject_id, value_ref, created_at",
 }
 
@@ -80,10 +80,10 @@ def create_subjects() -> None:
         sa.Column("tenant_id", text, nullable=False),
         sa.Column("subject_id", text, nullable=False),
         sa.Column("salt", sa.LargeBinary, nullable=False),
+        # Retries of calls from before the erasure are only looked for where there was one.
+        sa.Column("was_erased", sa.Boolean, nullable=False),
         created_at(),
         sa.PrimaryKeyConstraint("tenant_id", "subject_id", name=op.f("pk_subjects")),
-        # The foreign key of values leads here: a subject has one salt.
-        sa.UniqueConstraint("tenant_id", "subject_id", "salt", name=op.f("ux_subjects_tenant_salt")),
         sa.CheckConstraint(
             "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
             " AND octet_length(salt) = 32 AND os_core.is_portable_time(created_at)",
@@ -100,20 +100,9 @@ def create_values() -> None:
         sa.Column("tenant_id", text, nullable=False),
         sa.Column("subject_id", text, nullable=False),
         sa.Column("value_ref", text, nullable=False),
-        sa.Column("salt", sa.LargeBinary, nullable=False),
         sa.Column("value", sa.dialects.postgresql.JSONB, nullable=False),
         created_at(),
         sa.PrimaryKeyConstraint("tenant_id", "subject_id", "value_ref", name=op.f("pk_subject_values")),
-        sa.ForeignKeyConstraint(
-            ["tenant_id", "subject_id", "salt"],
-            ["os_core.subjects.tenant_id", "os_core.subjects.subject_id", "os_core.subjects.salt"],
-            name=op.f("fk_subject_values_subject"),
-        ),
-        # The reference commits to the value: nobody can put another one under it.
-        sa.CheckConstraint(
-            "value_ref = os_core.salted_hash(salt, value::text) AND os_core.is_portable_time(created_at)",
-            name=op.f("ck_subject_values_contract"),
-        ),
         schema="os_core",
     )
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
+from stat import S_ISREG
 from tempfile import mkstemp
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -73,7 +74,13 @@ def seals_in(folder: Path) -> dict[int, Path]:
 
 def read_seal(path: Path) -> SealFile:
     """Read a seal, and check its signature by the key that it names; raises NotASeal."""
-    if path.stat().st_size > _LARGEST:
+    try:
+        place = path.stat()
+    except OSError as exc:  # a link to nowhere
+        raise NotASeal("is not a seal: it cannot be read") from exc
+    if not S_ISREG(place.st_mode):
+        raise NotASeal("is not a seal: it is not a file")
+    if place.st_size > _LARGEST:
         raise NotASeal("is not a seal: it is too long")
     data = path.read_bytes()
     line, _, signature = data.partition(b"\n")
@@ -127,13 +134,14 @@ def _unnamed(folder: Path) -> Iterator[tuple[int, str]]:
 def private_key(path: Path) -> Ed25519PrivateKey:
     """Read the key that signs, an Ed25519 key in PEM without a passphrase."""
     with _library():
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except TypeError:
         raise click.ClickException(f"{path} has a passphrase: a seal is made unattended") from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise click.ClickException(f"{path} is not a private Ed25519 key in PEM")
@@ -143,11 +151,12 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 def public_key(path: Path) -> str:
     """Read the key that checks, an Ed25519 key in PEM; return it as a seal names it."""
     with _library():
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     try:
         key = load_pem_public_key(path.read_bytes())
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise click.ClickException(f"{path} is not a public Ed25519 key in PEM")

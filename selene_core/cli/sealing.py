@@ -25,9 +25,12 @@ from selene_core.store.scope import tenant_scope
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import TypeAlias
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from sqlalchemy import Connection, Engine
+
+    Progress: TypeAlias = Callable[[int, int], object]
 
 MAX_POSITIONS: Final = 100_000
 """How many positions of the feed one seal covers: more are sealed by several, so that memory stays flat."""
@@ -68,7 +71,6 @@ _DIFFERING: Final = text("""
   WHERE ledger.event_hash IS DISTINCT FROM decode(head.event_hash, 'hex')
   ORDER BY head.work_order_id
 """)
-_HAS_REMOVALS: Final = text("SELECT to_regclass('os_core.tenant_removals') IS NOT NULL")
 _REMOVED_AT: Final = text("SELECT max(recorded_at) FROM os_core.tenant_removals WHERE tenant_id = :tenant_id")
 
 
@@ -113,20 +115,27 @@ class SealReport:
         return not (self.seal_problems or self.order_problems)
 
 
-def make_seals(engine: Engine, tenant_id: str, key: Ed25519PrivateKey, folder: Path) -> list[Seal]:
+def make_seals(
+    engine: Engine, tenant_id: str, key: Ed25519PrivateKey, folder: Path, progress: Progress | None = None
+) -> list[Seal]:
     """Seal what has happened since the folder's last seal; return the new seals, none if nothing has.
 
     What is committed before the call is sealed. What comes meanwhile is left for the next call, or a busy
-    tenant's call would never end.
+    tenant's call would never end. `progress` is called with the positions sealed so far, and with how many
+    there are.
     """
     end = _give_positions(engine, tenant_id)
     made: list[Seal] = []
+    begin = None
     while (seal := _next_seal(engine, tenant_id, shown(key.public_key()), folder, end)) is not None:
+        begin = seal.after if begin is None else begin
         try:
             write_seal(folder, seal, key)
         except FileExistsError:
             continue  # another run was faster: go on after its seal
         made.append(seal)
+        if progress is not None:
+            progress(seal.to - begin, end - begin)
     return made
 
 
@@ -212,8 +221,7 @@ def check_seals(
     before: SealFile | None = None
     is_whole = True
     with tenant_scope(engine, tenant_id) as conn:
-        if conn.scalar(_HAS_REMOVALS):
-            report.removed_at = conn.scalar(_REMOVED_AT, {"tenant_id": tenant_id})
+        report.removed_at = conn.scalar(_REMOVED_AT, {"tenant_id": tenant_id})
         for number, path in files.items():
             _note_left_out(report, report.last_number + 1, number - 1)
             found = _sound_seal(report, number, path, tenant_id, key)

@@ -39,8 +39,9 @@ def seal(tenant: str, key: Path, out: Path, url: str, as_json: bool) -> None:
     with (
         engine_on(url) as engine,
         going_on("the seals that were made stay; run it again for the rest"),
+        progress("Sealing", 1, hidden=not is_watched(as_json)) as reach,
     ):
-        made = make_seals(engine, tenant, signer, out)
+        made = make_seals(engine, tenant, signer, out, reach)
     if as_json:
         told = [{"seal": each.number, "to": each.to, "work_orders": len(each.heads)} for each in made]
         say(to_json({"seals": told}))

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import click
 
@@ -78,9 +78,15 @@ def is_watched(as_json: bool) -> bool:
     return not as_json and sys.stderr is not None and sys.stderr.isatty()
 
 
+class Reach(Protocol):
+    """Move a bar on."""
+
+    def __call__(self, position: int, length: int | None = None) -> None: ...
+
+
 @contextmanager
-def progress(label: str, length: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on standard error; yield what moves it on to a position."""
+def progress(label: str, length: int, *, hidden: bool) -> Iterator[Reach]:
+    """Draw a bar on standard error; yield what moves it on to a position, and can set its length anew."""
     bar = click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
     def fit() -> None:
@@ -89,7 +95,8 @@ def progress(label: str, length: int, *, hidden: bool) -> Iterator[Callable[[int
         bar.show_eta = room > _TIME_LEFT
         bar.width = max(1, min(_WIDEST_BAR, room - (_TIME_LEFT if bar.show_eta else 0)))
 
-    def reach(position: int) -> None:
+    def reach(position: int, length: int | None = None) -> None:
+        bar.length = bar.length if length is None else length
         if position > bar.pos:
             fit()  # anew: the width of a terminal can change
             bar.update(position - bar.pos)

@@ -45,7 +45,6 @@ class AsyncFeed:
         """Read for `consumer`, as Feed does."""
         self._engine: AsyncEngine = checked("AsyncFeed", "an AsyncEngine", engine, AsyncEngine)
         self._place = Place.of(tenant_id, consumer, limit)
-        self._is_enrolled = False
 
     async def enroll(self) -> bool:
         """Make the consumer, as Feed.enroll() does."""
@@ -54,7 +53,7 @@ class AsyncFeed:
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[tuple[AsyncConnection, list[FeedEvent]]]:
         """Run one transaction, as Feed.batch() does."""
-        await self._advance()
+        await self._poll()
         async with async_tenant_scope(self._engine, self._place.tenant_id) as conn:
             yield conn, await conn.run_sync(self._place.take)
 
@@ -68,7 +67,7 @@ class AsyncFeed:
         wait = Wait(stop)
         while not wait.is_over():
             found = 0
-            if await self._advance():
+            if await self._poll():
                 async with async_tenant_scope(self._engine, self._place.tenant_id) as conn:
                     for event in await conn.run_sync(self._place.take):
                         found += 1
@@ -81,7 +80,7 @@ class AsyncFeed:
         """Hold the consumer, as Feed.lease() does."""
         checked_owner, checked_ttl = self._place.check_lease(owner, ttl_ms)
         leased = None
-        if await self._advance():
+        if await self._poll():
             leased = await _alone(
                 self._engine, lambda conn: self._place.lease(conn, checked_owner, checked_ttl)
             )
@@ -93,11 +92,8 @@ class AsyncFeed:
                 with suppress(DBAPIError):
                     await _alone(self._engine, lambda conn: self._place.release(conn, leased.fence))
 
-    async def _advance(self) -> bool:
-        enroll = not self._is_enrolled
-        is_behind = await _alone(self._engine, lambda conn: self._place.advance(conn, enroll=enroll))
-        self._is_enrolled = True
-        return is_behind
+    async def _poll(self) -> bool:
+        return await _alone(self._engine, self._place.poll)
 
 
 class AsyncFeedBatch:

@@ -61,7 +61,6 @@ class Feed:
         """
         self._engine: Engine = checked("Feed", "an Engine", engine, Engine)
         self._place = Place.of(tenant_id, consumer, limit)
-        self._is_enrolled = False
 
     def enroll(self) -> bool:
         """Make the consumer, at position 0; False if it is there already. The other methods do so, too."""
@@ -74,7 +73,7 @@ class Feed:
         An exception takes all three back. The list is empty if there is nothing new, and while another
         instance is at work. The connection is in the tenant's tenant_scope.
         """
-        self._advance()
+        self._poll()
         with tenant_scope(self._engine, self._place.tenant_id) as conn:
             yield conn, self._place.take(conn)
 
@@ -88,7 +87,7 @@ class Feed:
         wait = Wait(stop)
         while not wait.is_over():
             found = 0
-            if self._advance():
+            if self._poll():
                 with tenant_scope(self._engine, self._place.tenant_id) as conn:
                     for event in self._place.take(conn):
                         found += 1
@@ -106,7 +105,7 @@ class Feed:
         """
         owner, ttl_ms = self._place.check_lease(owner, ttl_ms)
         leased = None
-        if self._advance():
+        if self._poll():
             leased = alone(self._engine, lambda conn: self._place.lease(conn, owner, ttl_ms))
         batch = FeedBatch(self._engine, self._place, leased)
         try:
@@ -117,12 +116,8 @@ class Feed:
                 with suppress(DBAPIError):
                     alone(self._engine, lambda conn: self._place.release(conn, leased.fence))
 
-    def _advance(self) -> bool:
-        """Give positions, in a transaction of its own; tell whether there are events for the consumer."""
-        with self._engine.connect() as conn:
-            is_behind = self._place.advance(in_autocommit_mode(conn), enroll=not self._is_enrolled)
-        self._is_enrolled = True
-        return is_behind
+    def _poll(self) -> bool:
+        return alone(self._engine, self._place.poll)
 
 
 class FeedBatch:
@@ -212,14 +207,16 @@ class Place:
         is_new: bool = self._call(conn, statements.ENROLL)[0]["result"]
         return is_new
 
-    def advance(self, conn: Connection, *, enroll: bool) -> bool:
-        """Give positions; tell whether there are events for the consumer."""
-        if enroll:
-            # Before the batch: the row of a new consumer would make others wait for the batch's end.
-            self.enroll(conn)
-        give_positions(conn, self.tenant_id)
-        rows = self._call(conn, statements.STATUS)
-        return bool(rows) and rows[0]["last_position"] > rows[0]["feed_position"]
+    def poll(self, conn: Connection) -> bool:
+        """Give positions, in a transaction of its own; tell whether there are events for the consumer.
+
+        It makes the consumer: in the batch, the new row would make others wait for the batch's end.
+        """
+        with of_others():
+            rows = self._call(conn, statements.POLL, limit=POSITIONS_AT_ONCE)
+            has_news: bool = rows[0]["result"]
+            return has_news
+        return True
 
     def take(self, conn: Connection) -> list[FeedEvent]:
         """Take the next events in the transaction of a tenant_scope."""
@@ -276,15 +273,24 @@ def ack_target(events: Sequence[FeedEvent], acked: int, feed_position: int | Non
 
 def give_positions(conn: Connection, tenant_id: str) -> int | None:
     """Give positions to events that have none; None if another transaction is at it."""
-    try:
+    with of_others():
         rows = fetch(conn, statements.ADVANCE, tenant_id=tenant_id, limit=POSITIONS_AT_ONCE)
+        numbered: int | None = rows[0]["result"]
+        return numbered
+    return None
+
+
+@contextmanager
+def of_others() -> Iterator[None]:
+    """Go on behind the block if another transaction has given positions since the snapshot.
+
+    That happens where a role's default is REPEATABLE READ.
+    """
+    try:
+        yield
     except DBAPIError as exc:
-        # Where a role's default is REPEATABLE READ: another has been at it since the snapshot.
         if not isinstance(exc.orig, psycopg.errors.SerializationFailure):
             raise
-        return None
-    numbered: int | None = rows[0]["result"]
-    return numbered
 
 
 def alone(engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -29,6 +29,7 @@ _EVENTS: Final[dict[str, Any]] = {
 
 ADVANCE: Final = call("advance_feed", [TENANT, _LIMIT], result=Integer)
 ENROLL: Final = call("enroll_feed", [TENANT, _CONSUMER], result=Boolean)
+POLL: Final = call("poll_feed", [TENANT, _CONSUMER, _LIMIT], result=Boolean)
 READ: Final = call("read_feed", [TENANT, _AFTER, _LIMIT], **_EVENTS)
 TAKE: Final = call("take_feed", [SCOPED_TENANT, _CONSUMER, _LIMIT], **_EVENTS)
 LEASE: Final = call(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Integer, Text, bindparam, column, func, literal_column, select, values
@@ -13,7 +15,7 @@ from selene_core.store.logs import log_lost_lease
 from selene_core.store.scope import confirm_scope, scope_tenant, translate_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Dialect, FromClause, RowMapping, Select
 
@@ -80,15 +82,21 @@ class Repository:
 
 def send(conn: Connection, statement: DriverStatement[Any], **parameters: object) -> Sequence[Sequence[Any]]:
     """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
-    with translate_errors():
+    with _refusals(parameters):
         return conn.exec_driver_sql(statement.text, parameters).all()
 
 
 def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
     """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
+    with _refusals(parameters):
+        return conn.execute(statement, parameters).mappings().all()
+
+
+@contextmanager
+def _refusals(parameters: Mapping[str, object]) -> Iterator[None]:
     try:
         with translate_errors():
-            return conn.execute(statement, parameters).mappings().all()
+            yield
     except LeaseLost as exc:
         log_lost_lease(str(parameters["tenant_id"]), exc.work_order_id, "a call was refused")
         raise

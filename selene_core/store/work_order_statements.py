@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import AppendResult, WorkOrder, WorkOrderEvent
+from selene_core.store.digests import Digest
 from selene_core.store.instants import Instant, instant
 from selene_core.store.repository import SCOPED_TENANT, TENANT, DriverStatement, call, in_scope
 from selene_core.store.tables import IS_PENDING, bucket_of, work_order_ledger, work_orders_current
@@ -65,9 +66,11 @@ def _array(row_type: type[R], rows: FromClause) -> ColumnElement[Any]:
     Each column by itself would be work for the driver and for SQLAlchemy.
     """
     columns = [rows.c[each.name] for each in fields(row_type)]
-    times = Instant()
     return func.json_build_array(
-        *(times.column_expression(each) if isinstance(each.type, Instant) else each for each in columns)
+        *(
+            each.type.column_expression(each) if isinstance(each.type, (Instant, Digest)) else each
+            for each in columns
+        )
     )
 
 

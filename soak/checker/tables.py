@@ -54,8 +54,10 @@ def read_tables(conn: psycopg.Connection[Any], prefix: str) -> Tables:
                     getattr(tables.orders[row["tenant_id"], row["work_order_id"]], name).append(row)
         if exists(conn, "conversation.conversation_ledger"):
             query = (
-                "SELECT * FROM conversation.conversation_ledger WHERE user_id LIKE %s"
-                " ORDER BY conversation_turn_id"
+                "SELECT turn.*, CASE turn.source WHEN 'TOMBSTONE' THEN '' ELSE said.text END AS text"
+                " FROM conversation.conversation_ledger AS turn"
+                " LEFT JOIN conversation.turn_texts AS said USING (tenant_id, conversation_turn_id)"
+                " WHERE turn.user_id LIKE %s ORDER BY turn.conversation_turn_id"
             )
             for row in cursor.execute(query.encode(), [pattern]):
                 tables.turns[row["tenant_id"], str(row["correlation_id"])].append(row)

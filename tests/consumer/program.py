@@ -55,11 +55,13 @@ from selene_core import (
     DeviceIdUnavailable,
     DeviceNotFound,
     DriftedOrder,
+    Erasure,
     ExternalApprovalPending,
     Feed,
     FeedBatch,
     FeedConsumer,
     FeedEvent,
+    FeedEventType,
     FeedProblem,
     HeldLease,
     IdempotencyConflict,
@@ -75,6 +77,7 @@ from selene_core import (
     LeaseState,
     OrderCursor,
     PendingCursor,
+    Personal,
     PrivacyScope,
     ProjectionDamaged,
     PromptAction,
@@ -112,6 +115,7 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_erase_subject,
     async_feed_status,
     async_hold_lease,
     async_read_feed,
@@ -123,6 +127,7 @@ from selene_core import (
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
+    erase_subject,
     feed_status,
     hold_lease,
     http_status,
@@ -556,6 +561,31 @@ def come_back(engine: Engine, tenant_id: str, session_id: str) -> datetime:
     with tenant_scope(engine, tenant_id) as conn:
         resumed: UserSession = IdentityRepository(conn).resume_session(session_id)
         return resumed.last_activity_at
+
+
+# --- personal values
+
+
+def remember(engine: Engine, tenant_id: str, order: WorkOrder, subject_id: str, city: str) -> object:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        orders.set_field(order.work_order_id, "city", Personal(subject_id, city))
+        known: WorkOrder | None = orders.get(order.work_order_id, resolve=True)
+        return known and orders.resolve(known.conflicts_json)
+
+
+def forget(engine: Engine, tenant_id: str, subject_id: str) -> int:
+    erased: Erasure = erase_subject(engine, tenant_id, subject_id, reason_code=9)
+    return 0 if erased.replayed else erased.values_erased + erased.texts_erased
+
+
+def forgotten(events: list[FeedEvent]) -> list[str | None]:
+    return [event.subject_id for event in events if event.event_type is FeedEventType.SUBJECT_ERASED]
+
+
+async def forget_asynchronously(engine: AsyncEngine, tenant_id: str, subject_id: str) -> datetime:
+    erased: Erasure = await async_erase_subject(engine, tenant_id, subject_id, reason_code=9)
+    return erased.erased_at
 
 
 # --- the same, asynchronously

@@ -123,12 +123,14 @@ def test_hash__of_a_caller_is_refused(acme: Tenant) -> None:
 
 
 @pytest.mark.parametrize("value", ["NULL", "''", "sha224('')", "sha512('')"])
-def test_hash__has_32_bytes(acme: Tenant, value: str) -> None:
+@pytest.mark.parametrize("event_type", ["WORK_ORDER_CREATED", "FIELD_SET", "STEP_STARTED", "LEASE_ACQUIRED"])
+def test_hash__has_32_bytes(acme: Tenant, event_type: str, value: str) -> None:
     order = acme.order()
     with refused("23502" if value == "NULL" else "23514"):
         acme.damage(
             f"INSERT INTO {LEDGER} SELECT (l).* FROM (SELECT jsonb_populate_record(l, jsonb_build_object("
-            f"'work_order_seq', 2, 'work_order_event_id', 10000000, 'event_hash', {value}::bytea)) AS l"
+            f"'work_order_seq', 2, 'work_order_event_id', 10000000, 'event_type', '{event_type}',"
+            f" 'event_hash', {value}::bytea)) AS l"
             f" FROM {LEDGER} AS l WHERE work_order_id = %s) AS l",
             order,
         )

@@ -30,10 +30,11 @@ def stand(tenant: Tenant, what: str, number: int) -> None:
               work_order_id, tenant_id, correlation_id, turn_id, last_event_id, last_seq, last_reason_code,
               last_updated_at, created_at, fields_json, asked_fields_json, resolved_fields_json,
               conflicts_json, prompt_dedupe_keys_json, external_approval_notices, last_state_change_seq,
-              work_order_status, queued_at, steps_due_at, external_approval_pending, lease_expires_at
+              updated_bucket, work_order_status, queued_at, steps_due_at, external_approval_pending,
+              lease_expires_at
             )
             SELECT %s || n, %s, gen_random_uuid(), 1, n, 1, 1, now(), {LONG_AGO}, '{{}}', '{{}}', '{{}}',
-              '{{}}', '{{}}', 0, 1, {AHEAD[what]}
+              '{{}}', '{{}}', 0, 1, now(), {AHEAD[what]}
             FROM generate_series(1, %s) AS n
             """.encode(),
             (new_id(what.replace(" ", "-")), tenant.id, number),

@@ -274,6 +274,27 @@ def test_advance__goes_on_below_the_limit(acme: Tenant, sessions: Sessions) -> N
     assert wrong(acme, got) == []
 
 
+def test_read__pages_of_any_length_are_the_feed(acme: Tenant, sessions: Sessions) -> None:
+    """Long pages are read another way where their events follow each other: late ones and erasures lie between."""
+    late = begun(sessions)
+    slow = acme.order()
+    append(late.conn, acme.id, *(field(slow) for _ in range(3)))
+    for number in range(4):
+        order = acme.order()
+        acme.append(*(field(order) for _ in range(29)))
+        advance(acme.app, acme.id)
+        if number == 1:
+            late.conn.commit()
+        if number == 2:
+            acme.app.execute("SELECT os_core.erase_subject(%s, 'nobody', 7)", (acme.id,))
+    drained(acme)
+    whole = [row for after in range(head(acme)["last_position"]) for row in read(acme.app, acme.id, after, 1)]
+    assert len(whole) == 4 * 30 + 5
+    for limit in (2, 19, 20, 21, 30, 1000):
+        for after in range(0, len(whole) + 1, 7):
+            assert read(acme.app, acme.id, after, limit) == whole[after : after + limit]
+
+
 def test_advance__settles_and_then_only_reads(acme: Tenant, sessions: Sessions) -> None:
     acme.order()
     drained(acme)
@@ -290,7 +311,7 @@ def touched(tenant: Tenant, sessions: Sessions) -> tuple[bool, set[str], int]:
     """Tell what an idle poll leaves: an xid, locks that others could meet, records in the WAL."""
     poll = begun(sessions).conn
     written = 0
-    for call in ("os_core.advance_feed(%s)", "os_core.take_feed(%s, 'billing', 10)"):
+    for call in ("os_core.poll_feed(%s, 'billing')", "os_core.take_feed(%s, 'billing', 10)"):
         plan = value(
             poll, f"EXPLAIN (ANALYZE, WAL, BUFFERS OFF, FORMAT JSON) SELECT * FROM {call}", tenant.id
         )
@@ -322,6 +343,33 @@ def test_advance__a_mark_of_another_cluster_is_renewed(acme: Tenant, sessions: S
     late.conn.commit()
     got += drained(acme)
     assert wrong(acme, got) == []
+
+
+def test_advance__refuses_a_sequence_that_was_set_back_below_its_mark(database: Database) -> None:
+    """The ids of what was rolled back are free: one of them, given anew, would be settled while it is open."""
+    with closing(Sessions(database.app_url, database.admin_url)) as sessions:
+        acme = sessions.tenant("acme")
+        for _ in range(3):
+            abandoned = begun(sessions)
+            append(abandoned.conn, acme.id, wire("WORK_ORDER_CREATED", new_id("order")))
+            abandoned.conn.rollback()
+        stranger = begun(sessions)
+        xid(stranger.conn)
+        acme.order()
+        got = drained(acme)  # numbered, marked, and not settled
+        assert not settled(acme)
+        sessions.admin.execute(f"SELECT setval('{SEQUENCE}', 1)".encode())
+        late = begun(sessions)
+        append(late.conn, acme.id, wire("WORK_ORDER_CREATED", new_id("order")))
+        stranger.conn.rollback()
+        with refused("55000"):
+            advance(acme.app, acme.id)
+        late.conn.commit()
+        sessions.admin.execute(
+            f"SELECT setval('{SEQUENCE}', max(work_order_event_id)) FROM os_core.work_order_ledger".encode()
+        )
+        got += drained(acme)
+        assert wrong(acme, got) == []
 
 
 def test_advance__refuses_a_sequence_that_was_set_back(database: Database) -> None:

@@ -18,6 +18,7 @@ CALLS = (
     "os_core.advance_feed('acme')",
     "os_core.advance_feed('acme', 2)",
     "os_core.enroll_feed('acme', 'billing')",
+    "os_core.poll_feed('acme', 'billing')",
     "os_core.take_feed('acme', 'billing', 100)",
     "os_core.read_feed('acme', 0, 100)",
     "os_core.read_feed('acme', 2500, 1000)",
@@ -88,6 +89,7 @@ def test_plans__walk_through_nothing(explained: tuple[Connection, list[Any]]) ->
         conn.execute("SELECT os_core.advance_feed('acme')")
     for call, most in (
         ("os_core.advance_feed('acme')", 1),
+        ("os_core.poll_feed('acme', 'billing')", 1),
         ("os_core.feed_status('acme')", 3),
         ("os_core.read_feed('acme', 10, 5)", 5),
         ("os_core.read_feed('acme', 2900, 5)", 5),

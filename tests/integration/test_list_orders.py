@@ -44,12 +44,12 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
                   work_order_id, tenant_id, correlation_id, turn_id, last_event_id, last_seq,
                   last_reason_code, last_updated_at, created_at, fields_json, asked_fields_json,
                   resolved_fields_json, conflicts_json, prompt_dedupe_keys_json, external_approval_notices,
-                  last_state_change_seq, external_approval_pending, queued_at, steps_due_at,
+                  last_state_change_seq, external_approval_pending, updated_bucket, queued_at, steps_due_at,
                   work_order_status, requester_user_id, lease_owner_id
                 )
                 SELECT 'order-' || n, CASE WHEN n % 10 = 0 THEN 'rival' ELSE '{TENANT}' END,
                   gen_random_uuid(), 1, n, 1, 1, now(), now() - INTERVAL '1 s' * (n % 9000), '{{}}', '{{}}',
-                  '{{}}', '{{}}', '{{}}', 0, 1, FALSE, now(), now(),
+                  '{{}}', '{{}}', '{{}}', 0, 1, FALSE, now(), now(), now(),
                   CASE WHEN n % 17 = 0 THEN 'EXECUTING' WHEN n % 19 = 0 THEN 'CONFIRM' ELSE 'DONE' END,
                   'user-' || n % 5000, CASE WHEN n % 17 = 0 AND n % 3 = 0 THEN 'worker-' || n % 100 END
                 FROM generate_series(1, {ORDERS}) AS n

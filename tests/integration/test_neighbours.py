@@ -20,6 +20,8 @@ from tests.support.servers import Database, Server
 CURRENT = "os_core.work_orders_current"
 LEDGER = "os_core.work_order_ledger"
 TURNS = "conversation.conversation_ledger"
+TEXTS = "conversation.turn_texts"
+VALUES = "os_core.subject_values"
 HEAD = expected_schema().head
 
 # {host} is a role of the host's for whom the policies hold, {strong} one with BYPASSRLS.
@@ -162,10 +164,21 @@ REFUSED = {
         f"role {{strong}} may read {LEDGER} as a member of {{host}}",
     ),
     "SELECT for PUBLIC": (f"GRANT SELECT (tenant_id) ON {LEDGER} TO PUBLIC", "PUBLIC must not have SELECT"),
-    "SELECT on what was said": (f"GRANT SELECT ON {TURNS} TO {{host}}", "{host} must not have SELECT"),
+    "SELECT on what was said": (
+        f"GRANT SELECT ON {TEXTS} TO {{host}}",
+        f"{{host}} must not have SELECT on relation {TEXTS}",
+    ),
     "SELECT on the text of what was said": (
-        f"GRANT SELECT (text) ON {TURNS} TO {{host}}",
-        "{host} must not have",
+        f"GRANT SELECT (text) ON {TEXTS} TO {{host}}",
+        f"{{host}} must not have SELECT on text of relation {TEXTS}",
+    ),
+    "SELECT on personal values": (
+        f"GRANT SELECT (subject_id, value) ON {VALUES} TO {{host}}",
+        f"{{host}} must not have SELECT on value of relation {VALUES}",
+    ),
+    "SELECT on all tables, personal values included": (
+        "GRANT SELECT ON ALL TABLES IN SCHEMA os_core TO {host}",
+        f"{{host}} must not have SELECT on relation {VALUES}",
     ),
     "SELECT to pass on": (
         f"GRANT SELECT ON {LEDGER} TO {{host}} WITH GRANT OPTION",
@@ -245,15 +258,17 @@ PASSES = {
         f"GRANT USAGE ON SCHEMA os_core TO {{host}}; GRANT REFERENCES ON {LEDGER} TO {{host}}",
         f"{{host}} has REFERENCES on relation {LEDGER}",
     ),
-    "reading all tables": (
-        "GRANT USAGE ON SCHEMA os_core TO {host}; GRANT SELECT ON ALL TABLES IN SCHEMA os_core TO {host}",
+    "reading whole tables": (
+        "GRANT USAGE ON SCHEMA os_core TO {host};"
+        f"GRANT SELECT ON {CURRENT}, {LEDGER}, os_core.subject_erasures TO {{host}}",
         f"{{host}} has SELECT on relation {CURRENT}",
     ),
     "reading what is not hidden": (
         "GRANT USAGE ON SCHEMA conversation TO {host};"
-        f"GRANT SELECT (turn_id, role) ON {TURNS} TO {{host}};"
+        f"GRANT SELECT ON {TURNS} TO {{host}}; GRANT SELECT (tenant_id, text_hash) ON {TEXTS} TO {{host}};"
+        f"GRANT SELECT (subject_id, value_ref) ON {VALUES} TO {{host}};"
         "GRANT EXECUTE ON FUNCTION conversation.read_turns TO {host}",
-        f"{{host}} has SELECT on role of relation {TURNS}",
+        f"{{host}} has SELECT on text_hash of relation {TEXTS}",
     ),
     "a function with a search_path of its own": (
         f"{FOR_ALL}; CREATE {DEFINER} plpgsql SET search_path = public {BARE.removeprefix('plpgsql')}",

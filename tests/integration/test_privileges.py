@@ -78,6 +78,7 @@ REFUSED = [
 CALLS = {
     "enroll_feed": "'acme', 'billing'",
     "advance_feed": "'acme'",
+    "poll_feed": "'acme', 'billing'",
     "take_feed": "'acme', 'billing', 1",
     "lease_feed": "'acme', 'relay', 'relay-1', 1000",
     "ack_feed": "'acme', 'relay', 1, 0, 0",

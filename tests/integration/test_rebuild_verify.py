@@ -147,6 +147,7 @@ ALTERED: dict[str, str] = {
     "external_approval_expires_at": "external_approval_expires_at + interval '1 second'",
     "external_approval_notices": "2",
     "last_state_change_seq": "1",
+    "updated_bucket": "updated_bucket + interval '1 microsecond'",
     "queued_at": "queued_at + interval '1 second'",
     "steps_due_at": "NULL",
 }

@@ -437,6 +437,7 @@ def test_get__returns_the_row(repository: WorkOrderRepository) -> None:
         external_approval_expires_at=None,
         external_approval_notices=0,
         last_state_change_seq=1,
+        updated_bucket=last.created_at - (last.created_at - datetime(2000, 1, 1, tzinfo=UTC)) % timedelta(minutes=5),
         queued_at=first.created_at,
         steps_due_at=first.created_at,
     )

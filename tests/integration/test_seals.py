@@ -1,5 +1,6 @@
 """Seals: what was sealed cannot be cut, deleted or written anew without being named (contract §17)."""
 
+import base64
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from selene_core import create_selene_engine
@@ -308,11 +311,6 @@ def test_check__tells_what_is_not_sealed_yet(notary: Notary, acme: Tenant) -> No
 
 def remove(acme: Tenant, *orders: str) -> None:
     """Record that the tenant is removed, and delete these orders of it."""
-    acme.admin.execute(
-        "CREATE TABLE IF NOT EXISTS os_core.tenant_removals (tenant_id text, removal_state text,"
-        " recorded_at timestamptz DEFAULT clock_timestamp())"
-    )
-    acme.admin.execute("GRANT SELECT ON os_core.tenant_removals TO selene_app")
     with acme.admin.transaction():
         acme.admin.execute("SELECT set_config('selene.tenant_id', %s, TRUE)", (acme.id,))
         acme.admin.execute(
@@ -415,6 +413,23 @@ def test_check__names_a_seal_that_was_made_anew_with_the_key(three: Notary) -> N
     assert three.seals() == {3: "seal 3 does not follow from the one before: one of the two was made anew"}
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dead link"])
+def test_check__names_a_seal_that_is_no_file(three: Notary, kind: str) -> None:
+    path = path_of(three, 3)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)  # reading it would wait for ever
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.with_name("nowhere"))
+    (problem,) = three.seals().values()
+    assert problem.startswith("seal 3 is not a seal")
+    done = three.seal()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
 def test_check__names_the_seals_of_another_key(three: Notary, tmp_path: Path) -> None:
     _, other = make_keys(tmp_path)
     shutil.copy(other, three.public_key)
@@ -475,10 +490,33 @@ def test_seal__refuses_a_database_that_is_older_than_its_last_seal(three: Notary
     assert "was an older database restored?" in done.stderr
 
 
-@pytest.mark.parametrize("content", [b"", b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"])
-def test_keys__that_are_none_are_one_line(notary: Notary, content: bytes) -> None:
-    notary.key.write_bytes(content)
-    notary.public_key.write_bytes(content)
+def pems(kind: str) -> tuple[bytes, bytes]:
+    """Return a private and a public key in PEM that cannot seal."""
+    own: Any
+    match kind:
+        case "rsa":
+            own = rsa.generate_private_key(65537, 2048)
+        case "x25519":
+            own = X25519PrivateKey.generate()
+        case "unknown curve":  # SM2, which the library refuses in a way of its own
+            own = "301306072a8648ce3d020106082a811ccf5501822d"
+            body = bytes.fromhex(f"3059{own}034200") + b"\x04" + bytes(64)
+            coded = base64.encodebytes(body)
+            pem = b"-----BEGIN PUBLIC KEY-----\n" + coded + b"-----END PUBLIC KEY-----\n"
+            secret = bytes.fromhex(f"3041020100{own}0427302502010104" + "20" + "01" * 32)
+            coded = base64.encodebytes(secret)
+            return b"-----BEGIN PRIVATE KEY-----\n" + coded + b"-----END PRIVATE KEY-----\n", pem
+        case _:
+            return (b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n",) * 2 if kind else (b"", b"")
+    public = own.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), public
+
+
+@pytest.mark.parametrize("kind", ["", "no content", "rsa", "x25519", "unknown curve"])
+def test_keys__that_are_none_are_one_line(notary: Notary, kind: str) -> None:
+    private, public = pems(kind)
+    notary.key.write_bytes(private)
+    notary.public_key.write_bytes(public)
     check = ("check-seals", "acme", str(notary.folder), "--public-key", str(notary.public_key))
     for done in (notary.seal(), selene_core(*check, "--url", notary.url)):
         assert done.returncode == 1

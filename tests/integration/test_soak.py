@@ -248,14 +248,14 @@ FAULTS: dict[str, tuple[str, Callable[[Admin], None]]] = {
     "ids fall": ("error", backwards),
     "a turn is written down wrongly": (
         "lost",
-        altered("conversation.conversation_ledger", "INSERT", "NEW.text := upper(NEW.text)"),
+        altered("conversation.conversation_ledger", "INSERT", "NEW.turn_id := NEW.turn_id + 1000000"),
     ),
     "a hidden text is read": (
         "turn",
         replaced(
             "conversation.read_turns",
-            r"CASE WHEN tombstone\.conversation_turn_id IS NULL THEN (\S+) END",
-            r"\1",
+            r"WHEN tombstone\.conversation_turn_id IS NULL THEN",
+            "ELSE",
         ),
     ),
 }

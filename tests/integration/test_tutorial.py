@@ -18,10 +18,14 @@ BETWEEN = "\x1e"
 
 
 def examples(document: Path) -> list[tuple[str, str | None]]:
-    """Return the blocks of Python of a document, each with what it prints where the document says so."""
+    """Return the blocks of Python of a document, each with what it prints where the document says so.
+
+    The guides import what they show of examples/; the tutorial, which needs no checkout, runs it.
+    """
     text = document.read_text(encoding="utf-8")
+    begin = r"```python(?: examples/[^\n]*)?" if document.name == "tutorial.md" else "```python"
     found = re.findall(
-        r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, flags=re.DOTALL | re.MULTILINE
+        rf"^{begin}\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, flags=re.DOTALL | re.MULTILINE
     )
     return [(code, printed or None) for code, printed in found]
 
@@ -35,7 +39,7 @@ def check_examples_run(document: Path, folder: Path, environment: Mapping[str, s
     ran = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -52,16 +56,13 @@ def test_tutorial__runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", ["application", "orm", "poolers", "retries", "upgrades", "workers"])
+@pytest.mark.parametrize(
+    "guide", ["application", "fastapi", "orm", "poolers", "retries", "upgrades", "workers"]
+)
 def test_guide__its_examples_run(database: Database, tmp_path: Path, guide: str) -> None:
     # Only the guide for poolers speaks of them: the others prepare statements.
     url = database.app_url if guide == "poolers" else direct_url(database)
     check_examples_run(DOCS / "howto" / f"{guide}.md", tmp_path, url_of(url))
-
-
-@pytest.mark.slow
-def test_guide__fastapi_runs(database: Database, tmp_path: Path) -> None:
-    check_examples_run(DOCS / "howto" / "fastapi.md", tmp_path, url_of(direct_url(database)))
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ TORN = {
         "missing: relation os_core.identities",
     ),
     "two tables of several revisions": (
-        ["DROP TABLE os_core.work_order_leases", "DROP TABLE os_core.sessions CASCADE"],
+        ["DROP TABLE os_core.work_order_leases CASCADE", "DROP TABLE os_core.sessions CASCADE"],
         "missing: relation os_core.work_order_leases, relation os_core.sessions",
     ),
 }

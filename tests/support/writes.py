@@ -98,6 +98,7 @@ STORY = {
     "positions, settled": "os_core.advance_feed('{tenant}', 2)",
     "feed": "os_core.read_feed('{tenant}', 0, 10)",
     "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
+    "poll": "os_core.poll_feed('{tenant}', 'billing')",
     "take": "os_core.take_feed('{tenant}', 'billing', 2)",
     "lease feed": "os_core.lease_feed('{tenant}', 'relay', 'relay-1', 60000)",
     "ack feed": "os_core.ack_feed('{tenant}', 'relay', 1, 0, 2)",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("alembic", "benchmarks", "docs", "pictures", "selene_core", "soak", "tests")
+FOLDERS = ("alembic", "benchmarks", "docs", "examples", "pictures", "selene_core", "soak", "tests")
 TEXTS = {".ini", ".md", ".mako", ".py", ".sql", ".toml", ".txt", ".yml"}
 SECTION = re.compile(r"contract (?:§|sections? )(\d+)(?:(?:, §?|,? and §?|,? to §?)(\d+))*")
 FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w\.(?:json|md|mako|py|sql|svg|txt)\b")

@@ -158,7 +158,7 @@ def test_compose__migrates_a_healthy_server_once() -> None:
     assert server["image"] == f"postgres:{max(VERSIONS)}"
     # From 18 on the image keeps its data in a folder below this one; .../data would be no volume of its own.
     assert server["volumes"] == ["postgres:/var/lib/postgresql"]
-    assert compose["volumes"] == {"postgres": None}
+    assert compose["volumes"] == {"postgres": None, "tickets": None}
     assert "--host=127.0.0.1" in server["healthcheck"]["test"]
     assert all(port.startswith("127.0.0.1:") for port in server["ports"])
     assert migration["depends_on"] == {"postgres": {"condition": "service_healthy"}}
@@ -166,11 +166,25 @@ def test_compose__migrates_a_healthy_server_once() -> None:
     assert migration["image"].removeprefix("python:").removesuffix("-slim") in pythons()
 
 
+def test_compose__the_service_comes_after_its_login_after_the_migration() -> None:
+    services = load(COMPOSE)["services"]
+    assert services["login"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    assert services["login"]["image"] == services["postgres"]["image"]
+    for name in ("service", "worker"):
+        program = services[name]
+        assert program["depends_on"] == {"login": {"condition": "service_completed_successfully"}}
+        assert program["image"] == services["migrate"]["image"]
+        assert program["environment"]["SELENE_DATABASE_URL"].startswith("postgresql://trips@"), "no superuser"
+        assert all(port.startswith("127.0.0.1:") for port in program["ports"])
+
+
 @pytest.mark.needs("docker compose")
 def test_compose__is_taken_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a password that YAML, a shell and a URL would each like to read something into."""
     monkeypatch.setenv("SELENE_DB_PASSWORD", "p@ss: w/%'\"#")
     monkeypatch.setenv("SELENE_DB_PORT", "15432")
+    monkeypatch.setenv("SELENE_SERVICE_PASSWORD", "s@ss: w/%'\"#$")
+    monkeypatch.setenv("SELENE_SERVICE_PORT", "18000")
     command = find_compose()
     assert command is not None, "docker compose is not installed"
     ran = subprocess.run(
@@ -180,4 +194,9 @@ def test_compose__is_taken_by_the_program(monkeypatch: pytest.MonkeyPatch) -> No
     services = yaml.safe_load(ran.stdout)["services"]
     assert services["postgres"]["environment"]["POSTGRES_PASSWORD"] == "p@ss: w/%'\"#"
     assert services["migrate"]["environment"]["PGPASSWORD"] == "p@ss: w/%'\"#"
+    assert services["login"]["environment"]["SERVICE_PASSWORD"] == "s@ss: w/%'\"#$$"  # as it prints a $
+    for name in ("service", "worker"):
+        assert services[name]["environment"]["PGPASSWORD"] == "s@ss: w/%'\"#$$"
     assert "15432" in str(services["postgres"]["ports"])
+    assert "18000" in str(services["service"]["ports"])
+    assert not services["worker"].get("ports")

@@ -1,165 +1,199 @@
 -- os_core.append_work_order_batch: does the seven steps of contract section 4 for several events, with sets of rows.
--- Called by os_core.append_work_order_events only. If another transaction creates one of the batch's new orders first, the
--- subtransaction is rolled back, which releases all locks, before the batch waits again. So two batches never wait for each other.
-CREATE OR REPLACE FUNCTION os_core.append_work_order_batch(p_tenant_id text, p_events jsonb)
-RETURNS TABLE (work_order_event_id bigint, work_order_seq bigint, replayed boolean, created_at timestamptz)
+-- Called by os_core.append_work_order_events only; the results are arrays, in the order of the events. If another transaction creates one
+-- of the batch's new orders first, the subtransaction is rolled back, which releases all locks, before the batch waits again. So two
+-- batches never wait for each other. A set costs as much as many steps of a loop: a statement is left out if no event needs it.
+CREATE OR REPLACE FUNCTION os_core.append_work_order_batch(
+  p_tenant_id text,
+  p_events jsonb,
+  OUT event_ids bigint[],
+  OUT seqs bigint[],
+  OUT replays boolean[],
+  OUT times timestamptz[]
+)
 LANGUAGE plpgsql
 VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
-SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-  _lost boolean := FALSE;
+  _count constant integer := pg_catalog.jsonb_array_length(p_events);
   _events os_core.work_order_ledger[];
-  _expected_seqs bigint[];
-  _lease_tokens text[];
-  _ids text[];
+  _order_ids text[];
+  _keys text[];
+  _sorted bigint[];
+  _ids text[] := '{}';
   _slots integer[];
   _firsts integer[];
+  _first integer;
+  _next integer;
   _states os_core.work_orders_current[];
+  _held_ids text[];
   _held_seqs bigint[];
-  _held_correlations uuid[];
+  _moved boolean[];
   _hashes bytea[];
-  _touched boolean[];
   _canceled_by text[];
   _priors os_core.work_order_ledger[];
-  _slot integer;
+  _slot integer := 0;
   _loaded integer;
+  _constraint text;
   _damaged text;
-  _written integer;
+  _xid xid8;
+  _json jsonb;
   _state os_core.work_orders_current;
   _event os_core.work_order_ledger;
   _prior os_core.work_order_ledger;
   _refusal text;
   _bound text;
-  _row record;
+  _expected_seqs bigint[];
+  _lease_tokens text[];
+  _written integer;
   _new os_core.work_order_ledger[];
-  _event_ids bigint[];
-  _seqs bigint[];
-  _replays boolean[];
-  _times timestamptz[];
 BEGIN
-  SELECT
-    pg_catalog.array_agg(os_core.event_from_json(p_tenant_id, item.value, item.ordinal::integer - 1) ORDER BY item.ordinal),
-    pg_catalog.array_agg((item.value ->> 'expected_seq')::bigint ORDER BY item.ordinal),
-    pg_catalog.array_agg(item.value ->> 'lease_token' ORDER BY item.ordinal)
-  INTO _events, _expected_seqs, _lease_tokens
-  FROM pg_catalog.jsonb_array_elements(p_events) WITH ORDINALITY AS item (value, ordinal);
-  SELECT
-    pg_catalog.array_agg(event.slot ORDER BY event.ordinal),
-    pg_catalog.array_agg(event.first ORDER BY event.ordinal),
-    pg_catalog.array_agg(event.work_order_id ORDER BY event.slot) FILTER (WHERE event.leads)
-  INTO _slots, _firsts, _ids
-  FROM (
-    SELECT
-      event.ordinal,
-      event.work_order_id,
-      pg_catalog.dense_rank() OVER (ORDER BY event.work_order_id) AS slot,
-      pg_catalog.row_number() OVER (PARTITION BY event.work_order_id ORDER BY event.ordinal) = 1 AS leads,
-      pg_catalog.min(event.ordinal) OVER (PARTITION BY event.work_order_id, event.idempotency_key) AS first
-    FROM pg_catalog.unnest(_events) WITH ORDINALITY AS event (
-      work_order_event_id, tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type, work_order_status,
-      reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at, payload, idempotency_key,
-      occurred_at, created_at, event_hash, ordinal
-    )
-  ) AS event;
+  -- The rules of the columns are left to the CHECK.
+  FOR _ordinal IN 1.._count LOOP
+    _json := p_events -> (_ordinal - 1);
+    _event := os_core.event_from_json(p_tenant_id, _json, _ordinal - 1, TRUE);
+    _events[_ordinal] := _event;
+    _order_ids[_ordinal] := _event.work_order_id;
+    _keys[_ordinal] := _event.idempotency_key;
+    IF _json ?| '{expected_seq,lease_token}' THEN
+      _expected_seqs[_ordinal] := _json ->> 'expected_seq';
+      _lease_tokens[_ordinal] := _json ->> 'lease_token';
+    END IF;
+  END LOOP;
+  SELECT pg_catalog.array_agg(
+    event.ordinal ORDER BY event.work_order_id COLLATE "C", event.idempotency_key COLLATE "C", event.ordinal
+  ) INTO _sorted
+  FROM ROWS FROM (
+    pg_catalog.unnest(_order_ids), pg_catalog.unnest(_keys)
+  ) WITH ORDINALITY AS event (work_order_id, idempotency_key, ordinal);
+  -- Each order has a slot, sorted by id. An event whose key an earlier one of the batch has is led to the first that has it.
+  FOREACH _next IN ARRAY _sorted LOOP
+    IF _order_ids[_next] = _ids[_slot] THEN
+      IF _keys[_next] = _keys[_first] THEN
+        _firsts[_next] := _first;
+      ELSE
+        _first := _next;
+      END IF;
+    ELSE
+      _slot := _slot + 1;
+      _ids[_slot] := _order_ids[_next];
+      _first := _next;
+    END IF;
+    _slots[_next] := _slot;
+  END LOOP;
 
   LOOP
     BEGIN
-      _held_seqs := pg_catalog.array_fill(NULL::bigint, ARRAY[pg_catalog.cardinality(_ids)]);
-      _held_correlations := pg_catalog.array_fill(NULL::uuid, ARRAY[pg_catalog.cardinality(_ids)]);
-      _touched := pg_catalog.array_fill(FALSE, ARRAY[pg_catalog.cardinality(_ids)]);
-      _canceled_by := pg_catalog.array_fill(NULL::text, ARRAY[pg_catalog.cardinality(_ids)]);
-      _states := pg_catalog.array_fill(NULL::os_core.work_orders_current, ARRAY[pg_catalog.cardinality(_ids)]);
+      _moved := NULL;
+      _hashes := NULL;
+      _canceled_by := NULL;
       _priors := NULL;
       _new := NULL;
       _loaded := NULL;
 
-      -- Step 1: lock the rows one by one, sorted by id; take numbers after that. _ids has the same order, so one pass is enough.
-      _slot := 1;
-      FOR _state IN
-        SELECT current.*
+      -- Step 1: lock the rows one by one, sorted by id; take numbers after that.
+      SELECT pg_catalog.array_agg(locked.work_order_id), pg_catalog.array_agg(locked.last_seq), pg_catalog.array_agg(locked.state)
+      INTO _held_ids, _held_seqs, _states
+      FROM (
+        SELECT current.work_order_id, current.last_seq, current AS state
         FROM os_core.work_orders_current AS current
         WHERE current.tenant_id = p_tenant_id AND current.work_order_id = ANY(_ids)
         ORDER BY current.work_order_id
         FOR NO KEY UPDATE
-      LOOP
-        WHILE _ids[_slot] <> _state.work_order_id LOOP
-          _slot := _slot + 1;
+      ) AS locked;
+      IF pg_catalog.cardinality(_held_ids) < pg_catalog.cardinality(_ids) THEN
+        -- Both are sorted, so the rows can move to their slots in place, from the end.
+        _slot := pg_catalog.cardinality(_held_ids);
+        FOR _place IN REVERSE pg_catalog.cardinality(_ids)..1 LOOP
+          IF _held_ids[_slot] = _ids[_place] THEN
+            _states[_place] := _states[_slot];
+            _held_seqs[_place] := _held_seqs[_slot];
+            _slot := _slot - 1;
+          ELSE
+            _states[_place] := NULL;
+            _held_seqs[_place] := NULL;
+          END IF;
         END LOOP;
-        _states[_slot] := _state;
-        _held_seqs[_slot] := _state.last_seq;
-        _held_correlations[_slot] := _state.correlation_id;
-      END LOOP;
-      IF _lost THEN
-        SELECT _ids[slot.slot] INTO _damaged
-        FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
-        WHERE _held_seqs[slot.slot] IS NULL
-          AND EXISTS (
-            SELECT FROM os_core.work_order_ledger AS ledger
-            WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = _ids[slot.slot]
-          )
-          AND NOT EXISTS (
-            SELECT FROM os_core.work_orders_current AS current
-            WHERE current.tenant_id = p_tenant_id AND current.work_order_id = _ids[slot.slot]
+      END IF;
+      IF _constraint IS NOT NULL THEN
+        -- A conflict is no race if the order has no row now, or if its row, which is locked, is behind its ledger.
+        SELECT slot.work_order_id INTO _damaged
+        FROM ROWS FROM (pg_catalog.unnest(_ids), pg_catalog.unnest(_held_seqs)) AS slot (work_order_id, last_seq)
+        WHERE EXISTS (
+          SELECT FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_tenant_id
+            AND ledger.work_order_id = slot.work_order_id
+            AND ledger.work_order_seq > COALESCE(slot.last_seq, 0)
+        )
+          AND (
+            slot.last_seq IS NOT NULL
+            OR NOT EXISTS (
+              SELECT FROM os_core.work_orders_current AS current
+              WHERE current.tenant_id = p_tenant_id AND current.work_order_id = slot.work_order_id
+            )
           )
         LIMIT 1;
-        IF FOUND THEN
+        IF _damaged IS NOT NULL THEN
           PERFORM os_core.refuse_damaged(_damaged);
+        END IF;
+        IF _constraint LIKE ANY ('{pk_work_order_ledger%,ux_work_order_ledger_tenant_work_order_event%}') THEN
+          PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
         END IF;
       END IF;
 
-      -- The last event of each order, whose hash the next one continues.
-      SELECT pg_catalog.array_agg(ledger.event_hash ORDER BY slot.slot) INTO _hashes
-      FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
-      LEFT JOIN os_core.work_order_ledger AS ledger
-        ON ledger.tenant_id = p_tenant_id
-          AND ledger.work_order_id = _ids[slot.slot]
-          AND ledger.work_order_seq = _held_seqs[slot.slot];
-
-      -- Step 2: look for used keys, under the locks.
-      FOR _row IN
-        SELECT slot.ordinal, prior AS event
-        FROM pg_catalog.generate_subscripts(_events, 1) AS slot (ordinal)
-        CROSS JOIN LATERAL (
-          SELECT ledger.*
+      IF _held_ids IS NOT NULL THEN
+        -- The last event of each order, whose hash the next one continues.
+        SELECT pg_catalog.array_agg((
+          SELECT ledger.event_hash
           FROM os_core.work_order_ledger AS ledger
           WHERE ledger.tenant_id = p_tenant_id
-            AND ledger.work_order_id = (_events[slot.ordinal]).work_order_id
-            AND ledger.idempotency_key = (_events[slot.ordinal]).idempotency_key
-          LIMIT 1
-        ) AS prior
-        WHERE (_events[slot.ordinal]).idempotency_key IS NOT NULL AND _held_seqs[_slots[slot.ordinal]] IS NOT NULL
-      LOOP
-        _priors[_row.ordinal] := _row.event;
-      END LOOP;
+            AND ledger.work_order_id = slot.work_order_id
+            AND ledger.work_order_seq = slot.last_seq
+        )) INTO _hashes
+        FROM ROWS FROM (pg_catalog.unnest(_ids), pg_catalog.unnest(_held_seqs)) AS slot (work_order_id, last_seq);
+
+        -- Step 2: look for used keys, under the locks.
+        IF pg_catalog.array_to_string(_keys, '') <> '' THEN
+          SELECT pg_catalog.array_agg((
+            SELECT ledger
+            FROM os_core.work_order_ledger AS ledger
+            WHERE ledger.tenant_id = p_tenant_id
+              AND ledger.work_order_id = event.work_order_id
+              AND ledger.idempotency_key = event.idempotency_key
+              AND _held_seqs[event.slot] IS NOT NULL
+          )) INTO _priors
+          FROM ROWS FROM (
+            pg_catalog.unnest(_order_ids), pg_catalog.unnest(_keys), pg_catalog.unnest(_slots)
+          ) AS event (work_order_id, idempotency_key, slot);
+          IF pg_catalog.cardinality(pg_catalog.array_positions(_priors, NULL::os_core.work_order_ledger)) = _count THEN
+            _priors := NULL;
+          END IF;
+        END IF;
+      END IF;
 
       -- The feed judges ids by xids, so the xid comes before the ids.
-      PERFORM pg_catalog.pg_current_xact_id();
-      FOR _ordinal IN 1..pg_catalog.cardinality(_events) LOOP
+      _xid := pg_catalog.pg_current_xact_id();
+      FOR _ordinal IN 1.._count LOOP
         _event := _events[_ordinal];
         _slot := _slots[_ordinal];
-        _prior := NULL;
-        IF _priors IS NOT NULL THEN
+        IF _priors IS NOT NULL OR _firsts IS NOT NULL THEN
           _prior := _priors[_ordinal];
-        END IF;
-        IF _prior.work_order_event_id IS NULL AND _event.idempotency_key IS NOT NULL AND _firsts[_ordinal] < _ordinal THEN
-          -- The first event with this key is in _new, as it was completed. _new holds the events that are no replays, in order.
-          _prior := _new[pg_catalog.cardinality(pg_catalog.array_positions(_replays[1:_firsts[_ordinal]], FALSE))];
-        END IF;
-        IF _prior.work_order_event_id IS NOT NULL THEN
-          IF NOT os_core.same_content(_prior, _event) THEN
-            -- If the prior event is in this batch, it has no id: the refusal rolls it back.
-            PERFORM os_core.refuse_replay(_ordinal - 1, _event, (_priors[_ordinal]).work_order_event_id);
+          IF _prior.work_order_event_id IS NULL AND _firsts[_ordinal] IS NOT NULL THEN
+            -- The first event with this key is in _new, as it was completed. _new holds the events that are no replays, in order.
+            _prior := _new[pg_catalog.cardinality(pg_catalog.array_positions(replays[1:_firsts[_ordinal]], FALSE))];
           END IF;
-          _event_ids[_ordinal] := _prior.work_order_event_id;
-          _seqs[_ordinal] := _prior.work_order_seq;
-          _replays[_ordinal] := TRUE;
-          _times[_ordinal] := _prior.created_at;
-          CONTINUE;
+          IF _prior.work_order_event_id IS NOT NULL THEN
+            IF NOT os_core.same_content(_prior, _event) THEN
+              -- If the prior event is in this batch, it has no id: the refusal rolls it back.
+              PERFORM os_core.refuse_replay(_ordinal - 1, _event, (_priors[_ordinal]).work_order_event_id);
+            END IF;
+            event_ids[_ordinal] := _prior.work_order_event_id;
+            seqs[_ordinal] := _prior.work_order_seq;
+            replays[_ordinal] := TRUE;
+            times[_ordinal] := _prior.created_at;
+            CONTINUE;
+          END IF;
         END IF;
 
         -- _state holds one order's state until an event of another order comes.
@@ -199,6 +233,9 @@ BEGIN
           -- The other cancel type may follow once; after it the order is closed.
           _canceled_by[_slot] := CASE WHEN _canceled_by[_slot] IS NULL THEN _event.event_type END;
         END IF;
+        IF _event.correlation_id <> _state.correlation_id THEN
+          _moved[_slot] := TRUE;
+        END IF;
 
         _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
         IF _event.work_order_event_id <= _state.last_event_id THEN
@@ -221,74 +258,54 @@ BEGIN
         END IF;
         _event.event_hash := os_core.event_hash(_hashes[_slot], _event);
         _hashes[_slot] := _event.event_hash;
-        _touched[_slot] := TRUE;
         _new := _new || _event;
-        _event_ids[_ordinal] := _event.work_order_event_id;
-        _seqs[_ordinal] := _event.work_order_seq;
-        _replays[_ordinal] := FALSE;
-        _times[_ordinal] := _event.created_at;
+        event_ids[_ordinal] := _event.work_order_event_id;
+        seqs[_ordinal] := _event.work_order_seq;
+        replays[_ordinal] := FALSE;
+        times[_ordinal] := _event.created_at;
       END LOOP;
       EXIT WHEN _new IS NULL;
       _states[_loaded] := _state;
 
-      -- Step 7. First events are sorted too: a batch that waits for another's order holds no order with a later id.
+      -- Step 7. First events are sorted too: a batch that waits for another's order holds no order with a later id. Used keys were
+      -- looked for, so there is no ON CONFLICT, which looks into each unique index twice.
       INSERT INTO os_core.work_order_ledger
       SELECT event.*
       FROM pg_catalog.unnest(_new) AS event
-      ORDER BY event.work_order_id, event.work_order_seq
-      ON CONFLICT DO NOTHING;
-      GET DIAGNOSTICS _written = ROW_COUNT;
-      IF _written < pg_catalog.cardinality(_new) THEN
-        -- An order whose row is locked has a conflict only if the row is behind its ledger.
-        SELECT _ids[slot.slot] INTO _damaged
+      ORDER BY event.work_order_id, event.work_order_seq;
+      IF TRUE = ANY(replays) THEN
+        -- Without the orders that have replays only.
+        SELECT
+          pg_catalog.array_agg(_states[slot.slot] ORDER BY slot.slot),
+          pg_catalog.array_agg(_held_seqs[slot.slot] ORDER BY slot.slot),
+          pg_catalog.array_agg(_moved[slot.slot] ORDER BY slot.slot)
+        INTO _states, _held_seqs, _moved
         FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
-        WHERE _held_seqs[slot.slot] IS NOT NULL
-          AND EXISTS (
-            SELECT FROM os_core.work_order_ledger AS ledger
-            WHERE ledger.tenant_id = p_tenant_id
-              AND ledger.work_order_id = _ids[slot.slot]
-              AND ledger.work_order_seq = _held_seqs[slot.slot] + 1
-              AND ledger.work_order_event_id <> ALL(_event_ids)
-          )
-        LIMIT 1;
-        IF FOUND THEN
-          PERFORM os_core.refuse_damaged(_damaged);
-        END IF;
-        IF NOT EXISTS (
-          SELECT FROM pg_catalog.generate_subscripts(_ids, 1) AS slot (slot)
-          WHERE _touched[slot.slot]
-            AND _held_seqs[slot.slot] IS NULL
-            AND EXISTS (
-              SELECT FROM os_core.work_order_ledger AS ledger
-              WHERE ledger.tenant_id = p_tenant_id
-                AND ledger.work_order_id = _ids[slot.slot]
-                AND ledger.work_order_event_id <> ALL(_event_ids)
-            )
-        ) THEN
-          PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
-        END IF;
-        RAISE SQLSTATE 'SLXXX';
+        WHERE (_states[slot.slot]).last_seq IS DISTINCT FROM _held_seqs[slot.slot];
       END IF;
-      PERFORM os_core.write_projection(
-        pg_catalog.array_agg(_states[slot.slot] ORDER BY slot.slot),
-        pg_catalog.array_agg(_held_seqs[slot.slot] ORDER BY slot.slot),
-        pg_catalog.array_agg(
-          (_states[slot.slot]).correlation_id IS DISTINCT FROM _held_correlations[slot.slot] ORDER BY slot.slot
-        )
-      )
-      FROM pg_catalog.generate_subscripts(_states, 1) AS slot (slot)
-      WHERE _touched[slot.slot];
+      -- Assigned and not performed: a query has an executor of its own.
+      _written := os_core.write_projection(_states, _held_seqs, _moved);
       EXIT;
     EXCEPTION
-      WHEN SQLSTATE 'SLXXX' THEN
-        _lost := TRUE;
+      WHEN unique_violation THEN
+        IF _constraint IS NOT NULL AND pg_catalog.current_setting('transaction_isolation') <> 'read committed' THEN
+          -- The snapshot does not show the order that another transaction has created.
+          RAISE EXCEPTION USING
+            ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access: another transaction has just created one of the work orders';
+        END IF;
+        GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
+        IF _constraint NOT LIKE ALL ('{pk_work_order_ledger%,ux_work_order_ledger%}') THEN
+          RAISE;
+        END IF;
+      -- SL000 stands for the whole class SL.
+      WHEN SQLSTATE 'SL000' OR object_not_in_prerequisite_state THEN
+        -- The first event that breaks the contract is told before anything else.
+        FOR _index IN 0.._count - 1 LOOP
+          _event := os_core.event_from_json(p_tenant_id, p_events -> _index, _index);
+        END LOOP;
+        RAISE;
     END;
   END LOOP;
-
-  RETURN QUERY
-  SELECT result.*
-  FROM ROWS FROM (
-    pg_catalog.unnest(_event_ids), pg_catalog.unnest(_seqs), pg_catalog.unnest(_replays), pg_catalog.unnest(_times)
-  ) AS result;
 END;
 $$;

@@ -18,13 +18,11 @@ BEGIN
   IF pg_catalog.jsonb_typeof(p_events) = 'array' THEN
     _count := pg_catalog.jsonb_array_length(p_events);
   END IF;
-  -- Rare, and so looked for in the text: a person's value, or a reference to one (contract section 18).
-  IF p_events::text LIKE '%"$%' THEN
-    IF _count BETWEEN 1 AND 1000 THEN
-      p_events := os_core.refer_personal(p_tenant_id, p_events);
-    END IF;
-  END IF;
   IF _count = 1 THEN
+    -- Rare, and so looked for in the text: a person's value, or a reference to one (contract section 18).
+    IF (p_events #> '{0,payload}')::text LIKE '%"$%' THEN
+      p_events := os_core.refer_value(p_tenant_id, p_events);
+    END IF;
     -- Assigned and not selected: a query has an executor of its own.
     _appended := os_core.append_work_order_event(
       os_core.event_from_json(p_tenant_id, p_events -> 0, 0, TRUE),
@@ -37,7 +35,16 @@ BEGIN
     created_at := _appended.created_at;
     RETURN NEXT;
   ELSIF _count BETWEEN 2 AND 1000 THEN
-    RETURN QUERY SELECT appended.* FROM os_core.append_work_order_batch(p_tenant_id, p_events) AS appended;
+    IF p_events::text LIKE '%"$%' THEN
+      p_events := os_core.refer_personal(p_tenant_id, p_events);
+    END IF;
+    _appended := os_core.append_work_order_batch(p_tenant_id, p_events);
+    RETURN QUERY
+    SELECT result.*
+    FROM ROWS FROM (
+      pg_catalog.unnest(_appended.event_ids), pg_catalog.unnest(_appended.seqs),
+      pg_catalog.unnest(_appended.replays), pg_catalog.unnest(_appended.times)
+    ) AS result;
   ELSE
     PERFORM os_core.refuse_contract(NULL, 'events: must be an array of 1..1000 events');
   END IF;

@@ -21,7 +21,13 @@ BEGIN
         RETURN 'payload.field_key: must be 1..64 ASCII letters, digits or _.:-';
       END IF;
     WHEN 'requester_user_id', 'request_id', 'target_user_id' THEN
-      RETURN os_core.identifier_violation('payload.' || p_key, _text, 128);
+      IF os_core.is_identifier(_text, 128) IS NOT TRUE THEN
+        RETURN os_core.identifier_violation('payload.' || p_key, _text, 128);
+      END IF;
+    WHEN 'outcome' THEN
+      IF (_text IN ('APPROVED', 'REJECTED', 'EXPIRED')) IS NOT TRUE THEN
+        RETURN 'payload.outcome: must be one of APPROVED, REJECTED, EXPIRED';
+      END IF;
     WHEN 'prompt_dedupe_key' THEN
       RETURN os_core.label_violation('payload.prompt_dedupe_key', _text, 128);
     WHEN 'previous_status' THEN
@@ -31,10 +37,6 @@ BEGIN
     WHEN 'note' THEN
       IF (pg_catalog.char_length(_text) <= 4096) IS NOT TRUE THEN
         RETURN 'payload.note: must be text of at most 4096 characters';
-      END IF;
-    WHEN 'outcome' THEN
-      IF (_text IN ('APPROVED', 'REJECTED', 'EXPIRED')) IS NOT TRUE THEN
-        RETURN 'payload.outcome: must be one of APPROVED, REJECTED, EXPIRED';
       END IF;
     WHEN 'expires_at' THEN
       RETURN os_core.time_violation('payload.expires_at', _text);

@@ -1,37 +1,47 @@
--- os_core.write_projection: writes states as projection rows, in sets (contract section 4, step 7).
+-- os_core.write_projection: writes states as projection rows, in sets, and returns how many (contract section 4, step 7).
 -- It updates a row only if its last_seq is still that in p_last_seqs, and inserts where p_last_seqs is NULL. p_moved says which rows
--- get a new correlation_id. If another order has it and keeps it, the call is refused before it writes, so it does not wait for that
--- order. Two rows of one call may exchange theirs: both get a random one meanwhile. Inserts are sorted by work_order_id, so two tenants
--- with the same new ids wait in one order. Two calls that take the same two correlation_ids in opposite orders can still deadlock: the
--- one that PostgreSQL stops rolls back and tries again.
+-- get a new correlation_id, and may be NULL. If another order has it and keeps it, the call is refused before it writes, so it does not
+-- wait for that order; for new orders alone this is asked after a conflict. Two rows of one call may exchange theirs: both get a random
+-- one meanwhile. Inserts are sorted by work_order_id, so two tenants with the same new ids wait in one order. Two calls that take the
+-- same two correlation_ids in opposite orders can still deadlock: the one that PostgreSQL stops rolls back and tries again.
+-- Only ids and correlation_ids can conflict, so only they are written in a subtransaction: there, a row that the caller has locked gets
+-- a MultiXact.
 -- Planner settings: a plan made for an empty table must not scan a full one.
 CREATE OR REPLACE FUNCTION os_core.write_projection(
   p_states os_core.work_orders_current[], p_last_seqs bigint[], p_moved boolean[]
 )
-RETURNS void
+RETURNS integer
 LANGUAGE plpgsql
 VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
-SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+  _count constant integer := pg_catalog.cardinality(p_states);
+  _held constant integer := COALESCE(_count - pg_catalog.cardinality(pg_catalog.array_positions(p_last_seqs, NULL)), 0);
+  _moves constant boolean := COALESCE(TRUE = ANY(p_moved), FALSE);
+  _new os_core.work_orders_current[];
   _attempts integer := 0;
-  _parked boolean := FALSE;
   _updated integer;
-  _inserted integer;
+  _written bigint;
   _constraint text;
   _state os_core.work_orders_current;
   _work_order_id text;
   _correlation_id uuid;
 BEGIN
-  LOOP
-    IF TRUE = ANY(p_moved) THEN
+  IF _held = 0 THEN
+    _new := p_states;
+  ELSIF _held < _count THEN
+    SELECT pg_catalog.array_agg(p_states[slot.slot]) INTO _new
+    FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
+    WHERE p_last_seqs[slot.slot] IS NULL;
+  END IF;
+
+  WHILE _held < _count OR _moves LOOP
+    IF _attempts > 0 OR _moves THEN
       SELECT next.work_order_id, next.correlation_id INTO _work_order_id, _correlation_id
       FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
-      WHERE p_moved[next.ordinality]
+      WHERE (p_moved[next.ordinality] OR p_last_seqs[next.ordinality] IS NULL)
         AND EXISTS (
           SELECT FROM os_core.work_orders_current AS holder
           WHERE holder.tenant_id = next.tenant_id
@@ -43,7 +53,7 @@ BEGIN
             )
         )
       LIMIT 1;
-      IF NOT FOUND AND pg_catalog.cardinality(p_states) > 1 THEN
+      IF NOT FOUND AND _count > 1 THEN
         SELECT pg_catalog.max(next.work_order_id), next.correlation_id INTO _work_order_id, _correlation_id
         FROM pg_catalog.unnest(p_states) AS next
         GROUP BY next.correlation_id
@@ -60,67 +70,31 @@ BEGIN
     END IF;
 
     BEGIN
-      IF _parked THEN
+      IF _moves THEN
+        IF _attempts > 0 THEN
+          UPDATE os_core.work_orders_current AS current
+          SET correlation_id = pg_catalog.gen_random_uuid()
+          FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+          WHERE p_moved[next.ordinality]
+            AND current.tenant_id = next.tenant_id
+            AND current.work_order_id = next.work_order_id
+            AND current.correlation_id <> next.correlation_id;
+        END IF;
         UPDATE os_core.work_orders_current AS current
-        SET correlation_id = pg_catalog.gen_random_uuid()
+        SET correlation_id = next.correlation_id
         FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
         WHERE p_moved[next.ordinality]
           AND current.tenant_id = next.tenant_id
-          AND current.work_order_id = next.work_order_id;
+          AND current.work_order_id = next.work_order_id
+          AND current.correlation_id <> next.correlation_id;
       END IF;
-
-      UPDATE os_core.work_orders_current AS current
-      SET
-        correlation_id = next.correlation_id,
-        turn_id = next.turn_id,
-        work_order_status = next.work_order_status,
-        last_event_id = next.last_event_id,
-        last_seq = next.last_seq,
-        last_reason_code = next.last_reason_code,
-        last_updated_at = next.last_updated_at,
-        created_at = next.created_at,
-        requester_user_id = next.requester_user_id,
-        step_id = next.step_id,
-        step_input_hash = next.step_input_hash,
-        lease_owner_id = next.lease_owner_id,
-        lease_token_hash = next.lease_token_hash,
-        lease_expires_at = next.lease_expires_at,
-        fields_json = next.fields_json,
-        asked_fields_json = next.asked_fields_json,
-        resolved_fields_json = next.resolved_fields_json,
-        conflicts_json = next.conflicts_json,
-        prompt_dedupe_keys_json = next.prompt_dedupe_keys_json,
-        external_approval_pending = next.external_approval_pending,
-        external_approval_request_id = next.external_approval_request_id,
-        external_approval_target_user_id = next.external_approval_target_user_id,
-        external_approval_expires_at = next.external_approval_expires_at,
-        external_approval_notices = next.external_approval_notices,
-        last_state_change_seq = next.last_state_change_seq,
-        updated_bucket = next.updated_bucket,
-        queued_at = next.queued_at,
-        steps_due_at = next.steps_due_at
-      FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
-      WHERE current.tenant_id = next.tenant_id
-        AND current.work_order_id = next.work_order_id
-        AND current.last_seq = p_last_seqs[next.ordinality];
-      GET DIAGNOSTICS _updated = ROW_COUNT;
-
-      INSERT INTO os_core.work_orders_current
-      SELECT (next.state).*
-      FROM (
-        SELECT p_states[slot.slot] AS state
-        FROM pg_catalog.generate_subscripts(p_states, 1) AS slot (slot)
-        WHERE p_last_seqs[slot.slot] IS NULL
-        OFFSET 0
-      ) AS next
-      ORDER BY (next.state).work_order_id;
-      GET DIAGNOSTICS _inserted = ROW_COUNT;
-
-      IF _updated + _inserted <> pg_catalog.cardinality(p_states) THEN
-        -- Not reached as long as every writer locks the row first. If it is, the projection would not be the fold.
-        PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
+      IF _held < _count THEN
+        INSERT INTO os_core.work_orders_current
+        SELECT next.*
+        FROM pg_catalog.unnest(_new) AS next
+        ORDER BY next.work_order_id;
       END IF;
-      RETURN;
+      EXIT;
     EXCEPTION
       WHEN unique_violation THEN
         GET STACKED DIAGNOSTICS _constraint = CONSTRAINT_NAME;
@@ -138,8 +112,9 @@ BEGIN
           WHERE current.tenant_id = _state.tenant_id AND current.work_order_id = _state.work_order_id
         ) THEN
           _state.correlation_id := pg_catalog.gen_random_uuid();
-          INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING;
-          IF NOT FOUND THEN
+          -- Counted by RETURNING: an engine that distributes may report the rows that were selected.
+          INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING RETURNING last_seq INTO _written;
+          IF _written IS NULL THEN
             PERFORM os_core.refuse(
               'SL015',
               pg_catalog.format('work_order_id %s is not available', _state.work_order_id),
@@ -150,7 +125,6 @@ BEGIN
       END LOOP;
     END IF;
     _attempts := _attempts + 1;
-    _parked := TRUE;
     -- Above READ COMMITTED the snapshot does not show the holder. An id that became free meanwhile is for the caller's next try.
     IF _constraint = 'pk_work_orders_current'
       OR _attempts > 8
@@ -161,5 +135,48 @@ BEGIN
         MESSAGE = 'could not serialize access: a correlation_id or work_order_id has just been taken';
     END IF;
   END LOOP;
+
+  IF _held > 0 THEN
+    UPDATE os_core.work_orders_current AS current
+    SET
+      correlation_id = next.correlation_id,
+      turn_id = next.turn_id,
+      work_order_status = next.work_order_status,
+      last_event_id = next.last_event_id,
+      last_seq = next.last_seq,
+      last_reason_code = next.last_reason_code,
+      last_updated_at = next.last_updated_at,
+      created_at = next.created_at,
+      requester_user_id = next.requester_user_id,
+      step_id = next.step_id,
+      step_input_hash = next.step_input_hash,
+      lease_owner_id = next.lease_owner_id,
+      lease_token_hash = next.lease_token_hash,
+      lease_expires_at = next.lease_expires_at,
+      fields_json = next.fields_json,
+      asked_fields_json = next.asked_fields_json,
+      resolved_fields_json = next.resolved_fields_json,
+      conflicts_json = next.conflicts_json,
+      prompt_dedupe_keys_json = next.prompt_dedupe_keys_json,
+      external_approval_pending = next.external_approval_pending,
+      external_approval_request_id = next.external_approval_request_id,
+      external_approval_target_user_id = next.external_approval_target_user_id,
+      external_approval_expires_at = next.external_approval_expires_at,
+      external_approval_notices = next.external_approval_notices,
+      last_state_change_seq = next.last_state_change_seq,
+      updated_bucket = next.updated_bucket,
+      queued_at = next.queued_at,
+      steps_due_at = next.steps_due_at
+    FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
+    WHERE current.tenant_id = next.tenant_id
+      AND current.work_order_id = next.work_order_id
+      AND current.last_seq = p_last_seqs[next.ordinality];
+    GET DIAGNOSTICS _updated = ROW_COUNT;
+    IF _updated <> _held THEN
+      -- Not reached as long as every writer locks the row first. If it is, the projection would not be the fold.
+      PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
+    END IF;
+  END IF;
+  RETURN _count;
 END;
 $$;

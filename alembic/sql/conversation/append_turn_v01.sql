@@ -45,6 +45,12 @@ BEGIN
   _salt := os_core.random_salt();
   _said_hash := os_core.salted_hash(_salt, p_text);
 
+  IF os_core.isolation_violation() IS NOT NULL THEN
+    -- A later erasure is not in this transaction's snapshot. It has written the user's row anew, which here is SQLSTATE 40001.
+    PERFORM FROM os_core.identities AS identity
+    WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
+    FOR SHARE;
+  END IF;
   FOR _attempt IN 1..3 LOOP
     INSERT INTO conversation.conversation_ledger AS turn (
       tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text_hash, privacy_scope,

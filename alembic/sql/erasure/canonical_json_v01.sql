@@ -8,7 +8,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   -- Only numbers with a fraction can have zeros too many.
-  IF p_json::text !~ '[0-9]\.[0-9]*0' THEN
+  IF p_json::text !~ '[0-9][.][0-9]*0' THEN
     RETURN p_json;
   END IF;
   CASE pg_catalog.jsonb_typeof(p_json)

@@ -34,8 +34,8 @@ BEGIN
       WHERE subject.tenant_id = p_tenant_id AND subject.subject_id = p_subject_id
       FOR UPDATE;
       EXIT WHEN FOUND;
-      INSERT INTO os_core.subjects AS subject (tenant_id, subject_id, salt)
-      VALUES (p_tenant_id, p_subject_id, os_core.random_salt())
+      INSERT INTO os_core.subjects AS subject (tenant_id, subject_id, salt, was_erased)
+      VALUES (p_tenant_id, p_subject_id, os_core.random_salt(), FALSE)
       ON CONFLICT DO NOTHING
       RETURNING FALSE INTO _had_salt;
       EXIT WHEN NOT _had_salt;
@@ -54,6 +54,11 @@ BEGIN
     END LOOP;
     IF NOT _had_identity THEN
       DELETE FROM os_core.identities AS identity
+      WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_subject_id;
+    ELSE
+      -- Nothing changes, but whoever has an older snapshot cannot write a turn any more.
+      UPDATE os_core.identities AS identity
+      SET status = identity.status
       WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_subject_id;
     END IF;
 

@@ -1,5 +1,6 @@
 -- os_core.refer_personal: returns the events of a call with a reference in the place of each personal value, and keeps the values
--- (contract section 18). os_core.append_work_order_events calls it before anything else, if a text of the call begins with a $.
+-- (contract section 18). os_core.append_work_order_events calls it before anything else, if a text of the call begins with a $; for one
+-- event os_core.refer_value comes first.
 -- What is kept here stays only if the events are written: a refusal rolls it back, and for a replay nothing is kept. The lock on the
 -- subject's row is held to the end of the transaction; an erasure waits for it. A call that has waited for an erasure was sent before it:
 -- its events are written, and its values are erased with the others.
@@ -28,6 +29,7 @@ DECLARE
   _ref text;
   _is_valid boolean;
   _is_missing boolean;
+  _made text;
   _has_made boolean := FALSE;
   _e integer := 0;
 BEGIN
@@ -125,12 +127,28 @@ BEGIN
       END IF;
     END LOOP;
 
+    _made := NULL;
     FOR _n IN 1..pg_catalog.cardinality(_nodes) LOOP
       IF _salts[_n] IS NULL AND _nodes[_n] ? '$personal' AND NOT _is_replay[_events[_n]] THEN
         _is_missing := TRUE;
-        INSERT INTO os_core.subjects (tenant_id, subject_id, salt)
-        VALUES (p_tenant_id, _subjects[_n], os_core.random_salt())
-        ON CONFLICT DO NOTHING;
+        CONTINUE WHEN _subjects[_n] = _made;
+        _made := _subjects[_n];
+        BEGIN
+          INSERT INTO os_core.subjects (tenant_id, subject_id, salt, was_erased)
+          VALUES (p_tenant_id, _made, os_core.random_salt(), _erasures[_n] > 0)
+          ON CONFLICT DO NOTHING;
+          IF EXISTS (
+            SELECT FROM os_core.subject_erasures AS erasure
+            WHERE erasure.tenant_id = p_tenant_id AND erasure.subject_id = _made AND erasure.erasure_id > _erasures[_n]
+          ) THEN
+            RAISE SQLSTATE 'SLXXX';
+          END IF;
+        EXCEPTION
+          -- It waited for an erasure: no row of the subject is left either.
+          WHEN SQLSTATE 'SLXXX' THEN
+            _is_late[_n] := TRUE;
+            _salts[_n] := os_core.random_salt();
+        END;
       END IF;
     END LOOP;
     EXIT WHEN NOT _is_missing;
@@ -144,8 +162,8 @@ BEGIN
       -- What is not the recorded value is refused as IdempotencyConflict: any other reference will do.
       _ref := os_core.salted_hash(COALESCE(_salts[_n], os_core.random_salt()), _value::text);
       IF NOT (_is_replay[_e] OR _is_late[_n]) THEN
-        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
-        VALUES (p_tenant_id, _subjects[_n], _ref, _salts[_n], _value)
+        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value)
+        VALUES (p_tenant_id, _subjects[_n], _ref, _value)
         ON CONFLICT DO NOTHING;
       END IF;
       -- In jsonb's text an object stands where it is and nowhere else: within a string its quotes are escaped.

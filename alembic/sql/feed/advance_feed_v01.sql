@@ -40,8 +40,8 @@ BEGIN
   _settled := COALESCE(_head.settled_event_id, 0);
   -- Read as a table: pg_sequence_last_value() takes a lock that writers take.
   SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
-  IF _drawn < _settled THEN
-    -- Set back, it would give ids that are settled already: nobody would look for them.
+  IF _drawn < GREATEST(_settled, _head.mark_event_id) THEN
+    -- Set back, it would give ids that are settled already, or by the mark: nobody would look for them.
     PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
   END IF;
   IF NOT EXISTS (

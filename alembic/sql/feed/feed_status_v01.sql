@@ -1,5 +1,5 @@
 -- os_core.feed_status: returns where the consumers of the tenant's feed stand, or one of them (contract section 16). It only reads.
--- behind: positions after its place, and events without a position; these are counted up to 10,000. waiting_since: when the first of
+-- behind: positions after its place that are there, and events without a position; these are counted up to 10,000. waiting_since: when the first of
 -- all these was appended.
 CREATE OR REPLACE FUNCTION os_core.feed_status(p_tenant_id text, p_consumer text DEFAULT NULL)
 RETURNS TABLE (
@@ -27,6 +27,7 @@ AS $$
 DECLARE
   _head os_core.work_order_feed_heads;
   _settled bigint;
+  _gone bigint;
   _unnumbered bigint;
   _first timestamptz;
 BEGIN
@@ -37,6 +38,17 @@ BEGIN
   SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
   -- A variable: behind row-level security an index takes no COALESCE.
   _settled := COALESCE(_head.settled_event_id, 0);
+  -- What was removed with the tenant is not waited for.
+  _gone := COALESCE(
+    (
+      SELECT feed.feed_position - 1
+      FROM os_core.work_order_feed AS feed
+      WHERE feed.tenant_id = p_tenant_id
+      ORDER BY feed.feed_position
+      LIMIT 1
+    ),
+    _head.last_position
+  );
   SELECT pg_catalog.count(*), pg_catalog.min(found.created_at) INTO _unnumbered, _first
   FROM (
     SELECT ledger.created_at
@@ -56,7 +68,7 @@ BEGIN
     listed.consumer,
     listed.feed_position,
     COALESCE(_head.last_position, 0),
-    COALESCE(_head.last_position, 0) - listed.feed_position + _unnumbered,
+    COALESCE(_head.last_position - GREATEST(listed.feed_position, _gone), 0) + _unnumbered,
     COALESCE(
       (
         SELECT COALESCE(ledger.created_at, erasure.erased_at)

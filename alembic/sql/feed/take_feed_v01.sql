@@ -29,11 +29,18 @@ VOLATILE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _violation text;
   _consumer os_core.work_order_feed_consumers;
+  _count integer;
   _last bigint;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
@@ -47,10 +54,10 @@ BEGIN
   PERFORM os_core.enroll_feed(p_tenant_id, p_consumer);
   -- A lock is an xid, and a commit that waits for the disk: look before it is taken.
   IF NOT EXISTS (
-    SELECT FROM os_core.work_order_feed_heads AS head
-    JOIN os_core.work_order_feed_consumers AS consumer
-      ON consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
-    WHERE head.tenant_id = p_tenant_id AND head.last_position > consumer.feed_position
+    SELECT FROM os_core.work_order_feed_consumers AS consumer
+    JOIN os_core.work_order_feed AS feed
+      ON feed.tenant_id = p_tenant_id AND feed.feed_position > consumer.feed_position
+    WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
   ) THEN
     RETURN;
   END IF;
@@ -61,10 +68,16 @@ BEGIN
   IF NOT FOUND OR _consumer.lease_expires_at > pg_catalog.clock_timestamp() THEN
     RETURN;
   END IF;
-  SELECT LEAST(_consumer.feed_position + p_limit, head.last_position) INTO _last
-  FROM os_core.work_order_feed_heads AS head
-  WHERE head.tenant_id = p_tenant_id;
-  IF _last <= _consumer.feed_position THEN
+  -- Counted, not computed: the positions of a tenant that was removed are gone.
+  SELECT pg_catalog.count(*), pg_catalog.max(following.feed_position) INTO _count, _last
+  FROM (
+    SELECT feed.feed_position
+    FROM os_core.work_order_feed AS feed
+    WHERE feed.tenant_id = p_tenant_id AND feed.feed_position > _consumer.feed_position
+    ORDER BY feed.feed_position
+    LIMIT p_limit
+  ) AS following;
+  IF _count = 0 THEN
     RETURN;
   END IF;
   UPDATE os_core.work_order_feed_consumers AS consumer
@@ -92,7 +105,7 @@ BEGIN
     taken.occurred_at,
     taken.created_at,
     taken.event_hash
-  FROM os_core.read_feed(p_tenant_id, _consumer.feed_position, (_last - _consumer.feed_position)::integer) AS taken;
+  FROM os_core.read_feed(p_tenant_id, _consumer.feed_position, _count) AS taken;
 END;
 $$;
 

@@ -11,7 +11,12 @@ AS $$
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   RETURN QUERY
-  WITH head AS (
+  WITH removal AS (
+    -- The positions of a removed tenant are gone; they go on if it comes again.
+    SELECT FROM os_core.tenant_removals AS each
+    WHERE each.tenant_id = p_tenant_id
+  ),
+  head AS (
     SELECT each.last_position, each.settled_event_id
     FROM os_core.work_order_feed_heads AS each
     WHERE each.tenant_id = p_tenant_id
@@ -56,7 +61,10 @@ BEGIN
     VALUES
     (numbered.work_order_seq IS NULL AND numbered.erasure_id IS NULL, 'the position has no event in the ledger'),
     (numbered.nth <> numbered.work_order_seq, 'the event is out of the order of its work order'),
-    (numbered.before <> numbered.feed_position - 1, 'the position before is missing'),
+    (
+      numbered.before <> numbered.feed_position - 1 AND NOT (numbered.before = 0 AND EXISTS (SELECT FROM removal)),
+      'the position before is missing'
+    ),
     (
       numbered.following IS NULL
       AND numbered.feed_position IS DISTINCT FROM (SELECT head.last_position FROM head),
@@ -72,7 +80,7 @@ BEGIN
     NULL::text,
     'the feed has no positions, and its head has one'
   FROM head
-  WHERE head.last_position > 0 AND NOT EXISTS (SELECT FROM numbered)
+  WHERE head.last_position > 0 AND NOT EXISTS (SELECT FROM numbered) AND NOT EXISTS (SELECT FROM removal)
   UNION ALL
   SELECT
     listed.feed_position,

@@ -15,6 +15,7 @@ DECLARE
   _resolves boolean;
   _key text;
   _value jsonb;
+  _expires_at timestamptz;
 BEGIN
   IF p_state.last_seq IS NULL THEN
     p_state.created_at := p_event.created_at;
@@ -105,15 +106,20 @@ BEGIN
   ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
     -- The same request again is not a state change. A request with a terminal status is dropped: nothing can resolve it.
     IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
-      _changed := NOT p_state.external_approval_pending
-        OR p_state.external_approval_notices <> 0
-        OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
-        OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
-        OR p_state.external_approval_expires_at IS DISTINCT FROM os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+      IF p_event.payload ? 'expires_at' THEN
+        _expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+      END IF;
+      _changed := TRUE;
+      IF p_state.external_approval_pending THEN
+        _changed := p_state.external_approval_notices <> 0
+          OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
+          OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
+          OR p_state.external_approval_expires_at IS DISTINCT FROM _expires_at;
+      END IF;
       p_state.external_approval_pending := TRUE;
       p_state.external_approval_request_id := p_event.payload ->> 'request_id';
       p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
-      p_state.external_approval_expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+      p_state.external_approval_expires_at := _expires_at;
       p_state.external_approval_notices := 0;
     END IF;
 

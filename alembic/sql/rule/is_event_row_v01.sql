@@ -42,6 +42,7 @@ DECLARE
     AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
     AND os_core.is_portable_time(p_created_at)
     AND pg_catalog.octet_length(p_event_hash) = 32;
+  _violation text;
 BEGIN
   IF _holds IS NOT FALSE AND (
     p_step_id IS NOT NULL
@@ -57,24 +58,25 @@ BEGIN
       AND (p_lease_expires_at IS NULL OR os_core.is_portable_time(p_lease_expires_at));
   END IF;
   IF _holds IS FALSE AND p_created_at IS NOT NULL AND NOT pg_catalog.starts_with(p_event_type, 'LEASE_') THEN
-    PERFORM os_core.refuse_contract(
-      0,
-      os_core.event_violation(
-        pg_catalog.jsonb_strip_nulls(
-          pg_catalog.jsonb_build_object(
-            'work_order_id', p_work_order_id,
-            'turn_id', p_turn_id,
-            'event_type', p_event_type,
-            'work_order_status', p_work_order_status,
-            'reason_code', p_reason_code,
-            'step_id', p_step_id,
-            'step_input_hash', p_step_input_hash,
-            'idempotency_key', p_idempotency_key,
-            'occurred_at', os_core.json_time(p_occurred_at)
-          )
-        ) || pg_catalog.jsonb_build_object('payload', p_payload)
-      )
+    -- Of the columns alone: STEP_STARTED stands for every known type, because it requires nothing else.
+    _violation := os_core.event_violation(
+      pg_catalog.jsonb_strip_nulls(
+        pg_catalog.jsonb_build_object(
+          'work_order_id', p_work_order_id,
+          'turn_id', p_turn_id,
+          'event_type', CASE WHEN os_core.is_event_type(p_event_type) THEN 'STEP_STARTED' ELSE p_event_type END,
+          'work_order_status', p_work_order_status,
+          'reason_code', p_reason_code,
+          'step_id', p_step_id,
+          'step_input_hash', p_step_input_hash,
+          'idempotency_key', p_idempotency_key,
+          'occurred_at', os_core.json_time(p_occurred_at)
+        )
+      ) || pg_catalog.jsonb_build_object('payload', CASE WHEN os_core.is_payload(p_payload) THEN '{}' ELSE p_payload END)
     );
+    IF _violation IS NOT NULL THEN
+      PERFORM os_core.refuse_contract(0, _violation);
+    END IF;
   END IF;
   RETURN _holds;
 END;

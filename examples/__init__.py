@@ -1,0 +1,1 @@
+"""Programs to read: the tests run them."""
