@@ -68,8 +68,8 @@ def upgrade() -> None:
         ["tenant_id", "work_order_event_id"],
         schema="os_core",
     )
-    # In this order: of indexes that cost the same, the planner takes the newest. Plans that are made while the table is empty
-    # last, and none may walk through a tenant's events to find one.
+    # In this order: of indexes that cost the same, the planner takes the newest. Plans that are made while
+    # the table is empty last, and none may walk through a tenant's events to find one.
     for name, column in (("seq", "work_order_seq"), ("event", "work_order_event_id")):
         op.create_unique_constraint(
             op.f(f"ux_work_order_ledger_tenant_work_order_{name}"),

@@ -96,8 +96,8 @@ def upgrade() -> None:
         schema="os_core",
         postgresql_where=sa.text("work_order_status IN ('DRAFT', 'CLARIFY', 'CONFIRM')"),
     )
-    # The last index: of several that cost the same, the planner takes the newest. A plan that was made while the table was
-    # empty must find an order by its id, and must do so still when there are a million.
+    # The last index: of several that cost the same, the planner takes the newest. A plan that was made while
+    # the table was empty must find an order by its id, and must do so still when there are a million.
     op.create_unique_constraint(
         op.f("ux_work_orders_current_tenant_work_order"),
         TABLE,

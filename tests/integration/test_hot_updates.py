@@ -1,4 +1,4 @@
-"""Appending without a new index entry: the projection's updates are HOT where status and bucket stay (contract §2)."""
+"""Appends without a new index entry: updates are HOT where status and bucket stay (contract §2)."""
 
 import pytest
 
