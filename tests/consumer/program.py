@@ -20,11 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from selene_core import (
-    PENDING_STATUSES,
-    TERMINAL_STATUSES,
-    Appender,
     AppendOnlyViolation,
     AppendResult,
+    Appender,
     ApprovalOutcome,
     AsyncAppender,
     AsyncConversationRepository,
@@ -55,6 +53,7 @@ from selene_core import (
     DeviceIdUnavailable,
     DeviceNotFound,
     DriftedOrder,
+    Erasure,
     ExternalApprovalPending,
     Feed,
     FeedBatch,
@@ -74,7 +73,9 @@ from selene_core import (
     LeaseRepository,
     LeaseState,
     OrderCursor,
+    PENDING_STATUSES,
     PendingCursor,
+    Personal,
     PrivacyScope,
     ProjectionDamaged,
     PromptAction,
@@ -96,6 +97,7 @@ from selene_core import (
     SessionStateInvalid,
     StepAttempt,
     StepAttemptRepository,
+    TERMINAL_STATUSES,
     TenantScopeViolation,
     TombstoneConflict,
     TurnResult,
@@ -112,6 +114,7 @@ from selene_core import (
     append_events,
     async_append_events,
     async_check_schema,
+    async_erase_subject,
     async_feed_status,
     async_hold_lease,
     async_read_feed,
@@ -123,6 +126,7 @@ from selene_core import (
     create_async_selene_engine,
     create_selene_engine,
     decide_prompt,
+    erase_subject,
     feed_status,
     hold_lease,
     http_status,
@@ -600,6 +604,24 @@ async def serve_in_a_session(
     await async_append_events(session, tenant_id, [first])
     async with async_tenant_scope(await session.connection(), tenant_id) as conn:
         return await AsyncWorkOrderRepository(conn).get(first.work_order_id)
+
+
+# --- what is personal
+
+
+def keep(engine: Engine, tenant_id: str, order_id: str, user_id: str) -> object:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        name: Personal = Personal(user_id, "Anna")
+        orders.set_field(order_id, "name", name)
+        found = orders.get(order_id)
+        return orders.resolve(found.fields_json) if found else None
+
+
+async def forget(engine: Engine, other: AsyncEngine, tenant_id: str, user_id: str) -> list[int]:
+    erased: Erasure = erase_subject(engine, tenant_id, user_id, reason_code=7)
+    again: Erasure = await async_erase_subject(other, tenant_id, user_id, reason_code=7)
+    return [erased.erasure_id, erased.values_erased, erased.texts_erased, int(again.replayed)]
 
 
 # --- the feed
