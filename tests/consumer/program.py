@@ -20,9 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from selene_core import (
+    PENDING_STATUSES,
+    TERMINAL_STATUSES,
+    Appender,
     AppendOnlyViolation,
     AppendResult,
-    Appender,
     ApprovalOutcome,
     AsyncAppender,
     AsyncConversationRepository,
@@ -59,6 +61,7 @@ from selene_core import (
     FeedBatch,
     FeedConsumer,
     FeedEvent,
+    FeedEventType,
     FeedProblem,
     HeldLease,
     IdempotencyConflict,
@@ -73,7 +76,6 @@ from selene_core import (
     LeaseRepository,
     LeaseState,
     OrderCursor,
-    PENDING_STATUSES,
     PendingCursor,
     Personal,
     PrivacyScope,
@@ -97,7 +99,6 @@ from selene_core import (
     SessionStateInvalid,
     StepAttempt,
     StepAttemptRepository,
-    TERMINAL_STATUSES,
     TenantScopeViolation,
     TombstoneConflict,
     TurnResult,
@@ -632,7 +633,9 @@ def bill(engine: Engine, tenant_id: str, stopping: Event) -> int:
     if feed.enroll():
         log.info("from the first event on")
     with feed.batch() as (conn, events):
-        billed = len([event for event in events if conn.closed or event.event_type == "STEP_FINISHED"])
+        billed = len(
+            [event for event in events if conn.closed or event.event_type is FeedEventType.STEP_FINISHED]
+        )
     for _, event in feed.follow(stop=stopping):
         last: FeedEvent = event
         billed += last.event_type == "STEP_FINISHED"

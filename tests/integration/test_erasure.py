@@ -143,7 +143,7 @@ def one_value(value: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-ONE_VALUE = [
+ONE_VALUE: list[Any] = [
     *("Anna", "", "{%s}", 'a "quoted" \\" $personal', None, False, 0, 1.5, 2**63 - 1),
     *([], {"b": [1.0, "x"]}, {"$ref": "lone"}, {"$personal": 1, "note": 2}),
 ]
