@@ -633,12 +633,10 @@ def bill(engine: Engine, tenant_id: str, stopping: Event) -> int:
     if feed.enroll():
         log.info("from the first event on")
     with feed.batch() as (conn, events):
-        billed = len(
-            [event for event in events if conn.closed or event.event_type is FeedEventType.STEP_FINISHED]
-        )
+        billed = len([event for event in events if conn.closed or event.event_type == "STEP_FINISHED"])
     for _, event in feed.follow(stop=stopping):
         last: FeedEvent = event
-        billed += last.event_type == "STEP_FINISHED"
+        billed += last.event_type is not FeedEventType.SUBJECT_ERASED
     return billed
 
 
