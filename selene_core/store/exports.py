@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Text, bindparam, or_, select, text
+from sqlalchemy import Text, bindparam, select, text
 
 from selene_core.contract.personal import SUBJECT
 from selene_core.store.conversation import ConversationRepository
@@ -105,9 +105,9 @@ _WORK_ORDERS: Final = (
     )
     .where(
         _CURRENT.tenant_id == _TENANT,
-        or_(
-            _CURRENT.requester_user_id == _SUBJECT,
-            _CURRENT.external_approval_target_user_id == _SUBJECT,
+        # Whoever requests one, or is asked for approval, is in an event, too.
+        _CURRENT.work_order_id.in_(
+            select(_LEDGER.work_order_id).where(_LEDGER.tenant_id == _TENANT, _IN_PAYLOAD)
         ),
     )
     .order_by(_CURRENT.work_order_id)

@@ -632,6 +632,24 @@ async def serve_in_a_session(
         return await AsyncWorkOrderRepository(conn).get(first.work_order_id)
 
 
+# --- what is personal
+
+
+def keep(engine: Engine, tenant_id: str, order_id: str, user_id: str) -> object:
+    with tenant_scope(engine, tenant_id) as conn:
+        orders = WorkOrderRepository(conn)
+        name: Personal = Personal(user_id, "Anna")
+        orders.set_field(order_id, "name", name)
+        found = orders.get(order_id)
+        return orders.resolve(found.fields_json) if found else None
+
+
+async def forget(engine: Engine, other: AsyncEngine, tenant_id: str, user_id: str) -> list[int]:
+    erased: Erasure = erase_subject(engine, tenant_id, user_id, reason_code=7)
+    again: Erasure = await async_erase_subject(other, tenant_id, user_id, reason_code=7)
+    return [erased.erasure_id, erased.values_erased, erased.texts_erased, int(again.replayed)]
+
+
 # --- the feed
 
 
@@ -643,7 +661,7 @@ def bill(engine: Engine, tenant_id: str, stopping: Event) -> int:
         billed = len([event for event in events if conn.closed or event.event_type == "STEP_FINISHED"])
     for _, event in feed.follow(stop=stopping):
         last: FeedEvent = event
-        billed += last.event_type == "STEP_FINISHED"
+        billed += last.event_type is not FeedEventType.SUBJECT_ERASED
     return billed
 
 

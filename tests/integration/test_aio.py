@@ -21,6 +21,7 @@ from selene_core import (
     AsyncWorkOrderRepository,
     ContractViolation,
     IdentityRepository,
+    Personal,
     PromptAction,
     TenantScopeViolation,
     WorkOrderLedgerEventInput,
@@ -97,6 +98,40 @@ def test_faces__are_complete() -> None:
             assert inspect.iscoroutinefunction(getattr(face, method)) or inspect.isasyncgenfunction(
                 getattr(face, method)
             )
+
+
+def test_async_erase_subject__on_an_engine_and_on_a_connection(database: Database, engine: sa.Engine) -> None:
+    async def story(async_engine: AsyncEngine) -> None:
+        first = created("order", payload={"fields": {"name": Personal("anna", "Anna"), "town": "Oslo"}})
+        await async_append_events(async_engine, TENANT, [first])
+        erased = await async_erase_subject(async_engine, TENANT, "anna", reason_code=7)
+        assert (erased.subject_id, erased.values_erased, erased.replayed) == ("anna", 1, False)
+        again = await async_erase_subject(async_engine, TENANT, "anna", reason_code=7)
+        assert (again.erasure_id, again.replayed) == (erased.erasure_id, True)
+        async with async_engine.connect() as conn, conn.begin() as begun:
+            undone = await async_erase_subject(conn, TENANT, "bob", reason_code=7)
+            assert not undone.replayed
+            await begun.rollback()
+        async with async_tenant_scope(async_engine, TENANT) as conn:
+            orders = AsyncWorkOrderRepository(conn)
+            found = await orders.get("order", resolve=True)
+            assert found is not None
+            assert found.fields_json == {"name": {"$erased": True}, "town": "Oslo"}
+        bob = await async_erase_subject(async_engine, TENANT, "bob", reason_code=7)
+        assert (bob.replayed, bob.erasure_id > undone.erasure_id) == (False, True)
+        for subject, reason in (("", 1), ("anna", 0)):
+            with pytest.raises(ContractViolation):
+                await async_erase_subject(async_engine, TENANT, subject, reason_code=reason)
+
+    async def repeated(async_engine: AsyncEngine) -> None:
+        assert (await async_erase_subject(async_engine, TENANT, "carl", reason_code=7)).replayed is False
+        async with async_engine.connect() as conn, conn.begin():
+            with pytest.raises(ContractViolation):
+                await async_erase_subject(conn, TENANT, "carl", reason_code=7)
+
+    # Alone it is READ COMMITTED, whatever the engine says.
+    run(database, story)
+    run(database, repeated, isolation_level="REPEATABLE READ")
 
 
 def test_face__does_what_its_twin_does(database: Database, engine: sa.Engine) -> None:

@@ -115,6 +115,70 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert "red" not in str(rows(acme, "os_core.work_order_ledger", "os_core.work_orders_current"))
 
 
+def test_reference__commits_to_its_value(acme: Tenant) -> None:
+    """What somebody with the owner's rights puts under a reference is not read."""
+    order = acme.order()
+    acme.append(field_set(order, personal("anna", "red")))
+    put = (
+        "INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value) VALUES (%s, %s, %s, %s)"
+    )
+    forged = {"$subject": "anna", "$ref": "0" * 64}
+    acme.admin.execute(put, (acme.id, "anna", forged["$ref"], '"blue"'))
+    assert resolve(acme.app, acme.id, forged) == ERASED
+    erased = acme.projection(order)["fields_json"]["name"]
+    erase(acme.app, acme.id, "anna")
+    acme.append(field_set(order, personal("anna", "again")))
+    acme.admin.execute(put, (acme.id, "anna", erased["$ref"], '"red"'))
+    assert resolve(acme.app, acme.id, erased) == ERASED
+
+
+def one_value(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return event types and payloads with the value in their one place for it."""
+    return [
+        ("FIELD_SET", {"field_key": "a", "value": value}),
+        ("FIELD_SET", {"field_key": "a", "value": [{"b": value}, 'a "quoted" {"personal": 1}']}),
+        ("FIELD_CONFLICT_DETECTED", {"field_key": "a", "candidates": ["x", value]}),
+        ("FIELD_CONFLICT_RESOLVED", {"field_key": "a", "value": value}),
+        ("STEP_STARTED", {"deep": {"er": {"still": value}}, "n": 1.5}),
+    ]
+
+
+ONE_VALUE: list[Any] = [
+    *("Anna", "", "{%s}", 'a "quoted" \\" $personal', None, False, 0, 1.5, 2**63 - 1),
+    *([], {"b": [1.0, "x"]}, {"$ref": "lone"}, {"$personal": 1, "note": 2}),
+]
+
+
+@pytest.mark.parametrize("value", ONE_VALUE, ids=lambda value: ascii(value)[:20])
+@pytest.mark.parametrize("subject", ["new", "known", "erased"])
+def test_value__is_kept_the_same_on_the_short_way_and_on_the_long_one(
+    acme: Tenant, subject: str, value: Any
+) -> None:
+    """The short way is that of one value of a known subject that was never erased."""
+    order = acme.order()
+    if subject != "new":
+        acme.append(field_set(order, personal("anna", "before")))
+    if subject == "erased":
+        erase(acme.app, acme.id, "anna")
+    order = acme.order()
+    for event_type, payload in one_value(personal("anna", value)):
+        given = wire(event_type, order, payload=payload, idempotency_key=f"{event_type}{payload}"[:128])
+        before = None
+        for replayed in (False, True):
+            assert acme.append(given)[0].replayed is replayed
+            assert before in (None, rows(acme))
+            before = rows(acme)
+    payloads = [row["payload"] for row in acme.ledger(order)[1:]]
+    assert len({payload["value"]["$ref"] for payload in payloads if "$ref" in payload.get("value", ())}) == 1
+    assert resolve(acme.app, acme.id, payloads) == [payload for _, payload in one_value(value)]
+    held = acme.admin.execute(
+        "SELECT count(*) FROM os_core.subject_values WHERE tenant_id = %s AND value <> '\"before\"'",
+        (acme.id,),
+    ).fetchone()
+    assert held == (1,)
+    assert acme.verify() == {}
+
+
 VALUES = [
     *(None, True, 0, -1.5, "", "red", 'a "quoted" {"$ref": "x"} text', "{", "é\n\\", [], {}),
     *(
@@ -552,6 +616,39 @@ def test_in_flight__a_retry_of_what_commits_and_is_erased_meanwhile(sessions: Se
     assert future.result()[0].replayed
     erased.result()
     assert rows(acme, *ERASABLE) == {table: [] for table in ERASABLE}
+
+
+@pytest.mark.parametrize("isolation", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+@pytest.mark.parametrize("committed", [False, True], ids=["in flight", "committed"])
+def test_in_flight__an_older_snapshot_says_nothing_after_an_erasure(
+    sessions: Sessions, acme: Tenant, isolation: IsolationLevel, committed: bool
+) -> None:
+    """Neither a text nor a value: it would not see that it was erased."""
+    register(acme.app, acme.id, "anna")
+    order = acme.order(fields={"name": personal("anna", "before")})
+    writes: list[Callable[[Connection], Any]] = [
+        partial(say, tenant_id=acme.id, user="anna", text="my secret"),
+        in_flight(acme)[0][0],
+    ]
+    for write in writes:
+        old, eraser = sessions.open(autocommit=False, isolation=isolation), sessions.open(autocommit=False)
+        old.conn.execute("SELECT 1 FROM os_core.work_orders_current")
+        erase(eraser.conn, acme.id, "anna")
+        if committed:
+            eraser.conn.commit()
+        future: Future[Any] = old.start(write)
+        if not committed:
+            assert sessions.blockers(old) == {eraser.pid}
+            eraser.conn.commit()
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            future.result()
+        old.conn.rollback()
+        assert rows(acme, *ERASABLE) == {table: [] for table in ERASABLE}
+        # The next transaction says it, and anna is known again.
+        write(old.conn)
+        old.conn.commit()
+        acme.append(field_set(order, personal("anna", "again")))
+        register(acme.app, acme.id, "anna")
 
 
 def test_in_flight__calls_of_many_subjects_never_wait_in_a_circle(sessions: Sessions, acme: Tenant) -> None:

@@ -325,6 +325,8 @@ def test_command__exports_and_erases_a_person(admin: Connection, database: Datab
     assert [each["value"] for each in held_about["values"]] == ["Anna"]
     assert [turn["text"] for turn in held_about["turns"]] == [None, "Good day", ""]
     assert [each["event_type"] for each in held_about["events"]] == ["FIELD_SET"]
+    named = {each["work_order_id"] for each in held_about["events"]}
+    assert {each["work_order_id"] for each in held_about["work_orders"]} == named
     assert len(held_about["devices"]) == len(held_about["sessions"]) == 1
     assert "rival" not in ran.stdout
     ran = command(database, "erase-subject", "acme", "acme-user", "--reason-code", "9", role="app")

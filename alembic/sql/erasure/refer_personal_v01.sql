@@ -15,7 +15,7 @@ AS $$
 DECLARE
   _row record;
   _places integer[];  -- of the events that have a node, from 0
-  _payloads jsonb[];  -- of these events
+  _payloads text[];  -- of these events
   _is_replay boolean[];  -- whether their key is used
   _nodes jsonb[];
   _events integer[];  -- the node's event, as a place in the arrays above
@@ -123,7 +123,7 @@ BEGIN
         AND ledger.idempotency_key = p_events -> _places[_e] ->> 'idempotency_key';
       IF FOUND THEN
         _is_replay[_e] := TRUE;
-        _payloads[_e] := os_core.payload_as_recorded(p_tenant_id, _payloads[_e], _payload);
+        _payloads[_e] := os_core.payload_as_recorded(p_tenant_id, _payloads[_e]::jsonb, _payload);
       END IF;
     END LOOP;
 
@@ -168,7 +168,7 @@ BEGIN
       END IF;
       -- In jsonb's text an object stands where it is and nowhere else: within a string its quotes are escaped.
       _payloads[_e] := pg_catalog.replace(
-        _payloads[_e]::text, _nodes[_n]::text, os_core.reference(_subjects[_n], _ref)::text
+        _payloads[_e], _nodes[_n]::text, os_core.reference(_subjects[_n], _ref)::text
       );
     ELSIF NOT _is_replay[_e] AND NOT EXISTS (
       SELECT FROM os_core.subject_values AS held
@@ -178,9 +178,14 @@ BEGIN
       PERFORM os_core.refuse_contract(_places[_e], 'payload: has a reference to a value that is not there');
     END IF;
   END LOOP;
-  FOR _e IN 1..pg_catalog.cardinality(_places) LOOP
-    p_events := pg_catalog.jsonb_set(p_events, ARRAY[_places[_e]::text, 'payload'], _payloads[_e]);
-  END LOOP;
-  RETURN p_events;
+  RETURN (
+    SELECT pg_catalog.jsonb_agg(
+      CASE WHEN kept.place IS NULL THEN event.value ELSE pg_catalog.jsonb_set(event.value, '{payload}', kept.payload::jsonb) END
+      ORDER BY event.place
+    )
+    FROM pg_catalog.jsonb_array_elements(p_events) WITH ORDINALITY AS event (value, place)
+    LEFT JOIN ROWS FROM (pg_catalog.unnest(_places), pg_catalog.unnest(_payloads)) AS kept (place, payload)
+      ON kept.place = event.place - 1
+  );
 END;
 $$;
