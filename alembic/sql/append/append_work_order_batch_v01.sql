@@ -29,6 +29,7 @@ DECLARE
   _states os_core.work_orders_current[];
   _held_ids text[];
   _held_seqs bigint[];
+  _held_event_ids bigint[];
   _moved boolean[];
   _hashes bytea[];
   _canceled_by text[];
@@ -93,10 +94,14 @@ BEGIN
       _loaded := NULL;
 
       -- Step 1: lock the rows one by one, sorted by id; take numbers after that.
-      SELECT pg_catalog.array_agg(locked.work_order_id), pg_catalog.array_agg(locked.last_seq), pg_catalog.array_agg(locked.state)
-      INTO _held_ids, _held_seqs, _states
+      SELECT
+        pg_catalog.array_agg(locked.work_order_id),
+        pg_catalog.array_agg(locked.last_seq),
+        pg_catalog.array_agg(locked.last_event_id),
+        pg_catalog.array_agg(locked.state)
+      INTO _held_ids, _held_seqs, _held_event_ids, _states
       FROM (
-        SELECT current.work_order_id, current.last_seq, current AS state
+        SELECT current.work_order_id, current.last_seq, current.last_event_id, current AS state
         FROM os_core.work_orders_current AS current
         WHERE current.tenant_id = p_tenant_id AND current.work_order_id = ANY(_ids)
         ORDER BY current.work_order_id
@@ -109,6 +114,7 @@ BEGIN
           IF _held_ids[_slot] = _ids[_place] THEN
             _states[_place] := _states[_slot];
             _held_seqs[_place] := _held_seqs[_slot];
+            _held_event_ids[_place] := _held_event_ids[_slot];
             _slot := _slot - 1;
           ELSE
             _states[_place] := NULL;
@@ -150,8 +156,10 @@ BEGIN
           WHERE ledger.tenant_id = p_tenant_id
             AND ledger.work_order_id = slot.work_order_id
             AND ledger.work_order_seq = slot.last_seq
+            AND ledger.work_order_event_id = slot.last_event_id
         )) INTO _hashes
-        FROM ROWS FROM (pg_catalog.unnest(_ids), pg_catalog.unnest(_held_seqs)) AS slot (work_order_id, last_seq);
+        FROM ROWS FROM (pg_catalog.unnest(_ids), pg_catalog.unnest(_held_seqs), pg_catalog.unnest(_held_event_ids))
+          AS slot (work_order_id, last_seq, last_event_id);
 
         -- Step 2: look for used keys, under the locks.
         IF pg_catalog.array_to_string(_keys, '') <> '' THEN
