@@ -413,8 +413,9 @@ DECOYS = """
     CREATE SCHEMA decoy;
     DO $make$
     DECLARE
-      _types constant oid[] := '{text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid}'
-        ::regtype[]::oid[];
+      _types constant oid[] := '{
+        text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid
+      }'::regtype[]::oid[];
       _made record;
     BEGIN
       FOR _made IN
@@ -427,7 +428,8 @@ DECOYS = """
           AND prorettype = ANY(_types)
       LOOP
         EXECUTE format(
-          'CREATE FUNCTION decoy.%I(%s) RETURNS %s LANGUAGE plpgsql AS $$ BEGIN RAISE ''a stranger ran''; END $$',
+          'CREATE FUNCTION decoy.%I(%s) RETURNS %s LANGUAGE plpgsql'
+            ' AS $$ BEGIN RAISE ''a stranger ran''; END $$',
           _made.proname, _made.arguments, _made.returns
         );
       END LOOP;
@@ -452,7 +454,7 @@ MISLED = "SELECT now() >= now()"
 
 
 def test_search_path__no_row_that_is_written_runs_a_strangers_operator(world: World) -> None:
-    """CHECKs run in the session that writes: an owner's or superuser's, with somebody's schema in its path."""
+    """CHECKs run in the session that writes: an owner's, too, with somebody's schema in its path."""
     writes = [f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT DO NOTHING" for table in TABLES]
     misled = {}
     with world.admin.transaction(force_rollback=True):

@@ -391,7 +391,9 @@ def test_cancellation__at_any_moment_an_append_is_whole_or_not_there(
 
 
 ALONE: dict[str, Callable[[AsyncEngine], Awaitable[object]]] = {
-    "append": lambda engine: async_append_events(engine, TENANT, [created("order", idempotency_key="create")]),
+    "append": lambda engine: async_append_events(
+        engine, TENANT, [created("order", idempotency_key="create")]
+    ),
     "erase": lambda engine: async_erase_subject(engine, TENANT, "alice", reason_code=7),
     "feed": lambda engine: async_feed_status(engine, TENANT),
 }

@@ -1,4 +1,4 @@
-"""Appending without a new index entry: the projection's updates are HOT where status and bucket stay (contract §2)."""
+"""The projection's updates are HOT where status and bucket stay (contract §2)."""
 
 import pytest
 
