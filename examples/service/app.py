@@ -181,6 +181,7 @@ def request_approval(
             request_id,
             wanted.target_user_id,
             turn_id=wanted.turn_id,
+            work_order_status=WorkOrderStatus.CONFIRM,  # what the decision then follows
             idempotency_key=f"request-{request_id}",
         )
     )

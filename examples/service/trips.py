@@ -30,8 +30,9 @@ def answer(
     orders: WorkOrderRepository, order_id: str, field_key: str, value: Any, turn_id: int, message_id: str
 ) -> PromptDecision:
     """Record what the user has answered, and return what to ask for next."""
-    orders.set_field(order_id, field_key, value, turn_id=turn_id, idempotency_key=f"answer-{message_id}")
-    return next_question(orders, order_id, turn_id, message_id)
+    said = f"{message_id}-{field_key}"  # one message may answer several questions
+    orders.set_field(order_id, field_key, value, turn_id=turn_id, idempotency_key=f"answer-{said}")
+    return next_question(orders, order_id, turn_id, said)
 
 
 # --- the approval

@@ -237,6 +237,29 @@ def test_example__a_rejected_trip_is_refused(client: TestClient, worker: Worker)
     assert not work_on_next(worker)
 
 
+def test_example__one_message_may_answer_several_questions(client: TestClient) -> None:
+    path = f"/orders/{client.post('/orders', json={**new_trip(), 'fields': {}}).json()['work_order_id']}"
+    for _ in range(2):  # sent twice
+        for field_key, value, decision in (("city", "Bern", "ASK"), ("date", "2027-03-14", "SKIP")):
+            said = {"message_id": "message-2", "turn_id": 2, "value": value}
+            answer = client.put(f"{path}/fields/{field_key}", json=said)
+            assert answer.status_code == 200
+            assert answer.json()["decision"] == decision
+    order = client.get(path).json()
+    assert (order["work_order_status"], [*order["fields_json"]]) == ("CONFIRM", ["city", "date"])
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("APPROVED", "EXECUTING"), ("REJECTED", "REFUSED")])
+def test_example__an_approval_that_is_asked_for_early_can_be_decided(
+    client: TestClient, outcome: str, status: str
+) -> None:
+    path = f"/orders/{client.post('/orders', json=new_trip()).json()['work_order_id']}"
+    client.put(f"{path}/approvals/budget-7", json={"turn_id": 2, "target_user_id": "bob"})
+    said = {"turn_id": 3, "outcome": outcome}
+    assert client.put(f"{path}/approvals/budget-7/decision", json=said).status_code == 200
+    assert client.get(path).json()["work_order_status"] == status
+
+
 def test_example__pages_of_orders(client: TestClient) -> None:
     made = [client.post("/orders", json=new_trip()).json()["work_order_id"] for _ in range(3)]
     found: list[str] = []
