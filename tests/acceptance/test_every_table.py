@@ -413,15 +413,9 @@ DECOYS = """
     CREATE SCHEMA decoy;
     DO $make$
     DECLARE
-<<<<<<< HEAD
       _types constant oid[] :=
         '{text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid}'
         ::regtype[]::oid[];
-=======
-      _types constant oid[] := '{
-        text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid
-      }'::regtype[]::oid[];
->>>>>>> attack12
       _made record;
     BEGIN
       FOR _made IN
@@ -435,11 +429,7 @@ DECOYS = """
       LOOP
         EXECUTE format(
           'CREATE FUNCTION decoy.%I(%s) RETURNS %s LANGUAGE plpgsql'
-<<<<<<< HEAD
           ' AS $$ BEGIN RAISE ''a stranger ran''; END $$',
-=======
-            ' AS $$ BEGIN RAISE ''a stranger ran''; END $$',
->>>>>>> attack12
           _made.proname, _made.arguments, _made.returns
         );
       END LOOP;
@@ -464,11 +454,7 @@ MISLED = "SELECT now() >= now()"
 
 
 def test_search_path__no_row_that_is_written_runs_a_strangers_operator(world: World) -> None:
-<<<<<<< HEAD
     """CHECKs run in the session that writes: an owner's, say, with somebody's schema in its path."""
-=======
-    """CHECKs run in the session that writes: an owner's, too, with somebody's schema in its path."""
->>>>>>> attack12
     writes = [f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT DO NOTHING" for table in TABLES]
     misled = {}
     with world.admin.transaction(force_rollback=True):

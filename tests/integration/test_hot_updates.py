@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Appends without a new index entry: updates are HOT where status and bucket stay (contract §2)."""
-=======
-"""The projection's updates are HOT where status and bucket stay (contract §2)."""
->>>>>>> attack12
 
 import pytest
 
