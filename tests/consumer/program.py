@@ -632,24 +632,6 @@ async def serve_in_a_session(
         return await AsyncWorkOrderRepository(conn).get(first.work_order_id)
 
 
-# --- what is personal
-
-
-def keep(engine: Engine, tenant_id: str, order_id: str, user_id: str) -> object:
-    with tenant_scope(engine, tenant_id) as conn:
-        orders = WorkOrderRepository(conn)
-        name: Personal = Personal(user_id, "Anna")
-        orders.set_field(order_id, "name", name)
-        found = orders.get(order_id)
-        return orders.resolve(found.fields_json) if found else None
-
-
-async def forget(engine: Engine, other: AsyncEngine, tenant_id: str, user_id: str) -> list[int]:
-    erased: Erasure = erase_subject(engine, tenant_id, user_id, reason_code=7)
-    again: Erasure = await async_erase_subject(other, tenant_id, user_id, reason_code=7)
-    return [erased.erasure_id, erased.values_erased, erased.texts_erased, int(again.replayed)]
-
-
 # --- the feed
 
 

@@ -1,4 +1,4 @@
-"""What an append costs: nothing for what a tenant has already, also in a session that began when it had nothing."""
+"""What an append costs in pages, however many events the tenant has (contract §4)."""
 
 import json
 from typing import Any
