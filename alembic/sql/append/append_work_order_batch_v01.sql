@@ -101,11 +101,14 @@ BEGIN
         pg_catalog.array_agg(locked.state)
       INTO _held_ids, _held_seqs, _held_event_ids, _states
       FROM (
-        SELECT current.work_order_id, current.last_seq, current.last_event_id, current AS state
-        FROM os_core.work_orders_current AS current
-        WHERE current.tenant_id = p_tenant_id AND current.work_order_id = ANY(_ids)
-        ORDER BY current.work_order_id
-        FOR NO KEY UPDATE
+        SELECT held.work_order_id, held.last_seq, held.last_event_id, held AS state
+        FROM pg_catalog.unnest(_ids) AS wanted (work_order_id)
+        CROSS JOIN LATERAL (
+          SELECT current.*
+          FROM os_core.work_orders_current AS current
+          WHERE current.tenant_id = p_tenant_id AND current.work_order_id = wanted.work_order_id
+          FOR NO KEY UPDATE
+        ) AS held
       ) AS locked;
       IF pg_catalog.cardinality(_held_ids) < pg_catalog.cardinality(_ids) THEN
         -- Both are sorted, so the rows can move to their slots in place, from the end.
