@@ -118,7 +118,7 @@ UNPINNED_FUNCTIONS = (
     "enter_tenant",
 )
 
-QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time")
+QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "salted_hash")
 """Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
 
 CHANGED_TABLES = {
