@@ -144,7 +144,12 @@ work_orders_current: Final = Table(
     Column("steps_due_at", _INSTANT),
     PrimaryKeyConstraint("work_order_id", name="pk_work_orders_current"),
     UniqueConstraint("tenant_id", "work_order_id", name="ux_work_orders_current_tenant_work_order"),
-    UniqueConstraint("tenant_id", "correlation_id", name="ux_work_orders_current_tenant_correlation"),
+    UniqueConstraint(
+        "tenant_id",
+        "correlation_id",
+        name="ux_work_orders_current_tenant_correlation",
+        postgresql_include=["work_order_id"],
+    ),
     ForeignKeyConstraint(
         ["tenant_id", "work_order_id", "last_event_id"],
         [
