@@ -67,7 +67,7 @@ def upgrade() -> None:
             "tenant_id",
             "correlation_id",
             name=op.f("ux_work_orders_current_tenant_correlation"),
-            # Else it is narrower than the index by order, and a plan for few rows takes it in that one's place.
+            # Else it is narrower than the index by order, and plans for few rows take it in that one's place.
             postgresql_include=["work_order_id"],
         ),
         sa.ForeignKeyConstraint(

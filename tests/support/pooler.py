@@ -26,8 +26,11 @@ POOLED_ROLES = ("app", "readonly")
 _ITS_SETTING = "a setting of its session is what the test is about"
 _KEPT_SETTING = "a session that a pooler keeps has the settings of before"
 _ITS_TIMEOUT = "a timeout that it sets in its session keeps the test short"
+_ITS_SESSION = "what becomes of its own session is what the test is about"
 _MENDED = "test_doctor.py::test_doctor__names_the_fault_and_what_mends_it"
 DIRECT: Mapping[str, str] = {
+    "test_binds.py::test_append_events__leaves_no_autocommit_behind": _ITS_SESSION,
+    "test_binds.py::test_async_append_events__canceled_leaves_no_autocommit_behind": _ITS_SESSION,
     "test_append_rules.py::test_tenant__a_setting_of_the_session_counts": _ITS_SETTING,
     "test_tenant_scope.py::test_engine__what_a_session_was_left_with_counts_for_nothing": _ITS_SETTING,
     "test_hostile.py::test_session__standard_conforming_strings_change_nothing": _ITS_SETTING,
