@@ -18,9 +18,9 @@ from selene_core.cli.terminal import page_on, say
 from selene_core.contract.events import check_tenant_id
 from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.store import feed_statements as statements
-from selene_core.store.feed import MAX_FEED_PAGE, feed_status, give_positions, in_autocommit_mode, verify_feed
+from selene_core.store.feed import MAX_FEED_PAGE, feed_status, give_positions, verify_feed
 from selene_core.store.repository import fetch
-from selene_core.store.scope import tenant_scope
+from selene_core.store.scope import autocommitting, tenant_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -47,8 +47,7 @@ def tail(tenant: str, follow: bool, after: int | None, url: str, as_json: bool) 
         gives = _gives_positions(engine, check_tenant_id(tenant))
         place = _last_position(engine, tenant) - _LAST if after is None else after
         place = max(place, 0)
-        with engine.connect() as conn:
-            in_autocommit_mode(conn)
+        with engine.connect() as conn, autocommitting(conn):
             while True:
                 if gives:
                     give_positions(conn, tenant)
@@ -68,8 +67,7 @@ def tail(tenant: str, follow: bool, after: int | None, url: str, as_json: bool) 
 def _gives_positions(engine: Engine, tenant: str) -> bool:
     """Give positions to all events that have none; False where the login or the server does not let us."""
     try:
-        with engine.connect() as conn:
-            in_autocommit_mode(conn)
+        with engine.connect() as conn, autocommitting(conn):
             while give_positions(conn, tenant):
                 pass
     except DBAPIError as exc:

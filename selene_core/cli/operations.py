@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from selene_core.cli.errors import going_on, warn, warned_of_none
 from selene_core.cli.exporting import export_lines, written
 from selene_core.cli.options import engine_on, json_option, limit_option, required, url_option
-from selene_core.cli.rendering import due_lines, lease_lines, order_lines, stats_lines, to_json
+from selene_core.cli.rendering import counted, due_lines, lease_lines, order_lines, stats_lines, to_json
 from selene_core.cli.terminal import page_on, pouring, say
 from selene_core.contract.enums import LeaseState, WorkOrderStatus
 from selene_core.contract.rules import MAX_REASON_CODE
@@ -254,12 +254,12 @@ def export(tenant: str, file: Path, work_order: str | None, keys: bool, url: str
     ):
         report = export_lines(engine, tenant, write, **options)
     if report.left_out:
-        warn(f"{report.left_out:,} LEASE_* event{'' if report.left_out == 1 else 's'} left out: {_OF_IMPORT}")
+        warn(f"{counted(report.left_out, 'LEASE_* event')} left out: {_OF_IMPORT}")
     warning = {} if report.events else warned_of_none(tenant, report.events)
     if as_json:
         say(to_json({**asdict(report), **warning}))
     elif not to_output:
-        say(f"{click.format_filename(file)}: {report.events:,} event{'' if report.events == 1 else 's'}")
+        say(f"{click.format_filename(file)}: {counted(report.events, 'event')}")
 
 
 @click.command()

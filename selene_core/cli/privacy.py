@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -10,8 +9,8 @@ import click
 
 from selene_core.cli.errors import going_on
 from selene_core.cli.options import engine_on, json_option, url_option
-from selene_core.cli.rendering import to_json
-from selene_core.cli.terminal import progress, say
+from selene_core.cli.rendering import counted, to_json
+from selene_core.cli.terminal import is_watched, progress, say
 from selene_core.contract.events import check_tenant_id
 from selene_core.store.erasure import erase_subject as erase
 from selene_core.store.exports import export_subject as export
@@ -39,8 +38,8 @@ def erase_subject(tenant: str, subject: str, reason_code: int, url: str, as_json
         say(f"Nothing was left to erase: see erasure {erasure.erasure_id}.")
     else:
         say(
-            f"Erasure {erasure.erasure_id}: {_counted(erasure.values_erased, 'value')} and"
-            f" {_counted(erasure.texts_erased, 'text')} of {subject}."
+            f"Erasure {erasure.erasure_id}: {counted(erasure.values_erased, 'value')} and"
+            f" {counted(erasure.texts_erased, 'text')} of {subject}."
         )
 
 
@@ -77,9 +76,7 @@ def remove_tenant(tenant: str, confirm: str | None, url: str, as_json: bool) -> 
             raise click.UsageError("that is not the tenant's name: nothing was deleted")
         with (
             going_on("what is deleted is gone, run it again for the rest"),
-            progress(
-                "Removing", total, hidden=as_json or sys.stderr is None or not sys.stderr.isatty()
-            ) as reach,
+            progress("Removing", total, hidden=not is_watched(as_json)) as reach,
         ):
 
             def show(so_far: RemovalReport) -> None:
@@ -89,13 +86,7 @@ def remove_tenant(tenant: str, confirm: str | None, url: str, as_json: bool) -> 
     if as_json:
         say(to_json({**asdict(report), "rows": report.rows}))
     else:
-        say(
-            f"{_counted(report.rows, 'row')} of {tenant} deleted; nothing is left, and the removal is closed."
-        )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        say(f"{counted(report.rows, 'row')} of {tenant} deleted; nothing is left, and the removal is closed.")
 
 
 PRIVACY_COMMANDS: Final = (erase_subject, export_subject, remove_tenant)

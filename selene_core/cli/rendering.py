@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 _WHOLE_PAGE = Page()
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words: 1 event, 2,000 events."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def to_json(value: Any) -> str:
     """Return dataclasses, mappings and lists of them as a line of JSON in ASCII, times as RFC 3339 in UTC."""
     return json.dumps(value, default=plain)

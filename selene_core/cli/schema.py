@@ -10,7 +10,7 @@ import click
 
 from selene_core import migrations
 from selene_core.cli.options import engine_on, json_option, optional_url_option, url_option
-from selene_core.cli.rendering import to_json
+from selene_core.cli.rendering import counted, to_json
 from selene_core.cli.terminal import say
 from selene_core.migrations.downgrades import COUNTED, look
 from selene_core.schema.doctor import examine
@@ -139,7 +139,7 @@ def _counted(things: dict[str, int]) -> str:
     return ", ".join(
         f"{name} with more than {COUNTED:,} {units[name]}s"
         if count > COUNTED
-        else f"{name} with {count:,} {units[name]}{'' if count == 1 else 's'}"
+        else f"{name} with {counted(count, units[name])}"
         for name, count in things.items()
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -19,7 +19,9 @@ from selene_core.cli.seal_files import (
     shown,
     write_seal,
 )
+from selene_core.contract.events import rfc3339
 from selene_core.store.feed import POSITIONS_AT_ONCE, alone, give_positions
+from selene_core.store.feed_statements import LAST_POSITION
 from selene_core.store.scope import tenant_scope
 
 if TYPE_CHECKING:
@@ -40,9 +42,6 @@ _OTHERS_TURN: Final = 0.05  # seconds
 _PATIENCE: Final = 60.0
 
 _NOW: Final = text("SELECT clock_timestamp()")
-_LAST_POSITION: Final = text("""
-  SELECT last_position FROM os_core.work_order_feed_heads WHERE tenant_id = :tenant_id
-""")
 _HEADS: Final = text("""
   SELECT DISTINCT ON (ledger.work_order_id) ledger.work_order_id, ledger.work_order_seq, ledger.event_hash
   FROM os_core.work_order_feed AS feed
@@ -151,7 +150,7 @@ def _give_positions(engine: Engine, tenant_id: str) -> int:
         elif numbered < POSITIONS_AT_ONCE:
             break
     with tenant_scope(engine, tenant_id) as conn:
-        end: int = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
+        end: int = conn.scalar(LAST_POSITION, {"tenant_id": tenant_id}) or 0
     return end
 
 
@@ -162,7 +161,7 @@ def _next_seal(engine: Engine, tenant_id: str, key: str, folder: Path, end: int)
         last = _last_seal(*files.popitem(), tenant_id, key)
         number, after, previous = last.seal.number + 1, last.seal.to, last.digest
     with tenant_scope(engine, tenant_id) as conn:
-        stands = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
+        stands = conn.scalar(LAST_POSITION, {"tenant_id": tenant_id}) or 0
         if stands < after:
             raise click.ClickException(
                 f"the last seal reaches position {after} of the feed, which ends at {stands}:"
@@ -174,8 +173,7 @@ def _next_seal(engine: Engine, tenant_id: str, key: str, folder: Path, end: int)
         rows = conn.execute(_HEADS, {"tenant_id": tenant_id, "after": after, "to": to})
         heads = tuple((order, seq, event_hash.hex()) for order, seq, event_hash in rows)
         now: datetime = conn.execute(_NOW).scalar_one()
-    sealed_at = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return Seal(number, tenant_id, sealed_at, key, previous, after, to, heads)
+    return Seal(number, tenant_id, rfc3339(now), key, previous, after, to, heads)
 
 
 def _last_seal(number: int, path: Path, tenant_id: str, key: str) -> SealFile:
@@ -234,7 +232,7 @@ def check_seals(
             if progress is not None:
                 progress(report.seals)
         _note_left_out(report, report.last_number + 1, max(newest or 1, 1))
-        end = conn.scalar(_LAST_POSITION, {"tenant_id": tenant_id}) or 0
+        end = conn.scalar(LAST_POSITION, {"tenant_id": tenant_id}) or 0
     report.not_sealed = max(0, end - report.sealed_to)
     if not is_whole:
         report.order_problems += report.removed

@@ -11,7 +11,7 @@ import click
 
 from selene_core.cli.errors import going_on
 from selene_core.cli.options import engine_on, json_option, url_option
-from selene_core.cli.rendering import to_json
+from selene_core.cli.rendering import counted, to_json
 from selene_core.cli.seal_files import name_of, private_key, public_key, seals_in
 from selene_core.cli.sealing import check_seals, make_seals
 from selene_core.cli.terminal import is_watched, progress, say
@@ -47,7 +47,7 @@ def seal(tenant: str, key: Path, out: Path, url: str, as_json: bool) -> None:
         say(to_json({"seals": told}))
         return
     for each in made:
-        orders = f"{len(each.heads):,} work order{'' if len(each.heads) == 1 else 's'}"
+        orders = counted(len(each.heads), "work order")
         say(f"{name_of(each.number)}: {orders}, up to position {each.to} of the feed")
     if not made:
         say("Nothing has happened since the last seal.")
@@ -77,7 +77,7 @@ def check(tenant: str, folder: Path, key: Path, newest: int | None, url: str, as
         for order in report.order_problems:
             say(f"{order.work_order_id}, event {order.work_order_seq} in seal {order.seal}: {order.problem}")
         if report.removed:
-            orders = f"{len(report.removed):,} work order{'' if len(report.removed) == 1 else 's'}"
+            orders = counted(len(report.removed), "work order")
             say(f"removed with the tenant, by the record of {report.removed_at:%Y-%m-%d %H:%M}Z: {orders}")
         say(f"{'Clean: the' if report.is_clean else 'The'} {_told(report)}")
     sys.exit(not report.is_clean)

@@ -21,6 +21,7 @@ from selene_core.cli.options import engine_on, json_option, limit_option, moment
 from selene_core.cli.rendering import (
     attempt_lines,
     conversation_lines,
+    counted,
     pending_lines,
     state_lines,
     timeline_lines,
@@ -104,7 +105,7 @@ def import_(file: Path, dry_run: bool, url: str, as_json: bool) -> None:
             say(f"… and {len(report.refused) - _REFUSED_SHOWN} more (--json lists them all)", err=True)
         say(
             f"{'Dry run: ' if dry_run else ''}"
-            f"{report.lines:,} line{'' if report.lines == 1 else 's'}: {report.appended:,} appended,"
+            f"{counted(report.lines, 'line')}: {report.appended:,} appended,"
             f" {report.replayed:,} replays, {len(report.refused):,} refused"
         )
     sys.exit(bool(report.refused))
@@ -196,7 +197,7 @@ def _draw(file: Path, state: WorkOrder, events: list[WorkOrderEvent], *, past: b
         say(picture.rstrip())
         return
     file.write_text(picture, encoding="utf-8")
-    say(f"{click.format_filename(file)}: {len(events):,} event{'' if len(events) == 1 else 's'} drawn")
+    say(f"{click.format_filename(file)}: {counted(len(events), 'event')} drawn")
 
 
 @click.command()
@@ -259,7 +260,7 @@ def verify(tenant: str, work_order: str | None, chain: bool, url: str, as_json: 
             say(f"{order.work_order_id}: {order.problem}")
         say(f"{len(drifted):,} of {count:,} differ. To mend them: selene-core rebuild {tenant}")
     else:
-        say(f"Clean: the projection is the fold of the ledger ({_work_orders(count)}).")
+        say(f"Clean: the projection is the fold of the ledger ({counted(count, 'work order')}).")
     sys.exit(bool(drifted))
 
 
@@ -322,7 +323,7 @@ def rebuild(tenant: str, work_order: str | None, url: str, as_json: bool) -> Non
         say(to_json({**asdict(report), **warning}))
     else:
         say(
-            f"{_work_orders(report.work_orders)}, {report.events:,} events folded,"
+            f"{counted(report.work_orders, 'work order')}, {report.events:,} events folded,"
             f" {report.changed:,} rows changed"
         )
 
@@ -336,10 +337,6 @@ def _count_work_orders(conn: Connection, tenant: str) -> int:
 
 def _count_events(conn: Connection, tenant: str) -> int:
     return conn.scalar(select(func.count()).where(work_order_ledger.c.tenant_id == tenant)) or 0
-
-
-def _work_orders(count: int) -> str:
-    return f"{count:,} work order{'' if count == 1 else 's'}"
 
 
 WORK_ORDER_COMMANDS: Final = (demo, import_, show, pending, verify, rebuild)

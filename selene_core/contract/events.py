@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
@@ -235,11 +235,16 @@ def _contract_violation(exc: ValidationError) -> ContractViolation:
     return ContractViolation(field=key, rule=_PYDANTIC_RULES.get(first["type"], first["msg"]))
 
 
+def rfc3339(at: datetime) -> str:
+    """Write a time as the contract has it in JSON: UTC, six digits, Z."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def _to_json(value: Any) -> Any:
     match value:
         case UUID() | StrEnum():
             return str(value)
         case datetime():
-            return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+            return rfc3339(value)
         case _:
             return thaw(value)

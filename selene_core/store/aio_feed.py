@@ -142,4 +142,4 @@ async def _asked(name: str, bind: Any, work: Callable[[Connection], T]) -> T:
 
 async def _alone(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
     async with engine.connect() as conn:
-        return await conn.run_sync(lambda twin_conn: work(in_autocommit_mode(twin_conn)))
+        return await conn.run_sync(in_autocommit_mode, work)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Select
 
 
+_RESOLVED_AT_ONCE: Final = 100
+
+
 def export_subject(conn: Connection, subject_id: str) -> dict[str, Any]:
     """Return what a tenant holds about a person, in a tenant_scope; raises ContractViolation.
 
@@ -41,8 +44,11 @@ def export_subject(conn: Connection, subject_id: str) -> dict[str, Any]:
 
     values = rows(_VALUES)
     resolve = WorkOrderRepository(conn).resolve
-    for held in values:
-        held["value"] = resolve({"$subject": subject, "$ref": held["value_ref"]})
+    for start in range(0, len(values), _RESOLVED_AT_ONCE):
+        part = values[start : start + _RESOLVED_AT_ONCE]
+        found = resolve([{"$subject": subject, "$ref": held["value_ref"]} for held in part])
+        for held, value in zip(part, found, strict=True):
+            held["value"] = value
     return {
         "tenant_id": tenant,
         "subject_id": subject,

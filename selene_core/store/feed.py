@@ -21,7 +21,7 @@ from selene_core.contract.rules import MAX_ID, MAX_LEASE_TTL_MS, identifier, int
 from selene_core.store import feed_statements as statements
 from selene_core.store.binds import Bind, bound, checked, joined
 from selene_core.store.repository import fetch
-from selene_core.store.scope import in_autocommit, tenant_scope
+from selene_core.store.scope import autocommitting, in_autocommit, tenant_scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -294,17 +294,13 @@ def is_overtaken(exc: DBAPIError) -> bool:
 def alone(engine: Engine, work: Callable[[Connection], T]) -> T:
     """Work on a connection in autocommit: each statement is a transaction, and enters the tenant itself."""
     with engine.connect() as conn:
-        return work(in_autocommit_mode(conn))
+        return in_autocommit_mode(conn, work)
 
 
-def in_autocommit_mode(conn: Connection) -> Connection:
-    """Return the connection in autocommit, until it goes back to its pool."""
-    try:
-        return conn.execution_options(isolation_level="AUTOCOMMIT")
-    except BaseException:
-        # Canceled here: it may be in autocommit, and SQLAlchemy has not noted yet that it must leave it.
-        conn.invalidate()
-        raise
+def in_autocommit_mode(conn: Connection, work: Callable[[Connection], T]) -> T:
+    """Work on a connection that has no transaction yet, in autocommit."""
+    with autocommitting(conn):
+        return work(conn)
 
 
 def ask(name: str, bind: Bind, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from selene_core.store.failures import sqlstate_of
 from selene_core.store.repository import Secret
 from selene_core.store.work_orders import batch_to_wire
 
@@ -218,7 +219,7 @@ class Gathering:
             self._apart.append(Call(again))
 
     def _may_wait_on(self, call: Call, error: BaseException) -> bool:
-        if _sqlstate(error) != _LOCK_NOT_AVAILABLE:
+        if sqlstate_of(error) != _LOCK_NOT_AVAILABLE:
             return False
         (waiting,) = call.waiting
         waiting.waited += call.lock_timeout
@@ -226,7 +227,7 @@ class Gathering:
 
     def _divide(self, call: Call, error: BaseException) -> None:
         """Send again what a refused call had, in smaller parts; whom the refusal names, alone."""
-        suspect = call.suspect or _sqlstate(error) == _LOCK_NOT_AVAILABLE
+        suspect = call.suspect or sqlstate_of(error) == _LOCK_NOT_AVAILABLE
         index = getattr(error, "event_index", None)
         rest = [*call.waiting]
         named = [rest.pop(index)] if isinstance(index, int) and index < len(rest) else []
@@ -234,12 +235,6 @@ class Gathering:
         parts = [rest[start : start + size] for start in range(0, len(rest), size)]
         queue = self._suspected if suspect else self._apart
         queue.extend(Call(part, suspect=suspect) for part in (named, *parts) if part)
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    cause = error.__cause__ if not isinstance(error, DBAPIError) else error
-    cause = cause.orig if isinstance(cause, DBAPIError) else cause
-    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
 
 
 def _is_certain(error: BaseException) -> bool:

@@ -17,7 +17,12 @@ from selene_core.contract.enums import (
     WorkOrderStatus,
 )
 from selene_core.contract.errors import ContractViolation
-from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id, new_work_order_id
+from selene_core.contract.events import (
+    WorkOrderLedgerEventInput,
+    check_work_order_id,
+    new_work_order_id,
+    rfc3339,
+)
 from selene_core.contract.prompts import PromptDecision, check_prefilled_fields, check_required_fields
 from selene_core.contract.rows import AppendResult, Created
 from selene_core.contract.rules import ENVELOPE_RULES, EVENT_RULES, PAYLOAD_RULES
@@ -168,7 +173,7 @@ class Intentions(Repository, ABC):
         expiry = EVENT_RULES["occurred_at"].check_optional("expires_at", expires_at)
         payload = {"request_id": request_id, "target_user_id": target_user_id}
         if expiry is not None:
-            payload["expires_at"] = expiry.isoformat(timespec="microseconds").replace("+00:00", "Z")
+            payload["expires_at"] = rfc3339(expiry)
         return self._record(_KIND.EXTERNAL_APPROVAL_REQUESTED, work_order_id, payload, envelope)
 
     def resolve_approval(

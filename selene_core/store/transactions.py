@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -12,7 +12,7 @@ from selene_core.contract.rows import AppendResult, RebuildReport
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import Bind, bound, checked, joined
 from selene_core.store.repository import DriverStatement, fetch, send
-from selene_core.store.scope import in_autocommit, tenant_scope
+from selene_core.store.scope import autocommitting, in_autocommit, tenant_scope
 from selene_core.store.work_orders import batch_to_wire, rebuild_by_groups
 
 if TYPE_CHECKING:
@@ -46,31 +46,10 @@ def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResu
 
 
 def alone(conn: Connection, statement: DriverStatement[T], **parameters: object) -> list[T]:
-    """Send a statement that is a transaction of its own; the function that it calls sets the tenant.
-
-    SQLAlchemy's AUTOCOMMIT does the same for twice the work.
-    """
-    driver: Any = conn.connection.dbapi_connection
-    if in_autocommit(conn):
-        return [statement.read(row) for row in send(conn, statement, **parameters)]
-    try:
-        driver.autocommit = True
+    """Send a statement that is a transaction of its own, and read its rows."""
+    with autocommitting(conn):
         rows = send(conn, statement, **parameters)
-    finally:
-        _leave_autocommit(conn, driver)
     return [statement.read(row) for row in rows]
-
-
-def _leave_autocommit(conn: Connection, driver: Any) -> None:
-    """Make the connection what it was, or give it up: the pool's next user must not get autocommit."""
-    if conn.invalidated:
-        return
-    try:
-        driver.autocommit = False
-    except BaseException as exc:
-        conn.invalidate()
-        if not isinstance(exc, Exception):
-            raise  # canceled here
 
 
 def append_joined(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:

@@ -21,7 +21,6 @@ DECLARE
   _refusal text;
   _bound text;
   _lost boolean := FALSE;
-  _written boolean;
 BEGIN
   LOOP
     -- Step 1: lock the row, take a number after that.
@@ -214,12 +213,10 @@ BEGIN
       PERFORM os_core.refuse('SL006', 'a projection row changed under its lock', '{}');
     END IF;
   ELSE
-    _written := FALSE;
     IF _state.last_seq IS NULL THEN
       INSERT INTO os_core.work_orders_current SELECT _next.* ON CONFLICT DO NOTHING;
-      _written := FOUND;
     END IF;
-    IF NOT _written THEN
+    IF _state.last_seq IS NOT NULL OR NOT FOUND THEN
       -- A new thread, or a new order whose id or thread is taken: os_core.write_projection finds out by whom.
       PERFORM os_core.write_projection(ARRAY[_next], ARRAY[_state.last_seq], ARRAY[TRUE]);
     END IF;
