@@ -101,10 +101,11 @@ BEGIN
         pg_catalog.array_agg(locked.state)
       INTO _held_ids, _held_seqs, _held_event_ids, _states
       FROM (
-        SELECT held.work_order_id, held.last_seq, held.last_event_id, held AS state
+        SELECT held.*
         FROM pg_catalog.unnest(_ids) AS wanted (work_order_id)
+        -- The table's own row: that of a subquery has no type, and would become a state by way of its text.
         CROSS JOIN LATERAL (
-          SELECT current.*
+          SELECT current.work_order_id, current.last_seq, current.last_event_id, current AS state
           FROM os_core.work_orders_current AS current
           WHERE current.tenant_id = p_tenant_id AND current.work_order_id = wanted.work_order_id
           FOR NO KEY UPDATE
