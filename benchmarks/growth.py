@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _ALIVE: Final = 100
 _EVENTS_OF_TEN: Final = 9 * 10 + 6
+"""Of ten orders, nine end and one is still pending: orders are loaded by tens, so that each tenth is pending."""
 _SIZES: Final = """
     SELECT
       pg_table_size('os_core.work_order_ledger'), pg_indexes_size('os_core.work_order_ledger'),
@@ -72,7 +73,7 @@ def grow(databases: Databases, scale: Scale) -> Iterator[Step]:
 
 def _load(database: Database, done: int, events: int) -> int:
     """Load orders until there are so many events; return how many orders there are."""
-    count = max(10, events * 10 // _EVENTS_OF_TEN)
+    count = max(1, events // _EVENTS_OF_TEN) * 10
     with database.app() as app, database.admin() as admin:
         for start in range(done, count, _ALIVE):
             append_all(app, batches(_lives(_orders(start, min(start + _ALIVE, count))), 1000))

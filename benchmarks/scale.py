@@ -58,7 +58,7 @@ TINY: Final = Scale(
     tasks=4,
     events_of_task=2,
     appends_of_order=4,
-    growth_steps=(20, 60),
+    growth_steps=(20, 120, 300),
     growth_operations=3,
     use_helpdesk=False,
 )
