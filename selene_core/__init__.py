@@ -1,6 +1,7 @@
 """The PostgreSQL system of record of Selene OS: work orders, users and their devices, conversations."""
 
-from selene_core import libpq as libpq  # first, because all others need it
+from selene_core import command as command  # first: somebody may press Ctrl-C while the rest is imported
+from selene_core import libpq as libpq  # before all that needs libpq
 from selene_core.contract.enums import (
     PENDING_STATUSES,
     TERMINAL_STATUSES,

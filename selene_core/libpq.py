@@ -1,28 +1,25 @@
 """Check that libpq is installed, and keep its environment variables out of our connections.
 
-The package imports this first: without libpq, one sentence says what to install.
+The package imports this before what needs libpq: without libpq, one sentence says what to install.
 
 libpq takes what a connection string leaves out from PG* variables and service files. PGHOSTADDR leads to
 another server even if the host is given; PGREQUIREAUTH and PGTARGETSESSIONATTRS make a connection fail.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
+
+from selene_core.command import IS_COMMAND, tell_failure
 
 try:
     from psycopg import pq
 except ImportError as exc:
     _what = 'psycopg finds no libpq: install "selene-os-core[binary]", or libpq from the system'
-    # Written here: the command line cannot be imported without libpq.
-    _named = Path(sys.argv[0]).name if sys.argv else ""
-    if _named == "selene-core" or (_named == "-m" and any(a.endswith("selene_core") for a in sys.orig_argv)):
-        if "--json" in sys.argv or "--json" in sys.orig_argv:
-            sys.stdout.write(json.dumps({"error": {"code": "LIBPQ_MISSING", "message": _what}}) + "\n")
-        sys.exit(f"selene-core: {_what}")
+    if IS_COMMAND:
+        tell_failure("LIBPQ_MISSING", _what)
+        sys.exit(1)
     raise ImportError(f"{_what} ({exc})") from exc
 
 

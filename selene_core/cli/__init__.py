@@ -15,6 +15,7 @@ from selene_core.cli.schema import SCHEMA_COMMANDS
 from selene_core.cli.seals import SEAL_COMMANDS
 from selene_core.cli.terminal import discard_output, prepare_streams, text_width
 from selene_core.cli.work_orders import WORK_ORDER_COMMANDS
+from selene_core.command import raise_when_interrupted
 from selene_core.store.scope import translate_errors
 
 
@@ -64,15 +65,16 @@ for command in (
 
 def main() -> None:
     """Run the command line; what goes wrong is one line on standard error, and an exit status."""
-    prepare_streams()
     options = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
+        raise_when_interrupted()
+        prepare_streams()
         with translate_errors():
             cli.main(standalone_mode=False, terminal_width=text_width(sys.stdout) - 2)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         sys.exit(exc.exit_code)
-    except Exception as exc:
+    except (Exception, KeyboardInterrupt) as exc:
         if (failure := failure_of(exc)) is None:
             raise
         fail(failure, as_json="--json" in options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,6 +58,14 @@ class Interrupted(click.ClickException):
         super().__init__(f"interrupted: {then}" if then else "interrupted")
 
 
+class StoppedMidway(click.ClickException):
+    """The command failed, for the exception's cause, after a part of its work, which stays."""
+
+    def __init__(self, stays: str, **facts: object) -> None:
+        super().__init__(stays)
+        self.facts = facts
+
+
 @contextmanager
 def going_on(then: str) -> Iterator[None]:
     """Tell a user who interrupts the block what to do next."""
@@ -83,14 +91,19 @@ class Failure:
         return " ".join("".join(each if each.isprintable() else " " for each in told).split())
 
 
-def failure_of(exc: Exception) -> Failure | None:
+def failure_of(exc: BaseException) -> Failure | None:
     """Return what an exception means to the user of a command; None for an unexpected one."""
     match exc:
+        case StoppedMidway():
+            if exc.__cause__ is None or (why := failure_of(exc.__cause__)) is None:
+                return None
+            facts = {**why.facts, **exc.facts}
+            return replace(why, message=f"{why.message} ({exc.format_message()})", facts=facts)
         case Interrupted():
             return Failure(Status.INTERRUPTED, "INTERRUPTED", exc.format_message())
         case click.UsageError():
             return Failure(Status.USAGE, "USAGE", exc.format_message())
-        case click.Abort():
+        case click.Abort() | KeyboardInterrupt():
             return Failure(Status.INTERRUPTED, "INTERRUPTED", "interrupted")
         case SeleneError():
             return Failure(Status.REFUSED, exc.code, str(exc), _facts(exc))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from selene_core import migrations
+from selene_core.cli.errors import StoppedMidway
 from selene_core.cli.options import engine_on, json_option, optional_url_option, url_option
 from selene_core.cli.rendering import counted, to_json
 from selene_core.cli.terminal import say
@@ -30,7 +31,7 @@ def upgrade(url: str, dry_run: bool, as_json: bool) -> None:
     """Upgrade the database to the newest revision."""
     if dry_run:
         sys.exit(not _dry_run(url, as_json))
-    done = migrations.upgrade(url)
+    done = _upgraded(url)
     if as_json:
         click.echo(to_json(_listed(done)))
     elif done.revisions:
@@ -39,6 +40,17 @@ def upgrade(url: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"Nothing to do: another upgrade brought the database to revision {done.after} meanwhile.")
     else:
         click.echo(f"Nothing to do: the database stands at revision {done.after}.")
+
+
+def _upgraded(url: str) -> migrations.Upgrade:
+    """Upgrade; if it stops midway, say which revisions are there already."""
+    ran: list[str] = []
+    try:
+        return migrations.upgrade(url, progress=lambda each: ran.append(each.revision))
+    except (Exception, KeyboardInterrupt) as exc:
+        if not ran:
+            raise
+        raise StoppedMidway(f"run before that, and kept: {', '.join(ran)}", revisions=ran) from exc
 
 
 def _dry_run(url: str, as_json: bool) -> bool:

@@ -75,13 +75,18 @@ def config(url: str | URL | None = None) -> Config:
     return result
 
 
-def upgrade(url: str | URL | None = None, revision: str = "head") -> Upgrade:
+def upgrade(
+    url: str | URL | None = None,
+    revision: str = "head",
+    progress: Callable[[Revision], object] | None = None,
+) -> Upgrade:
     """Upgrade the database to `revision`, and return what this run did; others may run in the same process.
 
+    `progress` is called with each revision once it is committed: it stays, whatever becomes of the next.
     Raises MigrationLocked when another migration holds the lock past SELENE_MIGRATION_WAIT seconds
     (default 60), and MigrationRefused, with the statements to run, when roles or rights are missing.
     """
-    return _upgrade(url, revision)
+    return _upgrade(url, revision, progress)
 
 
 def plan(url: str | URL | None = None, revision: str = "head") -> Upgrade:
@@ -195,7 +200,13 @@ def script(revisions: str = "head") -> str:
     return printed.getvalue()
 
 
-def _upgrade(url: str | URL | None, revision: str, *, only_looks: bool = False) -> Upgrade:
+def _upgrade(
+    url: str | URL | None,
+    revision: str,
+    progress: Callable[[Revision], object] | None = None,
+    *,
+    only_looks: bool = False,
+) -> Upgrade:
     scripts = ScriptDirectory.from_config(configuration := config(url))
     stood: list[str] = []
     ran: list[Revision] = []
@@ -207,6 +218,8 @@ def _upgrade(url: str | URL | None, revision: str, *, only_looks: bool = False) 
                 yield step
             # Reached once its transaction is committed.
             ran.append(revision_of(step.revision))
+            if progress is not None:
+                progress(ran[-1])
 
     run = Run(configuration, scripts, only_looks=only_looks, fn=upgrade, destination_rev=revision)
     run.start()

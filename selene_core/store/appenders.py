@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from threading import Condition, Event
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -15,6 +15,7 @@ from selene_core.contract.rows import AppendResult
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import checked
 from selene_core.store.gathering import Call, Gathering, Waiting
+from selene_core.store.repository import logged_refusals
 from selene_core.store.transactions import alone
 
 if TYPE_CHECKING:
@@ -41,16 +42,19 @@ class Outcome:
     def send(self, conn: Connection) -> None:
         """Make the call on a connection that has no transaction yet."""
         call, self._sent = self._call, True
+        # What several events meet together is told to nobody: they are sent again, in smaller parts.
+        is_told = len(call.waiting) == 1
         try:
-            self._results = alone(
-                conn,
-                statements.APPEND_BRIEFLY,
-                tenant_id=call.tenant_id,
-                events=call.events,
-                lock_timeout=str(call.lock_timeout),
-            )
+            with logged_refusals(call.tenant_id) if is_told else nullcontext():
+                self._results = alone(
+                    conn,
+                    statements.APPEND_BRIEFLY,
+                    tenant_id=call.tenant_id,
+                    events=call.events,
+                    lock_timeout=str(call.lock_timeout),
+                )
         except Exception:
-            if len(call.waiting) == 1 and not conn.invalidated:
+            if is_told and not conn.invalidated:
                 with suppress(Exception):
                     call.limit = conn.exec_driver_sql(_LIMIT).scalar_one()
             raise

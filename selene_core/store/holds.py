@@ -81,15 +81,16 @@ class _Hold:
             self._retrying = True
             if isinstance(exc, SeleneError) and not exc.retryable and not self._lost:
                 self._order_ended = isinstance(exc, InvalidTransition)
-                self._lose(type(exc).__name__)
+                # The call itself has logged a LeaseLost.
+                told = self._order_ended or isinstance(exc, LeaseLost)
+                self._lose(None if told else type(exc).__name__)
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str | None) -> None:
+        """Take note that the lease is lost; log why, if that is not said elsewhere."""
         self._lost = True
         self._changed.notify_all()
-        held = self.lease
-        if self._order_ended:
-            return
-        log_lost_lease(held.tenant_id, held.work_order_id, why)
+        if why is not None:
+            log_lost_lease(self.lease.tenant_id, self.lease.work_order_id, why)
 
     def _seconds_left(self) -> float:
         return max(0.0, self._ends_at - monotonic())
@@ -139,7 +140,7 @@ class AsyncLeaseHold(_Hold):
                 await asyncio.wait_for(self._gone.wait(), min(left, self._ends_at - monotonic()))
         return self.lost
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str | None) -> None:
         super()._lose(why)
         self._gone.set()
 

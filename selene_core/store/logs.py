@@ -33,11 +33,14 @@ def log_retry(
     )
 
 
-def log_lost_lease(tenant_id: str, work_order_id: str | None, why: str) -> None:
-    """Log that a lease is expired, given back or taken over, or never was."""
-    facts = {"selene_event": "lease_lost", "tenant_id": tenant_id, "work_order_id": work_order_id}
-    message = "the lease on work order %s of tenant %s is lost: %s"
-    _LOG.warning(message, work_order_id, tenant_id, why, extra=facts)
+def log_lost_lease(
+    tenant_id: str, work_order_id: str | None, why: str, *, consumer: str | None = None
+) -> None:
+    """Log that a lease is expired, given back or taken over, or never was: on an order or on a consumer."""
+    subject = {"work_order_id": work_order_id} if consumer is None else {"consumer": consumer}
+    facts = {"selene_event": "lease_lost", "tenant_id": tenant_id, **subject}
+    kind, name = ("work order", work_order_id) if consumer is None else ("feed consumer", consumer)
+    _LOG.warning("the lease on %s %s of tenant %s is lost: %s", kind, name, tenant_id, why, extra=facts)
 
 
 def log_stranded_lease(tenant_id: str, work_order_id: str, error: str) -> None:

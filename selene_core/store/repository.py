@@ -15,7 +15,7 @@ from selene_core.store.logs import log_lost_lease
 from selene_core.store.scope import confirm_scope, scope_tenant, translate_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import ColumnElement, Dialect, FromClause, RowMapping, Select
 
@@ -82,23 +82,31 @@ class Repository:
 
 def send(conn: Connection, statement: DriverStatement[Any], **parameters: object) -> Sequence[Sequence[Any]]:
     """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
-    with _refusals(parameters):
+    with logged_refusals(parameters["tenant_id"]):
+        return send_unlogged(conn, statement, **parameters)
+
+
+def send_unlogged(
+    conn: Connection, statement: DriverStatement[Any], **parameters: object
+) -> Sequence[Sequence[Any]]:
+    """Do what send() does, for whoever decides by himself whether a refusal is told."""
+    with translate_errors():
         return conn.exec_driver_sql(statement.text, parameters).all()
 
 
 def fetch(conn: Connection, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
     """Return all rows of a statement; raises a refusal of the database as a SeleneError."""
-    with _refusals(parameters):
+    with logged_refusals(parameters["tenant_id"]), translate_errors():
         return conn.execute(statement, parameters).mappings().all()
 
 
 @contextmanager
-def _refusals(parameters: Mapping[str, object]) -> Iterator[None]:
+def logged_refusals(tenant_id: object) -> Iterator[None]:
+    """Log a lost lease, which the caller is about to be told of."""
     try:
-        with translate_errors():
-            yield
+        yield
     except LeaseLost as exc:
-        log_lost_lease(str(parameters["tenant_id"]), exc.work_order_id, "a call was refused")
+        log_lost_lease(str(tenant_id), exc.work_order_id, "a call was refused", consumer=exc.consumer)
         raise
 
 

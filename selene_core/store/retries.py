@@ -12,13 +12,12 @@ from typing import Final, TypeVar
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, event
 
-from selene_core.contract.errors import TenantScopeViolation
 from selene_core.contract.events import check_tenant_id
 from selene_core.contract.rules import flag, integer
 from selene_core.store.binds import checked
 from selene_core.store.failures import is_lost, is_retryable, sqlstate_of
 from selene_core.store.logs import log_retry
-from selene_core.store.scope import tenant_scope
+from selene_core.store.scope import driver_status, tenant_scope
 
 T = TypeVar("T")
 
@@ -47,9 +46,8 @@ def run_in_tenant(
     the same each time, or if the work writes nothing.
 
     Each attempt begins `work` anew, so what it does outside its transaction happens again. If it commits by
-    itself, it is not run again. Raises the last error as it is; what tenant_scope raises;
-    ContractViolation for invalid arguments; TenantScopeViolation if `work` hides an error that has ended its
-    transaction.
+    itself, it is not run again. Raises the last error as it is; what tenant_scope raises; ContractViolation
+    for invalid arguments.
     """
     owned: Engine = checked("run_in_tenant", "an Engine", engine, Engine)
     attempting = Attempts(tenant_id, attempts, retry_unknown)
@@ -92,23 +90,17 @@ class Attempts:
             raise
         finally:
             self._works = False
-        if conn.invalidated or _driver_status(conn) is TransactionStatus.INERROR:
-            # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
-            raise TenantScopeViolation(
-                "the work hid an error that ended its transaction, and nothing is written:"
-                " let the error pass, or try what may fail inside conn.begin_nested()"
-            )
 
     def _note_commit(self, conn: Connection) -> None:
         if self._works:
             self._ended_itself = True
         # On a connection that is known to be dead nothing is sent any more.
-        elif not conn.invalidated and _driver_status(conn) is not TransactionStatus.UNKNOWN:
+        elif not conn.invalidated and driver_status(conn) is not TransactionStatus.UNKNOWN:
             self._commit_sent = True
 
     def _note_statement(self, conn: Connection, _cursor: object, statement: str, *_more: object) -> None:
         # Who writes COMMIT himself goes past the event; afterwards the connection has no transaction.
-        if _COMMITS.match(statement) or _driver_status(conn) is TransactionStatus.IDLE:
+        if _COMMITS.match(statement) or driver_status(conn) is TransactionStatus.IDLE:
             self._ended_itself = True
 
     def pause_after(self, exc: Exception) -> float:
@@ -130,13 +122,6 @@ class Attempts:
             return False
         # Before its commit a transaction has no effect, whatever becomes of its connection.
         return is_retryable(failure, retry_unknown=self._retry_unknown or not self._commit_sent)
-
-
-def _driver_status(conn: Connection) -> TransactionStatus:
-    driver = conn.connection.driver_connection
-    assert driver is not None  # noqa: S101 - the pool has given it
-    status: TransactionStatus = driver.info.transaction_status
-    return status
 
 
 def _pause(attempt: int) -> float:

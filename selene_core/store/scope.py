@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.sql import SQL, Literal
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.contract.errors import SeleneError, TenantScopeViolation, from_sqlstate
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
+_HIDDEN: Final = (
+    "a hidden error has ended the transaction, and nothing is written:"
+    " let the error pass, or try what may fail inside begin_nested()"
+)
 
 
 @contextmanager
@@ -63,8 +68,9 @@ def tenant_scope(bind: Bind, tenant_id: str) -> Iterator[Connection]:
     the transaction. In a joined transaction it is the tenant, because nobody can tell the two apart.
 
     Raises ContractViolation for an invalid tenant id; TenantScopeViolation if the joined transaction has
-    another tenant, and in AUTOCOMMIT, where the tenant would be lost before the next statement; TypeError for
-    another bind and another driver than psycopg 3.
+    another tenant, in AUTOCOMMIT, where the tenant would be lost before the next statement, and where the
+    block, or the commit of a joined transaction, hides an error that has ended the transaction (try what may
+    fail inside begin_nested()); TypeError for another bind and another driver than psycopg 3.
     """
     bind = bound("tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
@@ -92,8 +98,38 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})
         try:
             yield
+            _refuse_aborted(conn)
+        except BaseException:
+            # Whoever began it may hide the error, too, and commit.
+            if joins and _is_aborted(conn) and not event.contains(conn, "commit", _refuse_commit):
+                event.listen(conn, "commit", _refuse_commit)
+            raise
         finally:
             conn.execution_options(**{_SCOPE: outer})
+
+
+def _refuse_aborted(conn: Connection) -> None:
+    """Raise TenantScopeViolation where all seems well, but the transaction can only be rolled back."""
+    # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
+    if _is_aborted(conn):
+        raise TenantScopeViolation(_HIDDEN)
+
+
+def _refuse_commit(conn: Connection) -> None:
+    try:
+        _refuse_aborted(conn)
+    except TenantScopeViolation:
+        # SQLAlchemy takes the transaction for ended, as after every COMMIT that fails.
+        if not conn.invalidated:
+            conn.connection.rollback()
+        raise
+
+
+def _is_aborted(conn: Connection) -> bool:
+    """Tell whether an error has ended the transaction, and nobody has rolled it back yet."""
+    if conn.closed or not conn.in_transaction():
+        return False
+    return conn.invalidated or driver_status(conn) is TransactionStatus.INERROR
 
 
 @lru_cache(maxsize=1024)
@@ -105,6 +141,13 @@ def in_autocommit(conn: Connection) -> bool:
     """Tell whether the connection is in autocommit: every statement is a transaction."""
     driver_connection = conn.connection.driver_connection
     return driver_connection is not None and bool(driver_connection.autocommit)
+
+
+def driver_status(conn: Connection) -> TransactionStatus:
+    """Return what the driver knows of the connection's transaction, without asking the server."""
+    driver_connection = conn.connection.driver_connection
+    assert driver_connection is not None  # noqa: S101 - the pool has given it
+    return TransactionStatus(driver_connection.pgconn.transaction_status)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_
 from selene_core.contract.rows import AppendResult, RebuildReport
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import Bind, bound, checked, joined
-from selene_core.store.repository import DriverStatement, fetch, send
+from selene_core.store.repository import DriverStatement, fetch, logged_refusals, send, send_unlogged
 from selene_core.store.scope import autocommitting, in_autocommit, tenant_scope
 from selene_core.store.work_orders import batch_to_wire, rebuild_by_groups
 
@@ -42,13 +42,14 @@ def append_events(
 
 def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResult]:
     """Append the text of batch_to_wire() on a connection of an engine's, which has no transaction yet."""
-    return alone(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
+    with logged_refusals(tenant_id):
+        return alone(conn, statements.APPEND, tenant_id=tenant_id, events=wire)
 
 
 def alone(conn: Connection, statement: DriverStatement[T], **parameters: object) -> list[T]:
-    """Send a statement that is a transaction of its own, and read its rows."""
+    """Send a statement that is a transaction of its own, and read its rows; a lost lease is not logged."""
     with autocommitting(conn):
-        rows = send(conn, statement, **parameters)
+        rows = send_unlogged(conn, statement, **parameters)
     return [statement.read(row) for row in rows]
 
 

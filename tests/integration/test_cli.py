@@ -13,6 +13,7 @@ import sys
 import termios
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.cli import cli, main
-from selene_core.migrations import downgrade
+from selene_core.migrations import downgrade, upgrade
 from selene_core.schema.drift import expected_schema
 from tests.integration.test_seals import make_keys
 from tests.migrations.runs import alembic_env, run_all
@@ -351,6 +352,36 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
     assert second["from"] == second["to"]
 
 
+@pytest.mark.parametrize("how", ["fails", "is interrupted"])
+def test_upgrade__that_stops_midway_says_what_it_has_run(
+    run: Run, empty_database: Database, how: str
+) -> None:
+    """A reader is in the way of revision 0005; 0004 is committed."""
+    url = empty_database.admin_url.render_as_string(hide_password=False)
+    admin = empty_database.engine("admin")
+    upgrade(empty_database.admin_url, "0003")
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL")
+
+    def press() -> None:
+        with admin.connect() as watcher:
+            wait_until(lambda: watcher.scalar(waiting) > 0, "the upgrade waits")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with admin.connect() as reader, ThreadPoolExecutor(1) as finger:
+        reader.exec_driver_sql("LOCK TABLE os_core.work_order_ledger IN ACCESS SHARE MODE")
+        if how == "fails":
+            stopped = run("upgrade", "--json", url=url, SELENE_LOCK_TIMEOUT="50ms")
+        else:
+            pressing = finger.submit(press)
+            stopped = run("upgrade", "--json", url=url, SELENE_LOCK_TIMEOUT="60s")
+            pressing.result()
+    assert json.loads(stopped.stdout)["error"]["revisions"] == ["0004"]
+    assert stopped.returncode == (1 if how == "fails" else 130)
+    assert stopped.stderr.endswith(" (run before that, and kept: 0004)\n")
+    assert stopped.stderr.count("\n") == 1
+    assert json.loads(run("current", "--json", url=url).stdout)["revision"] == "0004"
+
+
 def test_current_and_history__say_where_the_database_stands(run: Run, database: Database) -> None:
     head, before = expected_schema().head, expected_schema().revisions[-2]
     url = database.admin_url.render_as_string(hide_password=False)
@@ -536,7 +567,63 @@ def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
         assert done.stderr.splitlines()[-1].startswith(f"ImportError: {words}")
 
 
+CTRL_C_AT = """
+import os, signal, sys
+
+class AtImport:
+    def find_spec(name, path=None, target=None):
+        if name == os.environ["CTRL_C_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, AtImport)
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("started", "module"),
+    [
+        (["-m", "selene_core"], "selene_core.libpq"),
+        ([str(Path(sys.executable).with_name("selene-core"))], "sqlalchemy.orm"),
+        ([str(Path(sys.executable).with_name("selene-core"))], "selene_core.cli.errors"),
+    ],
+)
+def test_errors__an_interruption_while_python_imports(
+    tmp_path: Path, started: list[str], module: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CTRL_C_AT)
+    done = subprocess.run(
+        [sys.executable, *started, "history", "--json"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "CTRL_C_AT": module},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "selene-core: interrupted\n")
+    assert json.loads(done.stdout) == {"error": {"code": "INTERRUPTED", "message": "interrupted"}}
+
+
+@pytest.mark.slow
+def test_import__leaves_ctrl_c_as_it_was(tmp_path: Path) -> None:
+    """Only the command takes it: a program of another name gets KeyboardInterrupt, also while it imports."""
+    (tmp_path / "sitecustomize.py").write_text(CTRL_C_AT)
+    code = """
+import signal
+try:
+    import selene_core.cli
+except KeyboardInterrupt:
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "CTRL_C_AT": "selene_core.cli.errors"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -548,6 +635,7 @@ def test_errors__without_libpq(arguments: str, started: list[str]) -> None:
         ("verify tenant_a", "interrupted"),
     ],
 )
+@pytest.mark.slow
 def test_errors__an_interruption(
     database: Database, engine: Engine, admin_engine: Engine, tmp_path: Path, arguments: str, told: str
 ) -> None:

@@ -1,5 +1,6 @@
 """What the package logs: retries, lost leases and revisions, and never a value, a token or a payload."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -8,14 +9,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from selene_core import (
+    AsyncAppender,
     ConcurrencyConflict,
+    Feed,
     LeaseLost,
     LeaseRepository,
     StepAttemptRepository,
+    WorkOrderEventType,
+    WorkOrderLedgerEventInput,
     WorkOrderRepository,
     append_events,
+    hold_lease,
     run_in_tenant,
     tenant_scope,
 )
@@ -24,6 +31,8 @@ from selene_core.migrations import downgrade, history, plan, upgrade
 from selene_core.store import retries
 from selene_core.store.failures import http_status
 from tests.support.factories import created, event, new_id
+from tests.support.pooler import driver_options
+from tests.support.races import DEADLINE_SECONDS, wait_until
 from tests.support.servers import Database
 from tests.support.workers import LIMITS
 
@@ -110,6 +119,65 @@ def test_lost_lease__is_logged_by_every_call_that_meets_it(
             call(conn)
     lost = {"selene_event": "lease_lost", "tenant_id": "acme", "work_order_id": order}
     assert ours(caplog) == [lost] * len(calls)
+
+
+def test_lost_lease__of_a_feed_names_its_consumer(
+    engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    append_events(engine, "acme", [created(new_id())])
+    feed, clock = Feed(engine, "acme", "relay"), sa.text("SELECT clock_timestamp() > :until")
+    with feed.lease("relay-1", ttl_ms=1) as late:
+        with engine.connect() as conn:
+            wait_until(lambda: conn.scalar(clock, {"until": late.lease_expires_at}), "the lease expires")
+        with feed.lease("relay-2", ttl_ms=60_000), pytest.raises(LeaseLost):
+            late.ack()
+    assert ours(caplog) == [{"selene_event": "lease_lost", "tenant_id": "acme", "consumer": "relay"}]
+    assert "the lease on feed consumer relay of tenant acme is lost" in caplog.messages[-1]
+
+
+def test_lost_lease__of_a_shared_call_is_logged_once(
+    database: Database, engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the first event is on its way, the others are gathered; the one that is refused is sent alone."""
+    orders = [new_id() for _ in range(5)]
+    append_events(engine, "acme", [created(order) for order in orders])
+    facts = [
+        WorkOrderLedgerEventInput(
+            work_order_id=order,
+            event_type=WorkOrderEventType.STEP_STARTED,
+            payload={},
+            lease_token=TOKEN if order == orders[2] else None,
+        )
+        for order in orders
+    ]
+
+    async def story() -> list[Any]:
+        url = database.url("app")
+        shared = create_async_engine(url, connect_args=driver_options(url))
+        try:
+            async with AsyncAppender(shared) as appender:
+                calls = [appender.append("acme", fact) for fact in facts]
+                return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await shared.dispose()
+
+    answers = asyncio.run(story())
+    assert [isinstance(answer, LeaseLost) for answer in answers] == [order == orders[2] for order in orders]
+    assert ours(caplog) == [{"selene_event": "lease_lost", "tenant_id": "acme", "work_order_id": orders[2]}]
+
+
+def test_lost_lease__of_a_hold_is_logged_once(engine: sa.Engine, caplog: pytest.LogCaptureFixture) -> None:
+    append_events(engine, "acme", [created(order := new_id())])
+
+    def lose() -> None:
+        with hold_lease(engine, "acme", order, "worker-1", ttl_ms=1_200) as hold:
+            with tenant_scope(engine, "acme") as conn:  # as nobody should: with the token of another
+                LeaseRepository(conn).release(order, hold.lease.token)
+            assert hold.wait(DEADLINE_SECONDS)
+
+    with pytest.raises(LeaseLost):
+        lose()
+    assert ours(caplog) == [{"selene_event": "lease_lost", "tenant_id": "acme", "work_order_id": order}]
 
 
 def test_lost_lease__is_not_written_where_nobody_has_set_up_logging(
