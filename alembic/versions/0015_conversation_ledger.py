@@ -63,6 +63,13 @@ def create_erasures() -> None:
         sa.Column("texts_erased", sa.BigInteger, nullable=False),
         sa.Column("erased_by", text, server_default=sa.text("SESSION_USER"), nullable=False),
         sa.Column("erased_at", sa.DateTime(timezone=True), nullable=False),
+        # An id of the ledger's: the place of the erasure among the events, for the feed.
+        sa.Column(
+            "drawn_event_id",
+            sa.BigInteger,
+            server_default=sa.text("nextval('os_core.work_order_ledger_work_order_event_id_seq'::regclass)"),
+            nullable=False,
+        ),
         sa.PrimaryKeyConstraint("erasure_id", name=op.f("pk_subject_erasures")),
         sa.UniqueConstraint("tenant_id", "erasure_id", name=op.f("ux_subject_erasures_tenant_erasure")),
         sa.UniqueConstraint(
@@ -75,6 +82,9 @@ def create_erasures() -> None:
             name=op.f("ck_subject_erasures_contract"),
         ),
         schema="os_core",
+    )
+    op.create_index(
+        op.f(f"ix_{ERASURES}_tenant_event"), ERASURES, ["tenant_id", "drawn_event_id"], schema="os_core"
     )
     op.execute(f"ALTER SEQUENCE os_core.{ERASURES}_erasure_id_seq OWNED BY os_core.{ERASURES}.erasure_id")
     op.execute(sql("table/tenant_isolation", version=1, table=f"os_core.{ERASURES}"))

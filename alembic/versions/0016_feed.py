@@ -56,12 +56,19 @@ def create_tables() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "feed_position", name=op.f("pk_work_order_feed")),
         # An event has one position, whatever happens. No foreign key: it would lock every event's row.
         sa.UniqueConstraint("tenant_id", "work_order_event_id", name=op.f("ux_work_order_feed_tenant_event")),
-        sa.UniqueConstraint("tenant_id", "erasure_id", name=op.f("ux_work_order_feed_tenant_erasure")),
         sa.CheckConstraint(
             "feed_position > 0 AND (work_order_event_id IS NULL) <> (erasure_id IS NULL)",
             name=op.f("ck_work_order_feed_contract"),
         ),
         schema="os_core",
+    )
+    op.create_index(
+        op.f("ux_work_order_feed_tenant_erasure"),
+        FEED,
+        ["tenant_id", "erasure_id"],
+        unique=True,
+        schema="os_core",
+        postgresql_where=sa.text("erasure_id IS NOT NULL"),
     )
     # A row for each tenant. Its lock makes positions gapless, and visible in their order.
     # settled_event_id: every event up to this id has its position, and no transaction can still bring one.

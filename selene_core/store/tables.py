@@ -516,9 +516,16 @@ subject_erasures: Final = Table(
     Column("texts_erased", BigInteger, nullable=False),
     Column("erased_by", _ID, server_default=text("SESSION_USER"), nullable=False),
     Column("erased_at", _INSTANT, nullable=False),
+    Column(
+        "drawn_event_id",
+        BigInteger,
+        server_default=text("nextval('os_core.work_order_ledger_work_order_event_id_seq'::regclass)"),
+        nullable=False,
+    ),
     PrimaryKeyConstraint("erasure_id", name="pk_subject_erasures"),
     UniqueConstraint("tenant_id", "erasure_id", name="ux_subject_erasures_tenant_erasure"),
     UniqueConstraint("tenant_id", "subject_id", "erasure_id", name="ux_subject_erasures_tenant_subject"),
+    Index("ix_subject_erasures_tenant_event", "tenant_id", "drawn_event_id"),
     CheckConstraint(
         "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
         " AND reason_code >= 1 AND reason_code <= 4294967295"
@@ -585,7 +592,13 @@ work_order_feed: Final = Table(
     Column("erasure_id", BigInteger),
     PrimaryKeyConstraint("tenant_id", "feed_position", name="pk_work_order_feed"),
     UniqueConstraint("tenant_id", "work_order_event_id", name="ux_work_order_feed_tenant_event"),
-    UniqueConstraint("tenant_id", "erasure_id", name="ux_work_order_feed_tenant_erasure"),
+    Index(
+        "ux_work_order_feed_tenant_erasure",
+        "tenant_id",
+        "erasure_id",
+        unique=True,
+        postgresql_where=text("erasure_id IS NOT NULL"),
+    ),
     CheckConstraint(
         "feed_position > 0 AND (work_order_event_id IS NULL) <> (erasure_id IS NULL)", name="contract"
     ),

@@ -476,6 +476,7 @@ def test_erase__is_told_through_the_feed(acme: Tenant, sessions: Sessions, share
     erase(undone.conn, acme.id, "bob")
     undone.conn.rollback()
     assert erase(acme.app, acme.id, "carl")[2:] == (0, 0, False)
+    advance(acme.app, acme.id)
     assert [row["payload"]["subject_id"] for row in read(acme.app, acme.id, 3)] == ["carl"]
     another = sessions.tenant(new_id("other"))
     erase(another.app, another.id, "anna")

@@ -1,7 +1,7 @@
 """How the feed's functions are carried out: on empty tables, and by the same session when they are full."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 from tests.integration.test_jit import EXPLAIN, nodes
 from tests.support.calls import append
 from tests.support.factories import wire
+from tests.support.feeds import advance
 from tests.support.raw import Connection, connect
 from tests.support.servers import LOGIN_ROLES, Database
+from tests.support.sessions import Sessions
 
 CALLS = (
     "os_core.advance_feed('acme')",
@@ -50,6 +52,13 @@ def explained(database: Database) -> Iterator[tuple[Connection, list[Any]]]:
         yield conn, plans
 
 
+@pytest.fixture
+def own(database: Database) -> Iterator[Sessions]:
+    """Open sessions on a database of the test's own."""
+    with closing(Sessions(database.app_url, database.admin_url)) as sessions:
+        yield sessions
+
+
 def offences(told: Any) -> list[str]:
     """Name what walks through a whole table, or starts workers."""
     return [
@@ -57,9 +66,20 @@ def offences(told: Any) -> list[str]:
         for node in nodes(told["Plan"])
         if node["Node Type"] in FORBIDDEN
         and node.get("Relation Name") != SEQUENCE
+        # A page, by position.
+        and "ROWS FROM" not in told["Query Text"]
         # The consumers of a tenant, sorted by name, are few.
         and "ORDER BY listed.consumer" not in told["Query Text"]
     ]
+
+
+def blocks(conn: Connection, statement: str) -> int:
+    """Return how many blocks a statement looks at, once its session knows the catalogue."""
+    for _ in range(2):
+        row = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def rows_of(told: Any) -> float:
@@ -100,3 +120,67 @@ def test_plans__walk_through_nothing(explained: tuple[Connection, list[Any]]) ->
         plans.clear()
         conn.execute(f"SELECT * FROM {call}".encode())
         assert max(map(rows_of, plans)) <= most, json.dumps(max(plans, key=rows_of))
+
+
+def events(conn: Connection, tenant: str, order: str, count: int) -> None:
+    """Append a work order of so many events."""
+    payload = {"field_key": "note", "value": "x" * 60}
+    append(
+        conn,
+        tenant,
+        wire("WORK_ORDER_CREATED", order),
+        *(wire("FIELD_SET", order, payload=payload) for _ in range(count - 1)),
+    )
+
+
+def together(conn: Connection, _: Sessions) -> None:
+    for number in range(4):
+        events(conn, "acme", f"order-{number}", 500)
+    advance(conn, "acme")
+
+
+def by_turns(conn: Connection, _: Sessions) -> None:
+    for number in range(120):
+        events(conn, ("acme", "rival", "third")[number % 3], f"order-{number}", 50)
+    advance(conn, "acme")
+
+
+def with_erasures(conn: Connection, _: Sessions) -> None:
+    for number in range(4):
+        events(conn, "acme", f"order-{number}", 500)
+        conn.execute("SELECT os_core.erase_subject('acme', %s, 7)", (f"subject-{number}",))
+    advance(conn, "acme")
+
+
+def with_late_ones(conn: Connection, sessions: Sessions) -> None:
+    late = sessions.open(autocommit=False)
+    events(late.conn, "acme", "late", 10)
+    for number in range(4):
+        events(conn, "acme", f"order-{number}", 990)
+        if number == 0:
+            advance(conn, "acme")
+            late.conn.commit()
+    advance(conn, "acme")
+
+
+@pytest.mark.parametrize("layout", [together, by_turns, with_erasures, with_late_ones])
+def test_page__looks_at_little_more_blocks_than_one_of_the_ledger(
+    own: Sessions, layout: Callable[[Connection, Sessions], None]
+) -> None:
+    conn = own.open().conn
+    layout(conn, own)
+    conn.execute("SELECT set_config('selene.tenant_id', 'acme', FALSE)")
+    after = 990
+    row = conn.execute(
+        "SELECT min(work_order_event_id) - 1, count(*) FROM os_core.read_feed('acme', %s, 1000)"
+        " WHERE work_order_id <> 'late'",
+        (after,),
+    ).fetchone()
+    assert row is not None
+    assert row[1] > 980
+    plain = blocks(
+        conn,
+        "SELECT * FROM os_core.work_order_ledger WHERE tenant_id = 'acme'"
+        f" AND work_order_event_id > {row[0]} ORDER BY work_order_event_id LIMIT 1000",
+    )
+    assert blocks(conn, f"SELECT * FROM os_core.read_feed('acme', {after}, 1000)") <= 1.5 * plain

@@ -63,12 +63,13 @@ def head(tenant: Tenant) -> Row:
 def wrong(tenant: Tenant, got: Sequence[Row]) -> list[str]:
     """Compare what a consumer got with the ledger, and nothing else: missed, twice, out of order."""
     ledger = {event["work_order_event_id"]: event for event in tenant.ledger()}
-    ids = [event["work_order_event_id"] for event in got]
+    events = [event for event in got if event["event_type"] != "SUBJECT_ERASED"]
+    ids = [event["work_order_event_id"] for event in events]
     found = [f"missed {id_}" for id_ in sorted(ledger.keys() - set(ids))]
     found += [f"not in the ledger {id_}" for id_ in sorted(set(ids) - ledger.keys())]
     found += [f"twice {id_}" for id_ in sorted(set(ids)) if ids.count(id_) > 1]
     last: dict[str, int] = {}
-    for event in got:
+    for event in events:
         seq, order = event["work_order_seq"], event["work_order_id"]
         if seq != last.get(order, 0) + 1:
             found.append(f"{order}: {seq} after {last.get(order, 0)}")
@@ -76,6 +77,12 @@ def wrong(tenant: Tenant, got: Sequence[Row]) -> list[str]:
     positions = [event["feed_position"] for event in got]
     if positions != list(range(1, len(got) + 1)):
         found.append(f"positions {positions}")
+    told = [(each["payload"]["subject_id"], each["created_at"]) for each in got if each not in events]
+    records = tenant.admin.execute(
+        "SELECT subject_id, erased_at FROM os_core.subject_erasures WHERE tenant_id = %s", (tenant.id,)
+    ).fetchall()
+    if sorted(told) != sorted(records):
+        found.append(f"erasures {told} for {records}")
     found += [str(problem) for problem in problems(tenant.app, tenant.id)]
     return found
 

@@ -1,6 +1,7 @@
 -- os_core.erase_subject: deletes what is kept about a person of a tenant, and writes the record of it (contract section 18).
 -- That is: the personal values, the subject's salt, and the texts of the turns whose user_id is the subject, of both roles. It waits for
--- every call that is writing one of them. Consumers of the feed are told. Again, and with nothing to delete, it returns the last record.
+-- every call that is writing one of them. The feed gives it a position, as it does to events. Again, with nothing to delete, it returns the
+-- last record.
 CREATE OR REPLACE FUNCTION os_core.erase_subject(p_tenant_id text, p_subject_id text, p_reason_code bigint)
 RETURNS TABLE (erasure_id bigint, erased_at timestamptz, values_erased bigint, texts_erased bigint, replayed boolean)
 LANGUAGE plpgsql
@@ -79,6 +80,7 @@ BEGIN
       RAISE SQLSTATE 'SLXXX';
     END IF;
 
+    -- The lock above has given the transaction its xid, before the feed's id is drawn.
     INSERT INTO os_core.subject_erasures AS erasure (
       tenant_id, subject_id, reason_code, values_erased, texts_erased, erased_at
     )
@@ -98,7 +100,6 @@ BEGIN
       AND turn.user_id = p_subject_id
       AND said.tenant_id = p_tenant_id
       AND said.conversation_turn_id = turn.conversation_turn_id;
-    PERFORM os_core.feed_erasure(p_tenant_id, _record.erasure_id);
   EXCEPTION
     -- Nothing to delete: the rows that were made for their locks go, too.
     WHEN SQLSTATE 'SLXXX' THEN

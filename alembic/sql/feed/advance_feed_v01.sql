@@ -1,4 +1,5 @@
 -- os_core.advance_feed: gives the tenant's events that have none their positions, in the order of their ids (contract section 16).
+-- The erasure of a person has drawn such an id, too. So what is said of events here holds for erasures.
 -- Returns how many, at most p_limit; NULL if another transaction is at it. Call it in a transaction of its own: the head stays locked to
 -- its end. A call that has nothing to do only reads. OFFSET 0 keeps the searches from becoming joins: each probes an index.
 -- Why no event is left behind: a transaction has its xid before it draws an event id. So all ids up to one that was drawn before this
@@ -27,6 +28,7 @@ DECLARE
   _head os_core.work_order_feed_heads;
   _certain bigint;
   _settled bigint;
+  _is_settled boolean;
   _count integer;
   _last bigint;
   _newest bigint;
@@ -44,9 +46,13 @@ BEGIN
     -- Set back, it would give ids that are settled already, or by the mark: nobody would look for them.
     PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
   END IF;
-  IF NOT EXISTS (
+  _is_settled := NOT EXISTS (
     SELECT FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id > _settled
+  );
+  IF _is_settled AND NOT EXISTS (
+    SELECT FROM os_core.subject_erasures AS erasure
+    WHERE erasure.tenant_id = p_tenant_id AND erasure.drawn_event_id > _settled
   ) THEN
     RETURN 0;
   END IF;
@@ -59,11 +65,22 @@ BEGIN
         WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
         OFFSET 0
       )
+  ) AND NOT EXISTS (
+    SELECT FROM os_core.subject_erasures AS erasure
+    WHERE erasure.tenant_id = p_tenant_id
+      AND erasure.drawn_event_id > _settled
+      AND NOT EXISTS (
+        SELECT FROM os_core.work_order_feed AS feed
+        WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id
+        OFFSET 0
+      )
   ) THEN
     _xmin := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint;
     _xmax := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint;
     -- All have positions. What may be left to do is to settle, or to set a mark for the next call to settle.
-    IF _head.mark_event_id > _settled AND _head.mark_xid < _xmax THEN
+    IF _is_settled THEN
+      RETURN 0;
+    ELSIF _head.mark_event_id > _settled AND _head.mark_xid < _xmax THEN
       IF _head.mark_xid > _xmin THEN
         RETURN 0;
       END IF;
@@ -94,29 +111,46 @@ BEGIN
   END IF;
   -- Counted by RETURNING: a distributed engine reports what an INSERT with SELECT has selected.
   WITH numbered AS (
-    INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id)
+    INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id, erasure_id)
     SELECT
       p_tenant_id,
-      _head.last_position + pg_catalog.row_number() OVER (ORDER BY found.work_order_event_id),
-      found.work_order_event_id
+      _head.last_position + pg_catalog.row_number() OVER (ORDER BY found.drawn_event_id),
+      found.work_order_event_id,
+      found.erasure_id
     FROM (
-      SELECT ledger.work_order_event_id
-      FROM os_core.work_order_ledger AS ledger
-      WHERE ledger.tenant_id = p_tenant_id
-        AND ledger.work_order_event_id > _settled
-        AND NOT EXISTS (
-          SELECT FROM os_core.work_order_feed AS fed
-          WHERE fed.tenant_id = p_tenant_id AND fed.work_order_event_id = ledger.work_order_event_id
-          OFFSET 0
-        )
-      ORDER BY ledger.work_order_event_id
+      (
+        SELECT ledger.work_order_event_id AS drawn_event_id, ledger.work_order_event_id, NULL::bigint AS erasure_id
+        FROM os_core.work_order_ledger AS ledger
+        WHERE ledger.tenant_id = p_tenant_id
+          AND ledger.work_order_event_id > _settled
+          AND NOT EXISTS (
+            SELECT FROM os_core.work_order_feed AS fed
+            WHERE fed.tenant_id = p_tenant_id AND fed.work_order_event_id = ledger.work_order_event_id
+            OFFSET 0
+          )
+        ORDER BY ledger.work_order_event_id
+      )
+      UNION ALL
+      (
+        SELECT erasure.drawn_event_id, NULL, erasure.erasure_id
+        FROM os_core.subject_erasures AS erasure
+        WHERE erasure.tenant_id = p_tenant_id
+          AND erasure.drawn_event_id > _settled
+          AND NOT EXISTS (
+            SELECT FROM os_core.work_order_feed AS fed
+            WHERE fed.tenant_id = p_tenant_id AND fed.erasure_id = erasure.erasure_id
+            OFFSET 0
+          )
+        ORDER BY erasure.drawn_event_id
+      )
+      ORDER BY drawn_event_id
       LIMIT p_limit
     ) AS found
     RETURNING feed.work_order_event_id
   )
   SELECT pg_catalog.count(*), pg_catalog.max(numbered.work_order_event_id) INTO _count, _last FROM numbered;
-  IF _count = p_limit AND _certain > _last THEN
-    -- Nobody has looked at what is above.
+  IF _count = p_limit AND _certain > COALESCE(_last, 0) THEN
+    -- Nobody has looked at what is above the last event.
     _certain := _last;
   END IF;
   _settled := GREATEST(_settled, _certain);
@@ -125,7 +159,7 @@ BEGIN
     _head.mark_event_id <= _settled OR _head.mark_xid > pg_catalog.pg_current_xact_id()::text::bigint
   ) THEN
     -- The old mark is used up, or comes from another cluster, whose xids are not ours. The new one is not above the newest event, so that
-    -- a sequence that is restored to the ledger's last id is above all marks.
+    -- a sequence that is restored to the ledger's last id is above all marks. So erasures that came after it are looked at again.
     SELECT ledger.work_order_event_id INTO _newest
     FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id

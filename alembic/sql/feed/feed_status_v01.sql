@@ -51,16 +51,33 @@ BEGIN
   );
   SELECT pg_catalog.count(*), pg_catalog.min(found.created_at) INTO _unnumbered, _first
   FROM (
-    SELECT ledger.created_at
-    FROM os_core.work_order_ledger AS ledger
-    WHERE ledger.tenant_id = p_tenant_id
-      AND ledger.work_order_event_id > _settled
-      AND NOT EXISTS (
-        SELECT FROM os_core.work_order_feed AS feed
-        WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
-        OFFSET 0
-      )
-    ORDER BY ledger.work_order_event_id
+    (
+      SELECT ledger.created_at
+      FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_tenant_id
+        AND ledger.work_order_event_id > _settled
+        AND NOT EXISTS (
+          SELECT FROM os_core.work_order_feed AS feed
+          WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
+          OFFSET 0
+        )
+      ORDER BY ledger.work_order_event_id
+      LIMIT 10000
+    )
+    UNION ALL
+    (
+      SELECT erasure.erased_at
+      FROM os_core.subject_erasures AS erasure
+      WHERE erasure.tenant_id = p_tenant_id
+        AND erasure.drawn_event_id > _settled
+        AND NOT EXISTS (
+          SELECT FROM os_core.work_order_feed AS feed
+          WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id
+          OFFSET 0
+        )
+      ORDER BY erasure.drawn_event_id
+      LIMIT 10000
+    )
     LIMIT 10000
   ) AS found;
   RETURN QUERY

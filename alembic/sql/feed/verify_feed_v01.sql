@@ -26,6 +26,8 @@ BEGIN
       feed.feed_position,
       feed.work_order_event_id,
       feed.erasure_id,
+      erasure.erasure_id AS record_id,
+      pg_catalog.count(*) OVER (PARTITION BY feed.erasure_id, feed.work_order_event_id) AS positions,
       ledger.work_order_id,
       ledger.work_order_seq,
       pg_catalog.row_number() OVER (PARTITION BY ledger.work_order_id ORDER BY feed.feed_position) AS nth,
@@ -34,6 +36,8 @@ BEGIN
     FROM os_core.work_order_feed AS feed
     LEFT JOIN os_core.work_order_ledger AS ledger
       ON ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id = feed.work_order_event_id
+    LEFT JOIN os_core.subject_erasures AS erasure
+      ON erasure.tenant_id = p_tenant_id AND erasure.erasure_id = feed.erasure_id
     WHERE feed.tenant_id = p_tenant_id
   )
   SELECT
@@ -51,6 +55,20 @@ BEGIN
     )
   UNION ALL
   SELECT
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    pg_catalog.format('the erasure %s was never given a position', erasure.erasure_id)
+  FROM os_core.subject_erasures AS erasure
+  WHERE erasure.tenant_id = p_tenant_id
+    AND erasure.drawn_event_id <= (SELECT head.settled_event_id FROM head)
+    AND NOT EXISTS (
+      SELECT FROM os_core.work_order_feed AS feed
+      WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id
+    )
+  UNION ALL
+  SELECT
     numbered.feed_position,
     numbered.work_order_event_id,
     numbered.work_order_id,
@@ -60,6 +78,14 @@ BEGIN
   CROSS JOIN LATERAL (
     VALUES
     (numbered.work_order_seq IS NULL AND numbered.erasure_id IS NULL, 'the position has no event in the ledger'),
+    (
+      numbered.erasure_id <> COALESCE(numbered.record_id, 0),
+      pg_catalog.format('the erasure %s has no record', numbered.erasure_id)
+    ),
+    (
+      numbered.erasure_id IS NOT NULL AND numbered.positions > 1,
+      pg_catalog.format('the erasure %s has another position, too', numbered.erasure_id)
+    ),
     (numbered.nth <> numbered.work_order_seq, 'the event is out of the order of its work order'),
     (
       numbered.before <> numbered.feed_position - 1 AND NOT (numbered.before = 0 AND EXISTS (SELECT FROM removal)),
