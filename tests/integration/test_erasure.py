@@ -104,7 +104,7 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert annas["$ref"] != bobs["$ref"]
     held = acme.admin.execute(
         "SELECT subject_id, value_ref, salt, value FROM os_core.subject_values"
-        " JOIN os_core.subjects USING (tenant_id, subject_id) WHERE tenant_id = %s ORDER BY 1",
+        " JOIN os_core.subjects USING (tenant_id, subject_id, salt) WHERE tenant_id = %s ORDER BY 1",
         (acme.id,),
     ).fetchall()
     assert [row[0] for row in held] == ["anna", "bob"]
@@ -115,21 +115,46 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert "red" not in str(rows(acme, "os_core.work_order_ledger", "os_core.work_orders_current"))
 
 
-def test_reference__commits_to_its_value(acme: Tenant) -> None:
-    """What somebody with the owner's rights puts under a reference is not read."""
-    order = acme.order()
-    acme.append(field_set(order, personal("anna", "red")))
+@pytest.mark.parametrize("replica", [False, True], ids=["origin", "replica"])
+def test_reference__commits_to_its_value(acme: Tenant, replica: bool) -> None:
+    """Whoever writes: the database takes no other value under a reference, and none after an erasure."""
+    acme.append(field_set(acme.order(), personal("anna", 12)))
+    salt, ref = acme.admin.execute(
+        "SELECT salt, value_ref FROM os_core.subject_values WHERE tenant_id = %s", (acme.id,)
+    ).fetchall()[0]
     put = (
-        "INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value) VALUES (%s, %s, %s, %s)"
+        "INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)"
+        " VALUES (%s, 'anna', %s, %s, %s)"
     )
-    forged = {"$subject": "anna", "$ref": "0" * 64}
-    acme.admin.execute(put, (acme.id, "anna", forged["$ref"], '"blue"'))
-    assert resolve(acme.app, acme.id, forged) == ERASED
-    erased = acme.projection(order)["fields_json"]["name"]
+    other = hashlib.sha256(salt + b'"blue"').hexdigest()
+    no_check = "SET LOCAL session_replication_role = replica" if replica else "SELECT 1"
+    before = rows(acme)
+    for named, salted, value in (
+        (ref, salt, '"blue"'),
+        ("0" * 64, salt, '"blue"'),
+        (other.upper(), salt, '"blue"'),
+        (other, secrets.token_bytes(32), '"blue"'),
+    ):
+        with pytest.raises(psycopg.errors.CheckViolation), acme.admin.transaction():
+            acme.admin.execute(no_check.encode())
+            acme.admin.execute(put.encode(), (acme.id, named, salted, value))
+    if not replica:
+        # The text of 34 begins with 3: so the same bytes are hashed, but it is not the subject's salt.
+        own = secrets.token_bytes(32)
+        for named, salted, value in (
+            (hashlib.sha256(salt + b"34").hexdigest(), salt + b"3", "4"),
+            (hashlib.sha256(own + b'"blue"').hexdigest(), own, '"blue"'),
+        ):
+            with pytest.raises(psycopg.errors.ForeignKeyViolation):
+                acme.admin.execute(put.encode(), (acme.id, named, salted, value))
+    assert rows(acme) == before
     erase(acme.app, acme.id, "anna")
-    acme.append(field_set(order, personal("anna", "again")))
-    acme.admin.execute(put, (acme.id, "anna", erased["$ref"], '"red"'))
-    assert resolve(acme.app, acme.id, erased) == ERASED
+    for again in (False, True):
+        if again:
+            acme.append(field_set(acme.order(), personal("anna", "again")))
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            acme.admin.execute(put.encode(), (acme.id, ref, salt, "12"))
+    assert resolve(acme.app, acme.id, {"$subject": "anna", "$ref": ref}) == ERASED
 
 
 def one_value(value: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -793,6 +818,7 @@ WAYS_TO_A_VALUE = [
     "SELECT * FROM os_core.subjects",
     "SELECT subject::text FROM os_core.subjects AS subject",
     "SELECT value FROM os_core.subject_values",
+    "SELECT salt FROM os_core.subject_values",
     "SELECT held::text FROM os_core.subject_values AS held",
     "SELECT subject_id FROM os_core.subject_values WHERE value = '1'",
     "SELECT subject_id FROM os_core.subject_values ORDER BY value",
