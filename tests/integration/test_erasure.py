@@ -138,6 +138,18 @@ def test_reference__commits_to_its_value(acme: Tenant, replica: bool) -> None:
         with pytest.raises(psycopg.errors.CheckViolation), acme.admin.transaction():
             acme.admin.execute(no_check.encode())
             acme.admin.execute(put.encode(), (acme.id, named, salted, value))
+    # Nor does a path with operators and types of its own help.
+    with pytest.raises(psycopg.errors.CheckViolation), acme.admin.transaction():
+        for each in (
+            "CREATE SCHEMA lies",
+            "CREATE FUNCTION lies.always(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT TRUE'",
+            "CREATE OPERATOR lies.= (FUNCTION = lies.always, LEFTARG = text, RIGHTARG = text)",
+            "CREATE DOMAIN lies.text AS pg_catalog.text",
+            "SET LOCAL search_path = lies, pg_catalog",
+            no_check,
+        ):
+            acme.admin.execute(each.encode())
+        acme.admin.execute(put.encode(), (acme.id, "0" * 64, salt, '"blue"'))
     if not replica:
         # The text of 34 begins with 3: so the same bytes are hashed, but it is not the subject's salt.
         own = secrets.token_bytes(32)
@@ -571,6 +583,9 @@ def in_flight(acme: Tenant) -> list[tuple[Callable[[Connection], Any], str]]:
         register(conn, acme.id, "anna")
         return say(conn, acme.id, "anna", "my secret")
 
+    step = wire("STEP_STARTED", order, payload={"to": [{"street": personal("anna", "secret")}]})
+    deep = [1, {"a": [[{"b": personal("anna", "secret")}], "x"]}]
+    conflict = wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": "name", "candidates": deep})
     return [
         (append(field_set(order, personal("anna", "secret"))), held),
         (
@@ -578,11 +593,14 @@ def in_flight(acme: Tenant) -> list[tuple[Callable[[Connection], Any], str]]:
             held,
         ),
         (first_words, said),
+        (append(step), held),
+        (append(conflict), held),
+        (append(step, conflict), held),
     ]
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(6))
 def test_in_flight__an_erasure_waits_for_it(
     sessions: Sessions, acme: Tenant, number: int, known: bool
 ) -> None:
@@ -602,7 +620,7 @@ def test_in_flight__an_erasure_waits_for_it(
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(6))
 def test_in_flight__what_waits_for_an_erasure_is_erased_with_it(
     sessions: Sessions, acme: Tenant, number: int, known: bool
 ) -> None:
@@ -624,6 +642,29 @@ def test_in_flight__what_waits_for_an_erasure_is_erased_with_it(
     # What comes later is new.
     acme.append(field_set(acme.order(), personal("anna", "later")))
     assert len(rows(acme, "os_core.subject_values")["os_core.subject_values"]) == 1
+
+
+@pytest.mark.parametrize("with_value", [False, True], ids=["alone", "with a value"])
+def test_in_flight__a_live_reference_given_again(sessions: Sessions, acme: Tenant, with_value: bool) -> None:
+    """An erasure waits for it; whoever waits for an erasure is refused, and nothing of the call stays."""
+    order = acme.order(fields={"name": personal("anna", "secret")})
+    reference = acme.projection(order)["fields_json"]["name"]
+    more = [field_set(order, personal("anna", "more"))] if with_value else []
+    events = [wire("STEP_STARTED", order, payload={"to": [reference]}), *more]
+    writer, eraser, late = sessions.open(autocommit=False), sessions.open(autocommit=False), sessions.open()
+    writer.append(acme.id, *events)
+    erased = eraser.start(lambda conn: erase(conn, acme.id, "anna"))
+    assert sessions.blockers(eraser) == {writer.pid}
+    writer.conn.commit()
+    assert erased.result()[2:4] == (1 + with_value, 0)
+    before = acme.ledger(order)
+    future = late.start_append(acme.id, *events)
+    assert sessions.blockers(late) == {eraser.pid}
+    eraser.conn.commit()
+    with refused("SL001"):
+        future.result()
+    assert acme.ledger(order) == before
+    assert rows(acme, *ERASABLE) == {table: [] for table in ERASABLE}
 
 
 def test_in_flight__a_retry_of_what_commits_and_is_erased_meanwhile(sessions: Sessions, acme: Tenant) -> None:
