@@ -49,7 +49,7 @@ SIGNATURES = (
     "reference(text, text)",
 )
 TABLES = ("subjects", "subject_values")
-HIDDEN = {"subjects": ("salt",), "subject_values": ("value",)}
+HIDDEN = {"subjects": ("salt",), "subject_values": ("salt", "value")}
 READABLE = {
     "subjects": "tenant_id, subject_id, was_erased, created_at",
     "subject_values": "tenant_id, subject_id, value_ref, created_at",
@@ -57,6 +57,7 @@ READABLE = {
 
 
 def upgrade() -> None:
+    op.execute(sql("erasure/is_subject_value", version=1))
     create_subjects()
     create_values()
     for table in TABLES:
@@ -82,6 +83,8 @@ def create_subjects() -> None:
         sa.Column("was_erased", sa.Boolean, nullable=False),
         created_at(),
         sa.PrimaryKeyConstraint("tenant_id", "subject_id", name=op.f("pk_subjects")),
+        # The foreign key of values leads here: a subject has one salt.
+        sa.UniqueConstraint("tenant_id", "subject_id", "salt", name=op.f("ux_subjects_tenant_salt")),
         sa.CheckConstraint(
             "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
             " AND octet_length(salt) = 32 AND os_core.is_portable_time(created_at)",
@@ -98,9 +101,19 @@ def create_values() -> None:
         sa.Column("tenant_id", text, nullable=False),
         sa.Column("subject_id", text, nullable=False),
         sa.Column("value_ref", text, nullable=False),
+        sa.Column("salt", sa.LargeBinary, nullable=False),
         sa.Column("value", sa.dialects.postgresql.JSONB, nullable=False),
         created_at(),
         sa.PrimaryKeyConstraint("tenant_id", "subject_id", "value_ref", name=op.f("pk_subject_values")),
+        sa.ForeignKeyConstraint(
+            ["tenant_id", "subject_id", "salt"],
+            ["os_core.subjects.tenant_id", "os_core.subjects.subject_id", "os_core.subjects.salt"],
+            name=op.f("fk_subject_values_subject"),
+        ),
+        # The reference commits to the value: nobody can put another one under it.
+        sa.CheckConstraint(
+            "os_core.is_subject_value(value_ref, salt, value)", name=op.f("ck_subject_values_contract")
+        ),
         schema="os_core",
     )
 
@@ -122,3 +135,4 @@ def downgrade() -> None:
         op.execute(f"DROP FUNCTION os_core.{signature}")
     for table in reversed(TABLES):
         op.drop_table(table, schema="os_core")
+    op.execute("DROP FUNCTION os_core.is_subject_value(text, bytea, jsonb)")

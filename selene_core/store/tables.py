@@ -543,6 +543,7 @@ subjects: Final = Table(
     Column("was_erased", Boolean, nullable=False),
     Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
     PrimaryKeyConstraint("tenant_id", "subject_id", name="pk_subjects"),
+    UniqueConstraint("tenant_id", "subject_id", "salt", name="ux_subjects_tenant_salt"),
     CheckConstraint(
         "os_core.is_identifier(tenant_id, 64) AND os_core.is_identifier(subject_id, 128)"
         " AND octet_length(salt) = 32 AND os_core.is_portable_time(created_at)",
@@ -556,9 +557,16 @@ subject_values: Final = Table(
     Column("tenant_id", _ID, nullable=False),
     Column("subject_id", _ID, nullable=False),
     Column("value_ref", _ID, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
     Column("value", JSONB, nullable=False),
     Column("created_at", _INSTANT, server_default=text("clock_timestamp()"), nullable=False),
     PrimaryKeyConstraint("tenant_id", "subject_id", "value_ref", name="pk_subject_values"),
+    ForeignKeyConstraint(
+        ["tenant_id", "subject_id", "salt"],
+        ["os_core.subjects.tenant_id", "os_core.subjects.subject_id", "os_core.subjects.salt"],
+        name="fk_subject_values_subject",
+    ),
+    CheckConstraint("os_core.is_subject_value(value_ref, salt, value)", name="contract"),
 )
 
 tenant_removals: Final = Table(

@@ -104,7 +104,7 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert annas["$ref"] != bobs["$ref"]
     held = acme.admin.execute(
         "SELECT subject_id, value_ref, salt, value FROM os_core.subject_values"
-        " JOIN os_core.subjects USING (tenant_id, subject_id) WHERE tenant_id = %s ORDER BY 1",
+        " JOIN os_core.subjects USING (tenant_id, subject_id, salt) WHERE tenant_id = %s ORDER BY 1",
         (acme.id,),
     ).fetchall()
     assert [row[0] for row in held] == ["anna", "bob"]
@@ -115,21 +115,58 @@ def test_reference__is_the_salted_hash_and_shared_within_a_subject(acme: Tenant)
     assert "red" not in str(rows(acme, "os_core.work_order_ledger", "os_core.work_orders_current"))
 
 
-def test_reference__commits_to_its_value(acme: Tenant) -> None:
-    """What somebody with the owner's rights puts under a reference is not read."""
-    order = acme.order()
-    acme.append(field_set(order, personal("anna", "red")))
+@pytest.mark.parametrize("replica", [False, True], ids=["origin", "replica"])
+def test_reference__commits_to_its_value(acme: Tenant, replica: bool) -> None:
+    """Whoever writes: the database takes no other value under a reference, and none after an erasure."""
+    acme.append(field_set(acme.order(), personal("anna", 12)))
+    salt, ref = acme.admin.execute(
+        "SELECT salt, value_ref FROM os_core.subject_values WHERE tenant_id = %s", (acme.id,)
+    ).fetchall()[0]
     put = (
-        "INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value) VALUES (%s, %s, %s, %s)"
+        "INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)"
+        " VALUES (%s, 'anna', %s, %s, %s)"
     )
-    forged = {"$subject": "anna", "$ref": "0" * 64}
-    acme.admin.execute(put, (acme.id, "anna", forged["$ref"], '"blue"'))
-    assert resolve(acme.app, acme.id, forged) == ERASED
-    erased = acme.projection(order)["fields_json"]["name"]
+    other = hashlib.sha256(salt + b'"blue"').hexdigest()
+    no_check = "SET LOCAL session_replication_role = replica" if replica else "SELECT 1"
+    before = rows(acme)
+    for named, salted, value in (
+        (ref, salt, '"blue"'),
+        ("0" * 64, salt, '"blue"'),
+        (other.upper(), salt, '"blue"'),
+        (other, secrets.token_bytes(32), '"blue"'),
+    ):
+        with pytest.raises(psycopg.errors.CheckViolation), acme.admin.transaction():
+            acme.admin.execute(no_check.encode())
+            acme.admin.execute(put.encode(), (acme.id, named, salted, value))
+    # Nor does a path with operators and types of its own help.
+    with pytest.raises(psycopg.errors.CheckViolation), acme.admin.transaction():
+        for each in (
+            "CREATE SCHEMA lies",
+            "CREATE FUNCTION lies.always(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT TRUE'",
+            "CREATE OPERATOR lies.= (FUNCTION = lies.always, LEFTARG = text, RIGHTARG = text)",
+            "CREATE DOMAIN lies.text AS pg_catalog.text",
+            "SET LOCAL search_path = lies, pg_catalog",
+            no_check,
+        ):
+            acme.admin.execute(each.encode())
+        acme.admin.execute(put.encode(), (acme.id, "0" * 64, salt, '"blue"'))
+    if not replica:
+        # The text of 34 begins with 3: so the same bytes are hashed, but it is not the subject's salt.
+        own = secrets.token_bytes(32)
+        for named, salted, value in (
+            (hashlib.sha256(salt + b"34").hexdigest(), salt + b"3", "4"),
+            (hashlib.sha256(own + b'"blue"').hexdigest(), own, '"blue"'),
+        ):
+            with pytest.raises(psycopg.errors.ForeignKeyViolation):
+                acme.admin.execute(put.encode(), (acme.id, named, salted, value))
+    assert rows(acme) == before
     erase(acme.app, acme.id, "anna")
-    acme.append(field_set(order, personal("anna", "again")))
-    acme.admin.execute(put, (acme.id, "anna", erased["$ref"], '"red"'))
-    assert resolve(acme.app, acme.id, erased) == ERASED
+    for again in (False, True):
+        if again:
+            acme.append(field_set(acme.order(), personal("anna", "again")))
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            acme.admin.execute(put.encode(), (acme.id, ref, salt, "12"))
+    assert resolve(acme.app, acme.id, {"$subject": "anna", "$ref": ref}) == ERASED
 
 
 def one_value(value: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -547,6 +584,9 @@ def in_flight(acme: Tenant) -> list[tuple[Callable[[Connection], Any], str]]:
         register(conn, acme.id, "anna")
         return say(conn, acme.id, "anna", "my secret")
 
+    step = wire("STEP_STARTED", order, payload={"to": [{"street": personal("anna", "secret")}]})
+    deep = [1, {"a": [[{"b": personal("anna", "secret")}], "x"]}]
+    conflict = wire("FIELD_CONFLICT_DETECTED", order, payload={"field_key": "name", "candidates": deep})
     return [
         (append(field_set(order, personal("anna", "secret"))), held),
         (
@@ -554,11 +594,14 @@ def in_flight(acme: Tenant) -> list[tuple[Callable[[Connection], Any], str]]:
             held,
         ),
         (first_words, said),
+        (append(step), held),
+        (append(conflict), held),
+        (append(step, conflict), held),
     ]
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(6))
 def test_in_flight__an_erasure_waits_for_it(
     sessions: Sessions, acme: Tenant, number: int, known: bool
 ) -> None:
@@ -578,7 +621,7 @@ def test_in_flight__an_erasure_waits_for_it(
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(6))
 def test_in_flight__what_waits_for_an_erasure_is_erased_with_it(
     sessions: Sessions, acme: Tenant, number: int, known: bool
 ) -> None:
@@ -600,6 +643,29 @@ def test_in_flight__what_waits_for_an_erasure_is_erased_with_it(
     # What comes later is new.
     acme.append(field_set(acme.order(), personal("anna", "later")))
     assert len(rows(acme, "os_core.subject_values")["os_core.subject_values"]) == 1
+
+
+@pytest.mark.parametrize("with_value", [False, True], ids=["alone", "with a value"])
+def test_in_flight__a_live_reference_given_again(sessions: Sessions, acme: Tenant, with_value: bool) -> None:
+    """An erasure waits for it; whoever waits for an erasure is refused, and nothing of the call stays."""
+    order = acme.order(fields={"name": personal("anna", "secret")})
+    reference = acme.projection(order)["fields_json"]["name"]
+    more = [field_set(order, personal("anna", "more"))] if with_value else []
+    events = [wire("STEP_STARTED", order, payload={"to": [reference]}), *more]
+    writer, eraser, late = sessions.open(autocommit=False), sessions.open(autocommit=False), sessions.open()
+    writer.append(acme.id, *events)
+    erased = eraser.start(lambda conn: erase(conn, acme.id, "anna"))
+    assert sessions.blockers(eraser) == {writer.pid}
+    writer.conn.commit()
+    assert erased.result()[2:4] == (1 + with_value, 0)
+    before = acme.ledger(order)
+    future = late.start_append(acme.id, *events)
+    assert sessions.blockers(late) == {eraser.pid}
+    eraser.conn.commit()
+    with refused("SL001"):
+        future.result()
+    assert acme.ledger(order) == before
+    assert rows(acme, *ERASABLE) == {table: [] for table in ERASABLE}
 
 
 def test_in_flight__a_retry_of_what_commits_and_is_erased_meanwhile(sessions: Sessions, acme: Tenant) -> None:
@@ -794,6 +860,7 @@ WAYS_TO_A_VALUE = [
     "SELECT * FROM os_core.subjects",
     "SELECT subject::text FROM os_core.subjects AS subject",
     "SELECT value FROM os_core.subject_values",
+    "SELECT salt FROM os_core.subject_values",
     "SELECT held::text FROM os_core.subject_values AS held",
     "SELECT subject_id FROM os_core.subject_values WHERE value = '1'",
     "SELECT subject_id FROM os_core.subject_values ORDER BY value",

@@ -63,6 +63,7 @@ HIDDEN_COLUMNS = (
     "conversation.turn_texts.salt",
     "conversation.turn_texts.text",
     "os_core.subjects.salt",
+    "os_core.subject_values.salt",
     "os_core.subject_values.value",
     # A login that is in selene_feed, too, would see them of every tenant: os_core.feed_status returns them.
     "os_core.work_order_feed_consumers.fence",

@@ -162,8 +162,8 @@ BEGIN
       -- What is not the recorded value is refused as IdempotencyConflict: any other reference will do.
       _ref := os_core.salted_hash(COALESCE(_salts[_n], os_core.random_salt()), _value::text);
       IF NOT (_is_replay[_e] OR _is_late[_n]) THEN
-        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value)
-        VALUES (p_tenant_id, _subjects[_n], _ref, _value)
+        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
+        VALUES (p_tenant_id, _subjects[_n], _ref, _salts[_n], _value)
         ON CONFLICT DO NOTHING;
       END IF;
       -- In jsonb's text an object stands where it is and nowhere else: within a string its quotes are escaped.

@@ -40,8 +40,8 @@ BEGIN
       FOR KEY SHARE SKIP LOCKED;
       IF _salt IS NOT NULL THEN
         _ref := os_core.salted_hash(_salt, _value::text);
-        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, value)
-        VALUES (p_tenant_id, _subject_id, _ref, _value)
+        INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
+        VALUES (p_tenant_id, _subject_id, _ref, _salt, _value)
         ON CONFLICT DO NOTHING;
         RETURN pg_catalog.jsonb_set(p_events, '{0,payload}', pg_catalog.replace(
           _text, _shown, pg_catalog.format('{"$subject": "%s", "$ref": "%s"}', _subject_id, _ref)

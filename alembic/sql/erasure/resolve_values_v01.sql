@@ -20,12 +20,9 @@ BEGIN
     LEFT JOIN LATERAL (
       SELECT of_subject.value
       FROM os_core.subject_values AS of_subject
-      JOIN os_core.subjects AS subject USING (tenant_id, subject_id)
       WHERE of_subject.tenant_id = p_tenant_id
         AND of_subject.subject_id = reserved.node ->> '$subject'
         AND of_subject.value_ref = reserved.node ->> '$ref'
-        -- The reference commits to the value: whatever else is put under it is not read.
-        AND of_subject.value_ref = os_core.salted_hash(subject.salt, of_subject.value::text)
     ) AS held ON TRUE
     WHERE reserved.node - '{$subject,$ref}'::text[] = '{}'
   LOOP

@@ -2,6 +2,8 @@
 -- The row's tenant must be the transaction's, and its last record in os_core.tenant_removals must be OPENED. A statement has no row:
 -- there p_tenant_id is NULL, and the transaction's tenant counts. So a statement that meets no row is judged, too.
 -- A record opens nothing for the transaction that writes it: it is committed before the first row goes.
+-- Without a transaction's tenant every statement is refused. Only logical replication has rows without a statement: they went on the
+-- publisher, by its clock, and the publisher's record has come before them.
 CREATE OR REPLACE FUNCTION os_core.removal_is_open(p_tenant_id text)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -11,10 +13,10 @@ AS $$
 DECLARE
   _tenant_id constant text := NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '');
 BEGIN
-  RETURN COALESCE(p_tenant_id, _tenant_id) = _tenant_id AND COALESCE((
-    SELECT removal.removal_state = 'OPENED' AND removal.recorded_at < pg_catalog.transaction_timestamp()
+  RETURN COALESCE(COALESCE(p_tenant_id, _tenant_id) = COALESCE(_tenant_id, p_tenant_id) AND (
+    SELECT removal.removal_state = 'OPENED' AND (_tenant_id IS NULL OR removal.recorded_at < pg_catalog.transaction_timestamp())
     FROM os_core.tenant_removals AS removal
-    WHERE removal.tenant_id = _tenant_id
+    WHERE removal.tenant_id = COALESCE(_tenant_id, p_tenant_id)
     ORDER BY removal.removal_id DESC
     LIMIT 1
   ), FALSE);
