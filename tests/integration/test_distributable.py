@@ -29,6 +29,7 @@ from selene_core.store import (
 )
 from tests.integration.test_jit import RARE, explained, nodes
 from tests.support.calls import Tenant, refused
+from tests.support.factories import wire
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
 from tests.support.writes import STORY, known, run
@@ -69,6 +70,16 @@ def plans(database: Database, explained: tuple[Connection, list[Any]]) -> list[A
             if name != "drift":
                 run(conn, call, "acme", known(admin, "acme"))
     return found
+
+
+def test_update__has_no_volatile_function(database: Database, plans: list[Any]) -> None:
+    with connect(database.admin_url) as admin:
+        rows = admin.execute("SELECT DISTINCT proname FROM pg_proc WHERE provolatile = 'v'").fetchall()
+    volatile = re.compile(rf"\b({'|'.join(name for (name,) in rows)})\(")
+    changes = [told for told in plans if told["Plan"].get("Operation") in ("Update", "Delete")]
+    assert changes
+    offenders = [told["Query Text"] for told in changes if volatile.search(json.dumps(told["Plan"]))]
+    assert offenders == []
 
 
 def test_function__takes_no_whole_row_of_a_table(plans: list[Any]) -> None:
@@ -133,3 +144,26 @@ def test_guard__names_the_table_and_not_its_part(acme: Tenant) -> None:
     with pytest.raises(psycopg.Error) as caught:
         acme.admin.execute("DELETE FROM os_core.work_order_ledger_102008")
     assert json.loads(caught.value.diag.message_detail or "")["table"] == "os_core.work_order_ledger"
+
+
+EVENTS = "os_core.work_order_ledger_work_order_event_id_seq"
+
+
+def test_append__follows_an_event_of_a_node_with_higher_ids(acme: Tenant) -> None:
+    to_node(acme, EVENTS, 2)
+    order = acme.order()
+    to_node(acme, EVENTS, 1)
+    (one,) = acme.append(wire("FIELD_SET", order))
+    to_node(acme, EVENTS, 3)
+    acme.append(wire("FIELD_SET", order))
+    to_node(acme, EVENTS, 1)
+    both = acme.append(wire("FIELD_SET", order), wire("FIELD_SET", order))
+    assert [each.work_order_seq for each in both] == [4, 5]
+    assert (acme.verify(order), acme.verify_chain(order)) == ({}, {})
+    # As it was after an event whose id is higher than that of a later one.
+    state = acme.as_of(order, event_id=one.work_order_event_id)
+    assert state is not None
+    assert state["last_seq"] == 2
+    acme.admin.execute("SELECT setval(%s, %s)", (EVENTS, NODE))
+    with refused("55000"):
+        acme.append(wire("FIELD_SET", order))
