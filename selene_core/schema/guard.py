@@ -12,12 +12,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from selene_core.contract.errors import SchemaDrifted, SchemaError, SchemaLocked, SchemaOutdated, SchemaTooNew
-from selene_core.schema.catalogue import Facts, read, read_revisions
+from selene_core.schema.catalogue import Facts, read_revisions
 from selene_core.schema.drift import (
     Difference,
     describe,
     differences,
     expected_schema,
+    found_schema,
     has_tables,
     is_related_outside,
     privileges,
@@ -109,7 +110,7 @@ def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
     try:
         with conn.begin_nested():
             for _ in range(_LOOKS):
-                revisions, facts = read_revisions(conn) or (), read(conn)
+                revisions, facts = read_revisions(conn) or (), found_schema(conn)
                 if (read_revisions(conn) or ()) == revisions:
                     break
         return revisions, facts
