@@ -31,12 +31,6 @@ GUARD: Final = """BEGIN
 """
 """The begin of os_core.enter_tenant: a call that stays on the coordinator would read without the tenant."""
 
-# A table of ours, and not the extension alone: an empty cluster is no profile yet.
-_IS_DISTRIBUTED: Final = f"""
-    SELECT TRUE FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'os_core' AND c.relname = '{VERSION_TABLE}'
-"""
-
 
 def script_directory() -> Path:
     """Return the folder of the revisions: inside the installed package, else the checkout's."""
@@ -46,8 +40,18 @@ def script_directory() -> Path:
 
 
 def is_distributed(conn: Connection) -> bool:
-    """Tell whether the profile's revisions have been run here; every role may ask."""
-    return bool(conn.exec_driver_sql(_IS_DISTRIBUTED).scalar())
+    """Tell whether the profile's revisions have been run here: an empty cluster is no profile yet."""
+    return has_version_table(conn, VERSION_TABLE)
+
+
+def has_version_table(conn: Connection, name: str) -> bool:
+    """Tell whether os_core has a version table of this name; every role may ask."""
+    # Not to_regclass(): without USAGE on the schema it raises.
+    asked = """
+        SELECT TRUE FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'os_core' AND c.relname = %s
+    """
+    return bool(conn.exec_driver_sql(asked, (name,)).scalar())
 
 
 def as_on_one_node(found: Facts, expected: Facts) -> None:

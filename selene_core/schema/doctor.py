@@ -13,13 +13,12 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.citus import is_distributed
-from selene_core.schema.catalogue import Facts, plain_settings, read_revisions
+from selene_core.schema.catalogue import Facts, plain_settings, read, read_revisions
 from selene_core.schema.drift import (
     VERSION_TABLE,
     describe,
     differences,
     expected_schema,
-    found_schema,
     has_tables,
     shared_differences,
 )
@@ -89,7 +88,7 @@ def _examine(conn: Connection) -> Diagnosis:
                     raise
             return None
 
-    facts = seen("the schema", found_schema)
+    facts = seen("the schema", read)
     stamps = seen("the revision", lambda conn: read_revisions(conn) or ())
     found = [*server_faults(number, conn.exec_driver_sql("SHOW server_encoding").scalar_one())]
     notes = [*_server_notes(conn, number)]
@@ -201,9 +200,8 @@ def _schema_faults(
 
 def _sequence_faults(conn: Connection, facts: Facts) -> Iterator[Fault]:
     """Return the sequences that would give ids that are taken; only a superuser sees all rows."""
-    # Where the schema is distributed, each node gives ids of a range of its own.
     if conn.exec_driver_sql("SHOW is_superuser").scalar_one() != "on" or is_distributed(conn):
-        return
+        return  # Distributed, each node gives ids of a range of its own.
     for thing, aspects in expected_schema().facts.items():
         table, _, column = aspects.get("owned by", "").rpartition(".")
         if not table or thing not in facts or f"column {column}" not in facts.get(f"relation {table}", {}):

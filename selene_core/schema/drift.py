@@ -8,14 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from selene_core.citus import as_on_one_node, is_distributed
-from selene_core.schema.catalogue import read
 from selene_core.schema.neighbours import UNSHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sqlalchemy import Connection
 
     from selene_core.schema.catalogue import Facts
 
@@ -97,14 +93,6 @@ def expected_schema() -> ExpectedSchema:
         # No name of ours has a colon in it.
         facts[thing] = {aspect: value for aspect, _, value in (line.partition(": ") for line in lines)}
     return ExpectedSchema(tuple(head.removeprefix("revisions: ").split()), facts)
-
-
-def found_schema(conn: Connection) -> Facts:
-    """Read the facts as read() does; in a distributed schema, what the profile changes counts as expected."""
-    facts = read(conn)
-    if is_distributed(conn):
-        as_on_one_node(facts, expected_schema().facts)
-    return facts
 
 
 def has_tables(found: Facts) -> bool:

@@ -12,13 +12,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from selene_core.contract.errors import SchemaDrifted, SchemaError, SchemaLocked, SchemaOutdated, SchemaTooNew
-from selene_core.schema.catalogue import Facts, read_revisions
+from selene_core.schema.catalogue import Facts, read, read_revisions
 from selene_core.schema.drift import (
     Difference,
     describe,
     differences,
     expected_schema,
-    found_schema,
     has_tables,
     is_related_outside,
     privileges,
@@ -110,7 +109,7 @@ def _look(conn: Connection) -> tuple[tuple[str, ...], Facts]:
     try:
         with conn.begin_nested():
             for _ in range(_LOOKS):
-                revisions, facts = read_revisions(conn) or (), found_schema(conn)
+                revisions, facts = read_revisions(conn) or (), read(conn)
                 if (read_revisions(conn) or ()) == revisions:
                     break
         return revisions, facts
