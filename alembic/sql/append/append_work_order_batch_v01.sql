@@ -255,10 +255,11 @@ BEGIN
         END IF;
 
         _event.work_order_event_id := pg_catalog.nextval('os_core.work_order_ledger_work_order_event_id_seq');
-        IF _event.work_order_event_id <= _state.last_event_id
-          AND _event.work_order_event_id >> 48 = _state.last_event_id >> 48
-        THEN
-          PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
+        IF _event.work_order_event_id <= _state.last_event_id THEN
+          -- Each node gives ids of a range of its own.
+          IF _event.work_order_event_id >> 48 = _state.last_event_id >> 48 THEN
+            PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
+          END IF;
         END IF;
         _event.work_order_seq := COALESCE(_state.last_seq, 0) + 1;
         _state := os_core.apply_work_order_event(_state, _event);
