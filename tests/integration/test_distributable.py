@@ -30,6 +30,7 @@ from selene_core.store import (
 from tests.integration.test_jit import RARE, explained, nodes
 from tests.support.calls import Tenant, refused
 from tests.support.factories import wire
+from tests.support.feeds import advance, drained, head, problems, value, wrong
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
 from tests.support.writes import STORY, known, run
@@ -167,3 +168,46 @@ def test_append__follows_an_event_of_a_node_with_higher_ids(acme: Tenant) -> Non
     acme.admin.execute("SELECT setval(%s, %s)", (EVENTS, NODE))
     with refused("55000"):
         acme.append(wire("FIELD_SET", order))
+
+
+def test_feed__follows_a_tenant_from_node_to_node(acme: Tenant) -> None:
+    last = {1: 0, 2: 0, 3: 0}
+
+    def on(node: int, *orders: str) -> list[str]:
+        """Go on where the node was, and append to these orders; without a name to a new one."""
+        acme.admin.execute("SELECT setval(%s, %s)", (EVENTS, node * NODE + last[node] + 1))
+        made = [acme.order() if order == "new" else order for order in orders]
+        for order, name in zip(made, orders, strict=True):
+            if name != "new":
+                acme.append(wire("FIELD_SET", order))
+        last[node] = value(acme.admin, f"SELECT last_value FROM {EVENTS}") - node * NODE
+        return made
+
+    def behind() -> int:
+        return int(value(acme.app, "SELECT behind FROM os_core.feed_status(%s)", acme.id))
+
+    first, second = on(2, "new", "new")
+    advance(acme.app, acme.id)
+    on(2, first)
+    on(1, first, second, "new")
+    # Back again, and nobody has looked meanwhile.
+    on(2, second, first)
+    on(1, second)
+    on(3, second, first)
+    acme.app.execute("SELECT os_core.enroll_feed(%s, 'billing')", (acme.id,))
+    assert behind() == 11
+    while advance(acme.app, acme.id, 2):
+        assert problems(acme.app, acme.id) == []
+    assert behind() == 11
+    on(3, first)
+    on(2, "new")
+    assert behind() == 13
+    got = drained(acme)
+    assert wrong(acme, got) == []
+    assert len(got) == 13
+    assert problems(acme.app, acme.id) == []
+    # All is settled again: a poll that finds nothing only reads.
+    for _ in range(3):
+        advance(acme.app, acme.id)
+    assert advance(acme.app, acme.id) == 0
+    assert head(acme)["settled_event_id"] == last[2] + 2 * NODE
