@@ -1,5 +1,6 @@
 """The scale-out profile on a cluster: the story of one node, refusals, and writers with a kill and moves."""
 
+import logging
 import os
 import subprocess
 import threading
@@ -20,11 +21,14 @@ from selene_core.schema.doctor import examine
 from tests.citus.cluster import Cluster, distributed_database
 from tests.integration.test_documents import guides_block
 from tests.support.factories import wire
+from tests.support.feeds import advance, problems
 from tests.support.raw import connect
 from tests.support.servers import LOGIN_ROLES, Database
 from tests.support.writes import STORY, known, run
 
 pytestmark = [pytest.mark.needs("Citus"), pytest.mark.slow]
+
+figures = logging.getLogger(__name__)  # --log-cli-level=info shows them
 
 SECONDS = float(os.environ.get("SELENE_TEST_CITUS_SECONDS", "20"))
 KILL = os.environ.get("SELENE_TEST_CITUS_KILL")
@@ -145,20 +149,46 @@ def test_writers__lose_and_double_nothing(cluster: Cluster) -> None:
                 conn.execute(
                     "SELECT * FROM os_core.append_work_order_events(%s, %s)", (tenant_id, Jsonb([created]))
                 )
+
+    def feed() -> None:
+        number = 0
+        conn: psycopg.Connection[Any] | None = None
+        try:
+            while not stop.is_set():
+                number += 1
+                try:
+                    conn = conn or cluster.app()
+                    advance(conn, TENANTS[number % len(TENANTS)])
+                except psycopg.Error as exc:
+                    state = exc.sqlstate or "08"
+                    errors[state] += 1
+                    if not state.startswith(RETRIED):
+                        raise
+                    if conn is not None and conn.broken:
+                        conn = None
+                    stop.wait(0.1)
+        except BaseException as exc:
+            failures.append(exc)
+        finally:
+            if conn is not None:
+                conn.close()
+
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]
+    threads.append(threading.Thread(target=feed))
     for thread in threads:
         thread.start()
     try:
-        meet(cluster, time.monotonic() + SECONDS)
+        moves = meet(cluster, time.monotonic() + SECONDS)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
+    figures.info("%s acknowledged; moves %s; errors %s", sum(map(len, acknowledged)), moves, dict(errors))
     assert failures == []
     judge(cluster, [each for writer in acknowledged for each in writer])
 
 
-def meet(cluster: Cluster, until: float) -> None:
+def meet(cluster: Cluster, until: float) -> int:
     """Move parts of the tables while the writers write, and kill a worker if there is a command."""
     killed = KILL is None
     moves = 0
@@ -175,9 +205,8 @@ def meet(cluster: Cluster, until: float) -> None:
         if not killed and moves > 1:
             subprocess.run(["/bin/sh", "-c", str(KILL)], check=True)
             killed = True
-            time.sleep(
-                2
-            )  # until the worker takes connections again: what the writers meet meanwhile is the test
+            time.sleep(2)  # until the worker takes connections again: what writers meet is the test
+    return moves
 
 
 def carry_out(conn: psycopg.Connection[Any], name: str) -> None:
@@ -231,6 +260,9 @@ def judge(cluster: Cluster, acknowledged: list[tuple[str, str, str, int, int]]) 
         for tenant_id in TENANTS:
             assert conn.execute("SELECT * FROM os_core.verify_work_orders(%s)", (tenant_id,)).fetchall() == []
             assert conn.execute("SELECT * FROM os_core.verify_chain(%s)", (tenant_id,)).fetchall() == []
+            while advance(conn, tenant_id):
+                pass
+            assert problems(conn, tenant_id) == []
             with conn.transaction():
                 conn.execute(f"SET LOCAL selene.tenant_id = '{tenant_id}'".encode())
                 seen = conn.execute(
@@ -241,3 +273,14 @@ def judge(cluster: Cluster, acknowledged: list[tuple[str, str, str, int, int]]) 
             assert {
                 found for (found,) in conn.execute("SELECT DISTINCT tenant_id FROM os_core.work_order_ledger")
             } == set()
+    with cluster.connect() as conn:
+        fed = conn.execute(
+            "SELECT tenant_id, work_order_id, work_order_seq, feed_position FROM os_core.work_order_feed"
+            " JOIN os_core.work_order_ledger USING (tenant_id, work_order_event_id)"
+            " WHERE tenant_id LIKE 'tenant-%' ORDER BY tenant_id, feed_position"
+        ).fetchall()
+    assert len(fed) == len(rows), "the feed has no place for an event, or two"
+    told_of: dict[str, list[int]] = {}
+    for _, order, seq, _ in fed:
+        told_of.setdefault(order, []).append(seq)
+    assert told_of == {order: sorted(found) for order, found in seqs.items()}, "the feed has another order"

@@ -43,9 +43,9 @@ __all__ = ["explained"]
 
 def statements(module: ModuleType) -> Iterator[tuple[str, Select[Any]]]:
     """Return the statements that a module keeps."""
-    for name, value in vars(module).items():
-        if isinstance(value, Select):
-            yield name, value
+    for name, kept in vars(module).items():
+        if isinstance(kept, Select):
+            yield name, kept
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
