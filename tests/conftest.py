@@ -61,6 +61,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return [f"server: NONE, {server}"]
     lines = [f"server: {line}" for line in server.describe()]
     lines += [f"left out: the tests that need {name}, which is not installed" for name in programs.missing()]
+    lines += [
+        f"left out: the tests on {name}: SELENE_TEST_CITUS is not set" for name in programs.no_cluster()
+    ]
     if config.getoption("dist", "no") != "no":
         _close(config)
         lines.append("server: each worker opens its own")

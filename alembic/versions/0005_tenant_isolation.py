@@ -34,4 +34,4 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.enter_tenant(text)")
     op.execute("DROP FUNCTION os_core.refuse_contract(integer, text)")
     op.execute("DROP FUNCTION os_core.require_tenant(text)")
-    op.execute("DROP FUNCTION os_core.no_tenant()")
+    op.execute("DROP FUNCTION os_core.no_tenant(text)")

@@ -17,9 +17,15 @@ depends_on = None
 def upgrade() -> None:
     op.execute(sql("fold/apply_work_order_event", version=1))
     op.execute(sql("fold/fold_work_order", version=1))
+    op.execute(sql("fold/event_of", version=1))
 
 
 def downgrade() -> None:
+    op.execute(
+        "DROP FUNCTION os_core.event_of("
+        "bigint, text, text, bigint, uuid, bigint, text, text, bigint, text, "
+        "text, text, text, timestamptz, jsonb, text, timestamptz, timestamptz, bytea)"
+    )
     op.execute("DROP AGGREGATE os_core.fold_work_order(os_core.work_order_ledger)")
     op.execute(
         "DROP FUNCTION os_core.apply_work_order_event(os_core.work_orders_current, os_core.work_order_ledger)"

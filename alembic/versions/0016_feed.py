@@ -32,6 +32,7 @@ def upgrade() -> None:
         " TO selene_app, selene_readonly, selene_feed"
     )
     op.execute("GRANT USAGE ON SCHEMA os_core TO selene_feed")
+    op.execute(sql("feed/feed_has_moved", version=1))
     op.execute(sql("feed/advance_feed", version=1))
     op.execute(sql("feed/read_feed", version=1))
     op.execute(sql("feed/enroll_feed", version=1))
@@ -122,6 +123,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.enroll_feed(text, text)")
     op.execute("DROP FUNCTION os_core.read_feed(text, bigint, integer)")
     op.execute("DROP FUNCTION os_core.advance_feed(text, integer)")
+    op.execute("DROP FUNCTION os_core.feed_has_moved(text, bigint, bigint)")
     op.execute("REVOKE USAGE ON SCHEMA os_core FROM selene_feed")
     for table in (CONSUMERS, HEADS, FEED):
         op.drop_table(table, schema="os_core")

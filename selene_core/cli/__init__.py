@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from selene_core.cli.citus import CITUS_COMMANDS
 from selene_core.cli.errors import STATUSES, Interrupted, Status, fail, failure_of
 from selene_core.cli.feed import FEED_COMMANDS
 from selene_core.cli.operations import OPERATIONS
@@ -59,6 +60,7 @@ for command in (
     *SEAL_COMMANDS,
     *PRIVACY_COMMANDS,
     *SCHEMA_COMMANDS,
+    *CITUS_COMMANDS,
 ):
     cli.add_command(command)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from selene_core.citus import as_on_one_node, has_version_table, is_distributed
+from selene_core.schema.drift import expected_schema
 from selene_core.schema.neighbours import NEIGHBOURS
 
 if TYPE_CHECKING:
@@ -38,18 +40,12 @@ _SETTINGS: Final = {
 _ROLES: Final = "('selene_owner', 'selene_app', 'selene_readonly', 'selene_feed')"
 _OURS: Final = "(SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('os_core', 'conversation'))"
 
-# Not to_regclass(): without USAGE on the schema it raises.
-_HAS_VERSION_TABLE: Final = """
-    SELECT TRUE FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'os_core' AND c.relname = 'alembic_version'
-"""
-
 
 def read(conn: Connection) -> Facts:
     """Read the roles, everything in os_core and conversation, and what others made around it.
 
-    It needs a transaction. Where a migration holds a table's lock it waits for some seconds, then the
-    database raises 55P03.
+    It needs a transaction, and tells a distributed schema as that of one node. Where a migration holds a
+    table's lock it waits for some seconds, then the database raises 55P03.
     """
     facts: Facts = {}
     with plain_settings(conn):
@@ -58,6 +54,8 @@ def read(conn: Connection) -> Facts:
             # Sorted by Python, because collations differ between databases. Columns keep their order.
             for thing, aspect, value in rows if query is _COLUMNS else sorted(rows):
                 facts.setdefault(thing, {})[aspect] = value
+        if is_distributed(conn):
+            as_on_one_node(facts, expected_schema().facts)
     return dict(sorted(facts.items()))
 
 
@@ -73,7 +71,7 @@ def plain_settings(conn: Connection) -> Iterator[None]:
 
 def read_revisions(conn: Connection) -> tuple[str, ...] | None:
     """Return the rows of the version table: one revision if all is well; None without the table."""
-    if not conn.exec_driver_sql(_HAS_VERSION_TABLE).scalar():
+    if not has_version_table(conn, "alembic_version"):
         return None
     found = conn.exec_driver_sql("SELECT version_num FROM os_core.alembic_version ORDER BY 1")
     return tuple(found.scalars())

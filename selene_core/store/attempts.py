@@ -12,7 +12,7 @@ from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.contract.rows import RetryDecision, StepAttempt
 from selene_core.contract.rules import EVENT_RULES, MAX_MAX_RETRIES, MAX_STEP_MS, choice, flag, integer
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Secret, call, in_scope
+from selene_core.store.repository import TENANT, Repository, Secret, call, in_scope, scoped
 from selene_core.store.tables import work_order_step_attempts
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ _LEASE_TOKEN: Final = bindparam("lease_token", type_=Text)
 
 _START: Final = call(
     "start_step_attempt",
-    [
-        SCOPED_TENANT,
+    scoped(
         _WORK_ORDER,
         _STEP,
         bindparam("timeout_ms", type_=BigInteger),
@@ -156,25 +155,24 @@ _START: Final = call(
         bindparam("retry_backoff_ms", type_=BigInteger),
         _KEY,
         _LEASE_TOKEN,
-    ],
+    ),
     **_ROW,
 )
 _FINISH: Final = call(
     "finish_step_attempt",
-    [
-        SCOPED_TENANT,
+    scoped(
         bindparam("step_attempt_id", type_=BigInteger),
         bindparam("outcome", type_=Text),
         bindparam("reason_code", type_=BigInteger),
         bindparam("retryable", type_=Boolean),
         _LEASE_TOKEN,
         _KEY,
-    ],
+    ),
     action=Text,
     next_due_at=Instant(),
     next_attempt_index=Integer,
 )
-_DUE: Final = call("due_step_retries", [SCOPED_TENANT, bindparam("limit", type_=Integer)], **_ROW)
+_DUE: Final = call("due_step_retries", scoped(bindparam("limit", type_=Integer)), **_ROW)
 _HISTORY: Final = in_scope(
     work_order_step_attempts,
     and_(
@@ -182,4 +180,4 @@ _HISTORY: Final = in_scope(
         _ATTEMPTS.work_order_id == _WORK_ORDER,
         or_(_STEP.is_(None), _ATTEMPTS.step_id == _STEP),
     ),
-).order_by(_ATTEMPTS.step_attempt_id)
+).order_by(_ATTEMPTS.started_at, _ATTEMPTS.step_attempt_id)

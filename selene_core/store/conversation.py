@@ -16,7 +16,7 @@ from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.contract.rows import ConversationTurn, TurnResult
 from selene_core.contract.rules import EVENT_RULES, TURN_RULES, integer
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, Repository, Secret, call
+from selene_core.store.repository import Repository, Secret, call, scoped
 from selene_core.store.scope import scope_tenant
 from selene_core.store.tables import conversation_ledger
 
@@ -158,8 +158,7 @@ _RESULT: Final = {
 }
 _APPEND: Final = call(
     "conversation.append_turn",
-    [
-        SCOPED_TENANT,
+    scoped(
         _CORRELATION,
         bindparam("turn_id", type_=BigInteger),
         *(
@@ -175,29 +174,27 @@ _APPEND: Final = call(
                 "idempotency_key",
             )
         ),
-    ],
+    ),
     **_RESULT,
 )
 _TOMBSTONE: Final = call(
     "conversation.tombstone_turn",
-    [
-        SCOPED_TENANT,
+    scoped(
         _CORRELATION,
         bindparam("conversation_turn_id", type_=BigInteger),
         bindparam("reason_code", type_=BigInteger),
         bindparam("turn_id", type_=BigInteger),
         bindparam("idempotency_key", type_=Text),
-    ],
+    ),
     **_RESULT,
 )
 _READ: Final = call(
     "conversation.read_turns",
-    [
-        SCOPED_TENANT,
+    scoped(
         _CORRELATION,
         bindparam("after", type_=BigInteger),
         bindparam("limit", type_=Integer),
-    ],
+    ),
     **{column.name: column.type for column in conversation_ledger.columns},
     text=Text,
     tombstoned_by_conversation_turn_id=BigInteger,

@@ -12,7 +12,7 @@ from selene_core.contract.rows import Erasure
 from selene_core.contract.rules import EVENT_RULES
 from selene_core.store.binds import Bind, bound, joined
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, call, fetch
+from selene_core.store.repository import call, fetch, scoped
 from selene_core.store.scope import tenant_scope
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def erase_joined(conn: Connection, **checked: Any) -> Erasure:
 
 _ERASE: Final = call(
     "erase_subject",
-    [SCOPED_TENANT, bindparam("subject_id", type_=Text), bindparam("reason_code", type_=BigInteger)],
+    scoped(bindparam("subject_id", type_=Text), bindparam("reason_code", type_=BigInteger)),
     erasure_id=BigInteger,
     erased_at=Instant(),
     values_erased=BigInteger,

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, Text, bindparam, select
 from selene_core.contract.enums import FeedEventType, WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import FeedEvent
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, call
+from selene_core.store.repository import TENANT, call, scoped
 from selene_core.store.tables import work_order_feed_heads, work_order_ledger
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ADVANCE: Final = call("advance_feed", [TENANT, _LIMIT], result=Integer)
 ENROLL: Final = call("enroll_feed", [TENANT, _CONSUMER], result=Boolean)
 POLL: Final = call("poll_feed", [TENANT, _CONSUMER, _LIMIT], result=Boolean)
 READ: Final = call("read_feed", [TENANT, _AFTER, _LIMIT], **_EVENTS)
-TAKE: Final = call("take_feed", [SCOPED_TENANT, _CONSUMER, _LIMIT], **_EVENTS)
+TAKE: Final = call("take_feed", scoped(_CONSUMER, _LIMIT), **_EVENTS)
 LEASE: Final = call(
     "lease_feed",
     [TENANT, _CONSUMER, bindparam("owner", type_=Text), bindparam("ttl_ms", type_=BigInteger)],

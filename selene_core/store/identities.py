@@ -13,7 +13,7 @@ from sqlalchemy import Text, and_, bindparam, select, true
 from selene_core.contract.enums import IdentityStatus, SessionState
 from selene_core.contract.rows import Device, UserIdentity, UserSession
 from selene_core.contract.rules import IDENTITY_RULES
-from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, call, in_scope
+from selene_core.store.repository import TENANT, Repository, call, in_scope, scoped
 from selene_core.store.scope import scope_tenant
 from selene_core.store.tables import devices, identities, sessions
 
@@ -186,7 +186,7 @@ def _session(row: RowMapping | dict[str, Any]) -> UserSession:
 
 
 def _call(function: str, table: Table, *parameters: str) -> Select[Any]:
-    arguments = [SCOPED_TENANT, *(bindparam(name, type_=Text) for name in parameters)]
+    arguments = scoped(*(bindparam(name, type_=Text) for name in parameters))
     return call(function, arguments, **{column.name: column.type for column in table.columns})
 
 

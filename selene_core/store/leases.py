@@ -15,7 +15,7 @@ from selene_core.contract.events import check_work_order_id
 from selene_core.contract.rows import Claim, HeldLease, Lease, check_statuses
 from selene_core.contract.rules import EVENT_RULES, MAX_ID, MAX_LEASE_TTL_MS, identifier, integer
 from selene_core.store.instants import Instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, Repository, Secret, call, in_scope
+from selene_core.store.repository import TENANT, Repository, Secret, call, in_scope, scoped
 from selene_core.store.tables import work_order_leases
 from selene_core.store.work_order_statements import WORK_ORDER_COLUMNS, work_order
 
@@ -150,31 +150,29 @@ _ROW: Final[dict[str, Any]] = {column.name: column.type for column in _LEASES}
 
 _ACQUIRE: Final = call(
     "acquire_lease",
-    [
-        SCOPED_TENANT,
+    scoped(
         _WORK_ORDER,
         bindparam("owner", type_=Text),
         _TOKEN_GIVEN,
         _TTL_GIVEN,
         bindparam("idempotency_key", type_=Text),
-    ],
+    ),
     **_ROW,
 )
-_RENEW: Final = call("renew_lease", [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN, _TTL_GIVEN], **_ROW)
+_RENEW: Final = call("renew_lease", scoped(_WORK_ORDER, _TOKEN_GIVEN, _TTL_GIVEN), **_ROW)
 _RELEASE: Final = call(
     "release_lease",
-    [SCOPED_TENANT, _WORK_ORDER, _TOKEN_GIVEN, bindparam("not_before", type_=Instant())],
+    scoped(_WORK_ORDER, _TOKEN_GIVEN, bindparam("not_before", type_=Instant())),
     result=Boolean,
 )
 _CLAIM: Final = call(
     "claim_work_order",
-    [
-        SCOPED_TENANT,
+    scoped(
         bindparam("owner", type_=Text),
         _TOKEN_GIVEN,
         _TTL_GIVEN,
         bindparam("statuses", type_=ARRAY(Text)),
-    ],
+    ),
     **{**_ROW, **WORK_ORDER_COLUMNS},
 )
 _CURRENT: Final = in_scope(

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sqlalchemy import Connection, Integer, Text, bindparam, column, func, literal_column, select, values
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    column,
+    func,
+    literal_column,
+    select,
+    values,
+)
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from selene_core.contract.errors import LeaseLost
@@ -24,8 +35,6 @@ T = TypeVar("T")
 _DIALECT: Final[Dialect] = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
 
 TENANT: Final = bindparam("tenant_id", type_=Text)
-SCOPED_TENANT: Final = func.os_core.require_tenant(TENANT)
-"""The tenant as an argument of a function; raises TenantScopeViolation if the transaction has another."""
 
 
 class Secret(str):
@@ -64,7 +73,7 @@ class Repository:
         self._conn: Connection = checked(type(self).__name__, wanted, conn, Connection)
 
     def _run(self, statement: Select[Any], **parameters: object) -> Sequence[RowMapping]:
-        """Return the rows of a statement that calls a function with SCOPED_TENANT."""
+        """Return the rows of a statement that calls a function with scoped() arguments."""
         return fetch(self._conn, statement, tenant_id=scope_tenant(self._conn), **parameters)
 
     def _read(self, statement: Select[Any], **parameters: object) -> list[RowMapping]:
@@ -116,6 +125,15 @@ def call(function: str, arguments: Sequence[ColumnElement[Any]], **returned: Any
     columns = [column(name, type_) for name, type_ in returned.items()]
     called = getattr(getattr(func, schema or "os_core"), name)(*arguments)
     return select(called.table_valued(*columns, name="result"))
+
+
+def scoped(first: ColumnElement[Any], *others: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    """Return the arguments of a function that enters the tenant; it raises TenantScopeViolation in another.
+
+    The tenant is a value, by which a distributed engine finds the node for the call. So the transaction is
+    judged with the argument after it, which the database evaluates before it calls the function.
+    """
+    return [TENANT, case((func.os_core.require_tenant(TENANT).is_not(None), first)), *others]
 
 
 def in_scope(rows: FromClause, on: ColumnElement[bool], *columns: ColumnElement[Any]) -> Select[Any]:

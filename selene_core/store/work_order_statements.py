@@ -32,7 +32,7 @@ from selene_core.contract.enums import WorkOrderEventType, WorkOrderStatus
 from selene_core.contract.rows import AppendResult, WorkOrder, WorkOrderEvent
 from selene_core.store.digests import Digest
 from selene_core.store.instants import Instant, instant
-from selene_core.store.repository import SCOPED_TENANT, TENANT, DriverStatement, call, in_scope
+from selene_core.store.repository import TENANT, DriverStatement, call, in_scope, scoped
 from selene_core.store.tables import IS_PENDING, bucket_of, work_order_ledger, work_orders_current
 
 if TYPE_CHECKING:
@@ -107,10 +107,11 @@ WORK_ORDER_COLUMNS: Final[dict[str, Any]] = {
 }
 
 
-def _append(tenant: ColumnElement[Any]) -> Select[Any]:
-    return call(
-        "append_work_order_events", [tenant, cast(bindparam("events", type_=Text), JSONB)], **APPENDED
-    )
+_EVENTS_GIVEN: Final = cast(bindparam("events", type_=Text), JSONB)
+
+
+def _append(arguments: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    return call("append_work_order_events", arguments, **APPENDED)
 
 
 def _appended(row: Sequence[Any]) -> AppendResult:
@@ -118,7 +119,7 @@ def _appended(row: Sequence[Any]) -> AppendResult:
     return AppendResult(event_id, seq, replayed, instant(created_at))
 
 
-APPEND: Final = DriverStatement(_append(TENANT), _appended)
+APPEND: Final = DriverStatement(_append([TENANT, _EVENTS_GIVEN]), _appended)
 
 
 def _append_briefly() -> Select[Any]:
@@ -128,31 +129,30 @@ def _append_briefly() -> Select[Any]:
     ).label("waits")
     given = select(waits).subquery("given")
     # The tenant depends on the timeout, so that this is set first.
-    appended = _append(case((given.c.waits.is_not(None), TENANT))).lateral("appended")
+    appended = _append([case((given.c.waits.is_not(None), TENANT)), _EVENTS_GIVEN]).lateral("appended")
     return select(appended).select_from(given.join(appended, true()))
 
 
 APPEND_BRIEFLY: Final = DriverStatement(_append_briefly(), _appended)
-APPEND_IN_SCOPE: Final = DriverStatement(_append(SCOPED_TENANT), _appended)
+APPEND_IN_SCOPE: Final = DriverStatement(_append(scoped(_EVENTS_GIVEN)), _appended)
 
 _REBUILT: Final = {"work_orders": BigInteger, "events": BigInteger, "changed": BigInteger}
-REBUILD_ONE: Final = call("rebuild_work_order", [SCOPED_TENANT, _WORK_ORDER], **_REBUILT)
+REBUILD_ONE: Final = call("rebuild_work_order", scoped(_WORK_ORDER), **_REBUILT)
 REBUILD_NEXT: Final = call(
     "rebuild_work_orders",
-    [SCOPED_TENANT, bindparam("after", type_=Text), literal_column(str(REBUILD_GROUP_SIZE), Integer)],
+    scoped(bindparam("after", type_=Text), literal_column(str(REBUILD_GROUP_SIZE), Integer)),
     **_REBUILT,
     last_work_order_id=Text,
 )
-VERIFY: Final = call("verify_work_orders", [SCOPED_TENANT, _WORK_ORDER], work_order_id=Text, problem=Text)
+VERIFY: Final = call("verify_work_orders", scoped(_WORK_ORDER), work_order_id=Text, problem=Text)
 VERIFY_CHAIN_PART: Final = call(
     "verify_chain_part",
-    [
-        SCOPED_TENANT,
+    scoped(
         bindparam("after", type_=Text),
         bindparam("after_seq", type_=BigInteger),
         bindparam("last", type_=Text),
         literal_column(str(CHAIN_PART_SIZE), Integer),
-    ],
+    ),
     events=BigInteger,
     broken=JSONB,
     last_work_order_id=Text,
@@ -160,13 +160,12 @@ VERIFY_CHAIN_PART: Final = call(
 )
 AS_OF: Final = call(
     "work_order_as_of",
-    [
-        SCOPED_TENANT,
+    scoped(
         _WORK_ORDER,
         bindparam("seq", type_=BigInteger),
         bindparam("event_id", type_=BigInteger),
         bindparam("at", type_=_INSTANT),
-    ],
+    ),
     **WORK_ORDER_COLUMNS,
 )
 
@@ -207,9 +206,9 @@ EVENTS: Final = DriverStatement(
     _reader(WorkOrderEvent, work_order_ledger),
 )
 RESOLVE: Final = select(
-    func.os_core.resolve_values(
-        SCOPED_TENANT, cast(bindparam("value", type_=Text), JSONB), type_=JSONB
-    ).label("value")
+    func.os_core.resolve_values(*scoped(cast(bindparam("value", type_=Text), JSONB)), type_=JSONB).label(
+        "value"
+    )
 )
 
 _TURN: Final = bindparam("turn_id", type_=BigInteger)
@@ -217,15 +216,14 @@ _REASON: Final = bindparam("reason_code", type_=BigInteger)
 _KEY: Final = bindparam("idempotency_key", type_=Text)
 ASK: Final = call(
     "ask_field",
-    [
-        SCOPED_TENANT,
+    scoped(
         _WORK_ORDER,
         bindparam("required_fields", type_=ARRAY(Text)),
         bindparam("prefilled_fields", type_=ARRAY(Text)),
         _TURN,
         _REASON,
         _KEY,
-    ],
+    ),
     decision=Text,
     field_key=Text,
     prompt_dedupe_key=Text,
@@ -233,17 +231,16 @@ ASK: Final = call(
     **APPENDED,
 )
 NOTIFY_WAIT: Final = select(
-    func.os_core.notify_wait(SCOPED_TENANT, _WORK_ORDER, _TURN, _REASON, type_=Boolean).label("speaks")
+    func.os_core.notify_wait(*scoped(_WORK_ORDER, _TURN, _REASON), type_=Boolean).label("speaks")
 )
 CANCEL: Final = call(
     "cancel_work_order",
-    [
-        SCOPED_TENANT,
+    scoped(
         _WORK_ORDER,
         _REASON,
         _KEY,
         bindparam("note", type_=Text),
-    ],
+    ),
     **APPENDED,
 )
 

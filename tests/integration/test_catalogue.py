@@ -210,8 +210,8 @@ BREACHES = [
     ),
     (
         "functions: selene_app",
-        "GRANT EXECUTE ON FUNCTION os_core.no_tenant() TO selene_app",
-        "selene_app may execute os_core.no_tenant()",
+        "GRANT EXECUTE ON FUNCTION os_core.no_tenant(text) TO selene_app",
+        "selene_app may execute os_core.no_tenant(text)",
     ),
     (
         "functions: selene_app",
@@ -294,8 +294,8 @@ BREACHES = [
     ),
     (
         "functions: the public ones run",
-        "ALTER FUNCTION os_core.no_tenant() SECURITY DEFINER",
-        "no_tenant() is SECURITY DEFINER",
+        "ALTER FUNCTION os_core.no_tenant(text) SECURITY DEFINER",
+        "no_tenant(text) is SECURITY DEFINER",
     ),
     (
         "functions: the search",
@@ -304,8 +304,8 @@ BREACHES = [
     ),
     (
         "functions: the search",
-        "ALTER FUNCTION os_core.no_tenant() SET search_path = public",
-        "no_tenant() has no search_path",
+        "ALTER FUNCTION os_core.no_tenant(text) SET search_path = public",
+        "no_tenant(text) has no search_path",
     ),
     (
         "functions: what tables",
@@ -317,7 +317,7 @@ BREACHES = [
         f"CREATE INDEX new ON {LEDGER} (tenant_id, os_core.token_hash(step_id))",
         "index os_core.new calls os_core.token_hash(text)",
     ),
-    ("functions: none", "ALTER FUNCTION os_core.no_tenant() LEAKPROOF", "no_tenant() is leakproof"),
+    ("functions: none", "ALTER FUNCTION os_core.no_tenant(text) LEAKPROOF", "no_tenant(text) is leakproof"),
     ("functions: none", "ALTER FUNCTION os_core.require_tenant(text) IMMUTABLE", "is IMMUTABLE"),
     ("roles:", "ALTER ROLE selene_app LOGIN", "selene_app can log in"),
     ("roles:", "ALTER ROLE selene_owner SUPERUSER", "selene_owner is a superuser"),
@@ -417,9 +417,9 @@ def test_catalogue__what_does_not_matter(admin_engine: sa.Engine, change: str) -
         f"ALTER SEQUENCE {EVENT_IDS} CACHE 2",
         f"ALTER SEQUENCE {EVENT_IDS} OWNED BY NONE",
         "DROP INDEX os_core.ix_work_orders_current_pending",
-        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS boolean LANGUAGE sql"
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant(p_tenant_id text) RETURNS boolean LANGUAGE sql"
         " SET search_path = pg_catalog, pg_temp RETURN FALSE",
-        "ALTER FUNCTION os_core.no_tenant() COST 7 STABLE",
+        "ALTER FUNCTION os_core.no_tenant(text) COST 7 STABLE",
         "GRANT SELECT (text) ON conversation.extra TO selene_app",
     ],
 )

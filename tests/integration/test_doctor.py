@@ -54,9 +54,9 @@ FAULTS = {
     "grant to PUBLIC": (f"GRANT SELECT ON {LEDGER} TO PUBLIC", "PUBLIC must not have SELECT"),
     "TRUNCATE granted": (f"GRANT TRUNCATE ON {LEDGER} TO selene_app", "selene_app must not have TRUNCATE"),
     "function body changed": (
-        "CREATE OR REPLACE FUNCTION os_core.no_tenant() RETURNS boolean LANGUAGE plpgsql VOLATILE"
-        " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN FALSE; END'",
-        "body of function os_core.no_tenant() is not the one that was shipped",
+        "CREATE OR REPLACE FUNCTION os_core.no_tenant(p_tenant_id text) RETURNS boolean LANGUAGE plpgsql"
+        " IMMUTABLE SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN FALSE; END'",
+        "body of function os_core.no_tenant(text) is not the one that was shipped",
     ),
     "function owned by a superuser": (
         f"ALTER FUNCTION {APPEND} OWNER TO CURRENT_USER",
@@ -98,8 +98,8 @@ FAULTS = {
     "function without search_path": (f"ALTER FUNCTION {APPEND} RESET ALL", "settings of function"),
     "function not SECURITY DEFINER": (f"ALTER FUNCTION {APPEND} SECURITY INVOKER", "attributes of function"),
     "function executable by PUBLIC": (
-        "GRANT EXECUTE ON FUNCTION os_core.no_tenant() TO PUBLIC",
-        "PUBLIC must not have EXECUTE on function os_core.no_tenant()",
+        "GRANT EXECUTE ON FUNCTION os_core.no_tenant(text) TO PUBLIC",
+        "PUBLIC must not have EXECUTE on function os_core.no_tenant(text)",
     ),
     "function no longer executable": (
         f"REVOKE EXECUTE ON FUNCTION {APPEND} FROM selene_app",

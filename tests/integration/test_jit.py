@@ -23,6 +23,7 @@ EXPLAIN = {
     "auto_explain.log_format": "json",
     "auto_explain.log_level": "notice",
     "auto_explain.log_settings": "on",
+    "auto_explain.log_verbose": "on",
     "jit": "on",
 }
 _PAIR = [

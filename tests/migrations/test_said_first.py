@@ -220,7 +220,7 @@ def test_look__counts_the_rows_of_all_tenants(
     assert set(loss.tables.values()) == {0}
     assert LEDGER not in loss.tables
     assert {"os_core.work_order_leases", "conversation.conversation_ledger"} <= set(loss.tables)
-    assert "os_core.no_tenant()" in loss.functions
+    assert "os_core.no_tenant(text)" in loss.functions
     assert {f"policy tenant_confine of {LEDGER}", f"row security of {LEDGER}"} <= set(loss.guards)
     assert look(filled_url, "base").data == {LEDGER: 3, CURRENT: 3}
     # It was a look.

@@ -65,9 +65,14 @@ def missing() -> list[str]:
     return [] if os.environ.get("CI") == "true" else [name for name, find in PROGRAMS.items() if not find()]
 
 
+def no_cluster() -> list[str]:
+    """Return the cluster if none is given: its tests are left out, with CI=true too."""
+    return [] if os.environ.get("SELENE_TEST_CITUS") else ["Citus"]
+
+
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that need a missing program."""
-    lacking = missing()
+    """Deselect the tests that need a missing program, or a cluster."""
+    lacking = missing() + no_cluster()
 
     def lacks(item: pytest.Item) -> bool:
         return any(mark.args[0] in lacking for mark in item.iter_markers("needs"))

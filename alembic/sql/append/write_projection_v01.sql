@@ -21,6 +21,8 @@ DECLARE
   _held constant integer := COALESCE(_count - pg_catalog.cardinality(pg_catalog.array_positions(p_last_seqs, NULL)), 0);
   _moves constant boolean := COALESCE(TRUE = ANY(p_moved), FALSE);
   _new os_core.work_orders_current[];
+  _tenant_id constant text := (p_states[1]).tenant_id;
+  _salt text;
   _attempts integer := 0;
   _updated integer;
   _written bigint;
@@ -44,7 +46,7 @@ BEGIN
       WHERE (p_moved[next.ordinality] OR p_last_seqs[next.ordinality] IS NULL)
         AND EXISTS (
           SELECT FROM os_core.work_orders_current AS holder
-          WHERE holder.tenant_id = next.tenant_id
+          WHERE holder.tenant_id = _tenant_id
             AND holder.correlation_id = next.correlation_id
             AND holder.work_order_id <> next.work_order_id
             AND NOT EXISTS (
@@ -72,11 +74,12 @@ BEGIN
     BEGIN
       IF _moves THEN
         IF _attempts > 0 THEN
+          _salt := pg_catalog.gen_random_uuid()::text;
           UPDATE os_core.work_orders_current AS current
-          SET correlation_id = pg_catalog.gen_random_uuid()
+          SET correlation_id = pg_catalog.md5(_salt || next.work_order_id)::uuid
           FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
           WHERE p_moved[next.ordinality]
-            AND current.tenant_id = next.tenant_id
+            AND current.tenant_id = _tenant_id
             AND current.work_order_id = next.work_order_id
             AND current.correlation_id <> next.correlation_id;
         END IF;
@@ -84,15 +87,21 @@ BEGIN
         SET correlation_id = next.correlation_id
         FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
         WHERE p_moved[next.ordinality]
-          AND current.tenant_id = next.tenant_id
+          AND current.tenant_id = _tenant_id
           AND current.work_order_id = next.work_order_id
           AND current.correlation_id <> next.correlation_id;
       END IF;
       IF _held < _count THEN
-        INSERT INTO os_core.work_orders_current
-        SELECT next.*
-        FROM pg_catalog.unnest(_new) AS next
-        ORDER BY next.work_order_id;
+        -- RETURNING, because an engine that distributes would copy the rows otherwise, which row-level security forbids.
+        FOR _written IN
+          INSERT INTO os_core.work_orders_current AS current
+          SELECT next.*
+          FROM pg_catalog.unnest(_new) AS next
+          ORDER BY next.work_order_id
+          RETURNING current.last_seq
+        LOOP
+          EXIT;
+        END LOOP;
       END IF;
       EXIT;
     EXCEPTION
@@ -104,16 +113,24 @@ BEGIN
         _constraint := NULL;
     END;
 
-    IF _constraint = 'pk_work_orders_current' THEN
+    IF _constraint LIKE 'pk_work_orders_current%' THEN
       -- Another tenant has one of the new ids. To find out which, insert each with a random correlation_id.
       FOREACH _state IN ARRAY p_states LOOP
         IF NOT EXISTS (
           SELECT FROM os_core.work_orders_current AS current
-          WHERE current.tenant_id = _state.tenant_id AND current.work_order_id = _state.work_order_id
+          WHERE current.tenant_id = _tenant_id AND current.work_order_id = _state.work_order_id
         ) THEN
           _state.correlation_id := pg_catalog.gen_random_uuid();
           -- Counted by RETURNING: an engine that distributes may report the rows that were selected.
-          INSERT INTO os_core.work_orders_current SELECT _state.* ON CONFLICT DO NOTHING RETURNING last_seq INTO _written;
+          _written := NULL;
+          FOR _written IN
+            INSERT INTO os_core.work_orders_current AS current
+            SELECT _state.*
+            ON CONFLICT DO NOTHING
+            RETURNING current.last_seq
+          LOOP
+            EXIT;
+          END LOOP;
           IF _written IS NULL THEN
             PERFORM os_core.refuse(
               'SL015',
@@ -126,7 +143,7 @@ BEGIN
     END IF;
     _attempts := _attempts + 1;
     -- Above READ COMMITTED the snapshot does not show the holder. An id that became free meanwhile is for the caller's next try.
-    IF _constraint = 'pk_work_orders_current'
+    IF _constraint LIKE 'pk_work_orders_current%'
       OR _attempts > 8
       OR (_attempts > 1 AND pg_catalog.current_setting('transaction_isolation') <> 'read committed')
     THEN
@@ -168,7 +185,7 @@ BEGIN
       queued_at = next.queued_at,
       steps_due_at = next.steps_due_at
     FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
-    WHERE current.tenant_id = next.tenant_id
+    WHERE current.tenant_id = _tenant_id
       AND current.work_order_id = next.work_order_id
       AND current.last_seq = p_last_seqs[next.ordinality];
     GET DIAGNOSTICS _updated = ROW_COUNT;

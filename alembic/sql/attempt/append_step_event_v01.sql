@@ -14,6 +14,9 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+  -- Through variables: a column has a collation, which a call gives to all that the function has.
+  _tenant_id constant text := p_attempt.tenant_id;
+  _work_order_id constant text := p_attempt.work_order_id;
   _event os_core.work_order_ledger := os_core.event_carried(
     p_state,
     p_event_type,
@@ -25,7 +28,7 @@ DECLARE
         'next_retry_at', os_core.json_time(p_attempt.next_retry_at)
       )
     ) || pg_catalog.jsonb_build_object(
-      'steps_due_at', os_core.json_time(os_core.steps_due_at(p_attempt.tenant_id, p_attempt.work_order_id))
+      'steps_due_at', os_core.json_time(os_core.steps_due_at(_tenant_id, _work_order_id))
     )
   );
 BEGIN

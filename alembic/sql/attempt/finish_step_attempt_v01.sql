@@ -26,6 +26,7 @@ DECLARE
   _violation text;
   _refusal text;
   _replays boolean;
+  _work_order_id text;
   _timed_out boolean;
   _status text;
   _retries boolean;
@@ -53,7 +54,8 @@ BEGIN
     _attempt.step_attempt_id := p_step_attempt_id;
     PERFORM os_core.refuse_attempt('UNKNOWN', _attempt);
   END IF;
-  _state := os_core.lock_projection(p_tenant_id, _attempt.work_order_id);
+  _work_order_id := _attempt.work_order_id;
+  _state := os_core.lock_projection(p_tenant_id, _work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   SELECT attempt.* INTO _attempt
   FROM os_core.work_order_step_attempts AS attempt

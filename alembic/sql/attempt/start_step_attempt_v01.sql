@@ -134,7 +134,9 @@ BEGIN
     END CASE;
 
     _attempt.step_attempt_id := pg_catalog.nextval('os_core.work_order_step_attempts_step_attempt_id_seq');
-    IF _attempt.step_attempt_id <= _last.step_attempt_id THEN
+    IF _attempt.step_attempt_id <= _last.step_attempt_id
+      AND _attempt.step_attempt_id >> 48 = _last.step_attempt_id >> 48
+    THEN
       PERFORM os_core.refuse_sequence('os_core.work_order_step_attempts', 'step_attempt_id');
     END IF;
     _attempt.tenant_id := p_tenant_id;

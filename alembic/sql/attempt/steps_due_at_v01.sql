@@ -11,42 +11,35 @@ SET enable_bitmapscan = off
 SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+  _attempt os_core.work_order_step_attempts;
+  _at timestamptz;
+  _due_at timestamptz := '-infinity';
 BEGIN
-  RETURN (
-    WITH RECURSIVE step AS (
-      (
-        SELECT attempt.*
-        FROM os_core.work_order_step_attempts AS attempt
-        WHERE attempt.tenant_id = p_tenant_id AND attempt.work_order_id = p_work_order_id
-        ORDER BY attempt.step_id DESC, attempt.attempt_index DESC
-        LIMIT 1
-      )
-      UNION ALL
-      SELECT following.*
-      FROM step
-      CROSS JOIN LATERAL (
-        SELECT attempt.*
-        FROM os_core.work_order_step_attempts AS attempt
-        WHERE attempt.tenant_id = p_tenant_id
-          AND attempt.work_order_id = p_work_order_id
-          AND attempt.step_id < step.step_id
-        ORDER BY attempt.step_id DESC, attempt.attempt_index DESC
-        LIMIT 1
-      ) AS following
-    ),
-
-    due AS (
-      SELECT
-        CASE
-          WHEN step.attempt_status IN ('SUCCEEDED', 'CANCELED') THEN step.finished_at
-          WHEN step.attempt_status = 'FAILED' THEN step.next_retry_at
-          WHEN step.attempt_index <= step.max_retries THEN step.started_at + step.timeout_ms * INTERVAL '1 millisecond'
-        END AS at
-      FROM step
-    )
-
-    SELECT CASE WHEN pg_catalog.bool_and(due.at IS NOT NULL) IS NOT FALSE THEN COALESCE(pg_catalog.max(due.at), '-infinity') END
-    FROM due
-  );
+  SELECT attempt.* INTO _attempt
+  FROM os_core.work_order_step_attempts AS attempt
+  WHERE attempt.tenant_id = p_tenant_id AND attempt.work_order_id = p_work_order_id
+  ORDER BY attempt.step_id DESC, attempt.attempt_index DESC
+  LIMIT 1;
+  WHILE _attempt.step_id IS NOT NULL LOOP
+    _at := CASE
+      WHEN _attempt.attempt_status IN ('SUCCEEDED', 'CANCELED') THEN _attempt.finished_at
+      WHEN _attempt.attempt_status = 'FAILED' THEN _attempt.next_retry_at
+      WHEN _attempt.attempt_index <= _attempt.max_retries
+        THEN _attempt.started_at + _attempt.timeout_ms * INTERVAL '1 millisecond'
+    END;
+    IF _at IS NULL THEN
+      RETURN NULL;
+    END IF;
+    _due_at := GREATEST(_due_at, _at);
+    SELECT attempt.* INTO _attempt
+    FROM os_core.work_order_step_attempts AS attempt
+    WHERE attempt.tenant_id = p_tenant_id
+      AND attempt.work_order_id = p_work_order_id
+      AND attempt.step_id < _attempt.step_id
+    ORDER BY attempt.step_id DESC, attempt.attempt_index DESC
+    LIMIT 1;
+  END LOOP;
+  RETURN _due_at;
 END;
 $$;

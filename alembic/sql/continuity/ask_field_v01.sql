@@ -61,13 +61,17 @@ BEGIN
       IF _prior.event_type <> 'FIELD_PROMPTED' THEN
         PERFORM os_core.refuse_replay(NULL, _event, _prior.work_order_event_id);
       END IF;
-      _state := (
-        SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq)
+      _state := NULL;
+      FOR _event IN
+        SELECT ledger.*
         FROM os_core.work_order_ledger AS ledger
         WHERE ledger.tenant_id = p_tenant_id
           AND ledger.work_order_id = p_work_order_id
           AND ledger.work_order_seq < _prior.work_order_seq
-      );
+        ORDER BY ledger.work_order_seq
+      LOOP
+        _state := os_core.apply_work_order_event(_state, _event);
+      END LOOP;
       SELECT decided.* INTO decision, field_key, prompt_dedupe_key, reason
       FROM os_core.decide_prompt(_state, p_required_fields, _prefilled) AS decided;
       IF field_key IS DISTINCT FROM _prior.payload ->> 'field_key'

@@ -52,26 +52,31 @@ BEGIN
     FOR SHARE;
   END IF;
   FOR _attempt IN 1..3 LOOP
-    INSERT INTO conversation.conversation_ledger AS turn (
-      tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text_hash, privacy_scope,
-      idempotency_key
-    )
-    SELECT
-      p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, _said_hash, p_privacy_scope,
-      p_idempotency_key
-    WHERE EXISTS (
-        SELECT FROM os_core.identities AS identity WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
+    -- A loop and not INTO: a distributed engine counts what the SELECT gives, and INTO compares.
+    FOR _prior IN
+      INSERT INTO conversation.conversation_ledger AS turn (
+        tenant_id, correlation_id, turn_id, session_id, user_id, device_id, role, source, text_hash, privacy_scope,
+        idempotency_key
       )
-      AND (p_device_id IS NULL OR EXISTS (
-        SELECT FROM os_core.devices AS device
-        WHERE device.tenant_id = p_tenant_id AND device.user_id = p_user_id AND device.device_id = p_device_id
-      ))
-      AND (p_session_id IS NULL OR EXISTS (
-        SELECT FROM os_core.sessions AS session
-        WHERE session.tenant_id = p_tenant_id AND session.user_id = p_user_id AND session.session_id = p_session_id
-      ))
-    ON CONFLICT DO NOTHING
-    RETURNING turn.* INTO _prior;
+      SELECT
+        p_tenant_id, p_correlation_id, p_turn_id, p_session_id, p_user_id, p_device_id, p_role, p_source, _said_hash, p_privacy_scope,
+        p_idempotency_key
+      WHERE EXISTS (
+          SELECT FROM os_core.identities AS identity WHERE identity.tenant_id = p_tenant_id AND identity.user_id = p_user_id
+        )
+        AND (p_device_id IS NULL OR EXISTS (
+          SELECT FROM os_core.devices AS device
+          WHERE device.tenant_id = p_tenant_id AND device.user_id = p_user_id AND device.device_id = p_device_id
+        ))
+        AND (p_session_id IS NULL OR EXISTS (
+          SELECT FROM os_core.sessions AS session
+          WHERE session.tenant_id = p_tenant_id AND session.user_id = p_user_id AND session.session_id = p_session_id
+        ))
+      ON CONFLICT DO NOTHING
+      RETURNING turn.*
+    LOOP
+      EXIT;
+    END LOOP;
     IF _prior.conversation_turn_id IS NOT NULL THEN
       INSERT INTO conversation.turn_texts (tenant_id, conversation_turn_id, text_hash, salt, text)
       SELECT p_tenant_id, _prior.conversation_turn_id, _said_hash, _salt, p_text

@@ -104,7 +104,8 @@ BEGIN
       _turn_id := _turn_id + 1;
     END IF;
     _id := pg_catalog.nextval('conversation.conversation_ledger_conversation_turn_id_seq');
-    IF _id <= p_conversation_turn_id THEN
+    -- Compared within the range of one node only: see docs/limits.md.
+    IF _id <= p_conversation_turn_id AND _id >> 48 = p_conversation_turn_id >> 48 THEN
       PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
     END IF;
     RETURN QUERY

@@ -15,6 +15,7 @@ DECLARE
   _violation text;
   _had_salt boolean;
   _had_identity boolean;
+  _made_at timestamptz;
   _record os_core.subject_erasures;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
@@ -80,15 +81,18 @@ BEGIN
       RAISE SQLSTATE 'SLXXX';
     END IF;
 
+    SELECT subject.created_at INTO _made_at
+    FROM os_core.subjects AS subject
+    WHERE subject.tenant_id = p_tenant_id AND subject.subject_id = p_subject_id;
     -- The lock above has given the transaction its xid, before the feed's id is drawn.
     INSERT INTO os_core.subject_erasures AS erasure (
       tenant_id, subject_id, reason_code, values_erased, texts_erased, erased_at
     )
-    SELECT p_tenant_id, p_subject_id, p_reason_code, _record.values_erased, _record.texts_erased,
+    VALUES (
+      p_tenant_id, p_subject_id, p_reason_code, _record.values_erased, _record.texts_erased,
       -- The guards compare: no row that goes is later, though the clock may have been set back.
-      GREATEST(_record.erased_at, subject.created_at)
-    FROM os_core.subjects AS subject
-    WHERE subject.tenant_id = p_tenant_id AND subject.subject_id = p_subject_id
+      GREATEST(_record.erased_at, _made_at)
+    )
     RETURNING erasure.* INTO _record;
     DELETE FROM os_core.subject_values AS held
     WHERE held.tenant_id = p_tenant_id AND held.subject_id = p_subject_id;

@@ -20,6 +20,7 @@ DECLARE
   _nodes jsonb[];
   _events integer[];  -- the node's event, as a place in the arrays above
   _subjects text[];
+  _erasure_id bigint;
   _erasures bigint[];  -- the subject's last one when the call began
   _is_late boolean[];  -- erased while the call waited
   _salts bytea[];
@@ -81,11 +82,11 @@ BEGIN
     IF _n > 1 AND _subjects[_n] = _subjects[_n - 1] THEN
       _erasures[_n] := _erasures[_n - 1];
     ELSE
-      _erasures[_n] := COALESCE((
-        SELECT pg_catalog.max(erasure.erasure_id)
-        FROM os_core.subject_erasures AS erasure
-        WHERE erasure.tenant_id = p_tenant_id AND erasure.subject_id = _subjects[_n]
-      ), 0);
+      -- Through a variable: a distributed engine cannot send a query that is assigned to a place in an array.
+      SELECT pg_catalog.max(erasure.erasure_id) INTO _erasure_id
+      FROM os_core.subject_erasures AS erasure
+      WHERE erasure.tenant_id = p_tenant_id AND erasure.subject_id = _subjects[_n];
+      _erasures[_n] := COALESCE(_erasure_id, 0);
     END IF;
   END LOOP;
 

@@ -12,6 +12,7 @@ AS $$
 DECLARE
   _violation text;
   _consumer os_core.work_order_feed_consumers;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   _violation := COALESCE(
@@ -30,8 +31,9 @@ BEGIN
   WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
   FOR NO KEY UPDATE;
   IF _consumer.fence = p_fence AND _consumer.feed_position = p_from THEN
+    _now := pg_catalog.clock_timestamp();
     UPDATE os_core.work_order_feed_consumers AS consumer
-    SET feed_position = p_to, updated_at = pg_catalog.clock_timestamp()
+    SET feed_position = p_to, updated_at = _now
     WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer;
     RETURN TRUE;
   ELSIF _consumer.fence = p_fence AND _consumer.feed_position = p_to THEN

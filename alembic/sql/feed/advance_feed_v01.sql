@@ -23,6 +23,8 @@ DECLARE
   -- Only an xid that is younger than the ids may bear witness to them.
   _is_fresh constant boolean := pg_catalog.pg_current_xact_id_if_assigned() IS NULL;
   _drawn bigint;
+  _highest bigint;
+  _has_moved boolean := FALSE;
   _xmin bigint;
   _xmax bigint;
   _head os_core.work_order_feed_heads;
@@ -42,24 +44,39 @@ BEGIN
   _settled := COALESCE(_head.settled_event_id, 0);
   -- Read as a table: pg_sequence_last_value() takes a lock that writers take.
   SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
-  IF _drawn < GREATEST(_settled, _head.mark_event_id) THEN
+  -- The highest id of this node. A database that was never distributed is a node whose ids go up to 2^48.
+  _highest := _drawn | 281474976710655;
+  IF _highest > 281474976710655 THEN
+    _has_moved := os_core.feed_has_moved(p_tenant_id, _settled, _drawn);
+  END IF;
+  IF _has_moved THEN
+    _settled := 0;
+    _highest := 9223372036854775807;
+  ELSIF _drawn < GREATEST(_settled, _head.mark_event_id) THEN
     -- Set back, it would give ids that are settled already, or by the mark: nobody would look for them.
     PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
   END IF;
   _is_settled := NOT EXISTS (
     SELECT FROM os_core.work_order_ledger AS ledger
-    WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id > _settled
+    WHERE ledger.tenant_id = p_tenant_id
+      AND ledger.work_order_event_id > _settled
+      AND ledger.work_order_event_id <= _highest
   );
   IF _is_settled AND NOT EXISTS (
     SELECT FROM os_core.subject_erasures AS erasure
-    WHERE erasure.tenant_id = p_tenant_id AND erasure.drawn_event_id > _settled
+    WHERE erasure.tenant_id = p_tenant_id
+      AND erasure.drawn_event_id > _settled
+      AND erasure.drawn_event_id <= _highest
   ) THEN
     RETURN 0;
   END IF;
-  IF NOT EXISTS (
+  IF _has_moved THEN
+    NULL;  -- the head has to be brought to this node
+  ELSIF NOT EXISTS (
     SELECT FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id
       AND ledger.work_order_event_id > _settled
+      AND ledger.work_order_event_id <= _highest
       AND NOT EXISTS (
         SELECT FROM os_core.work_order_feed AS feed
         WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
@@ -69,6 +86,7 @@ BEGIN
     SELECT FROM os_core.subject_erasures AS erasure
     WHERE erasure.tenant_id = p_tenant_id
       AND erasure.drawn_event_id > _settled
+      AND erasure.drawn_event_id <= _highest
       AND NOT EXISTS (
         SELECT FROM os_core.work_order_feed AS feed
         WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id
@@ -104,56 +122,99 @@ BEGIN
   END LOOP;
   _settled := _head.settled_event_id;
 
-  -- Before the search and its snapshot: what is over by now, the search sees.
-  _xmin := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint;
-  IF _head.mark_event_id > _settled AND _head.mark_xid <= _xmin THEN
-    _certain := _head.mark_event_id;
-  END IF;
-  -- Counted by RETURNING: a distributed engine reports what an INSERT with SELECT has selected.
-  WITH numbered AS (
-    INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id, erasure_id)
-    SELECT
-      p_tenant_id,
-      _head.last_position + pg_catalog.row_number() OVER (ORDER BY found.drawn_event_id),
-      found.work_order_event_id,
-      found.erasure_id
-    FROM (
-      (
-        SELECT ledger.work_order_event_id AS drawn_event_id, ledger.work_order_event_id, NULL::bigint AS erasure_id
+  IF _has_moved THEN
+    -- In the order of time: ids of several nodes do not order. Each work order's times never go down.
+    WITH numbered AS (
+      INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id, erasure_id)
+      SELECT
+        p_tenant_id,
+        _head.last_position + pg_catalog.row_number() OVER (
+          ORDER BY found.created_at, found.work_order_seq, found.work_order_event_id, found.erasure_id
+        ),
+        found.work_order_event_id,
+        found.erasure_id
+      FROM (
+        SELECT ledger.created_at, ledger.work_order_seq, ledger.work_order_event_id, NULL::bigint AS erasure_id
         FROM os_core.work_order_ledger AS ledger
         WHERE ledger.tenant_id = p_tenant_id
-          AND ledger.work_order_event_id > _settled
           AND NOT EXISTS (
             SELECT FROM os_core.work_order_feed AS fed
             WHERE fed.tenant_id = p_tenant_id AND fed.work_order_event_id = ledger.work_order_event_id
             OFFSET 0
           )
-        ORDER BY ledger.work_order_event_id
-      )
-      UNION ALL
-      (
-        SELECT erasure.drawn_event_id, NULL, erasure.erasure_id
+        UNION ALL
+        SELECT erasure.erased_at, NULL, NULL, erasure.erasure_id
         FROM os_core.subject_erasures AS erasure
         WHERE erasure.tenant_id = p_tenant_id
-          AND erasure.drawn_event_id > _settled
           AND NOT EXISTS (
             SELECT FROM os_core.work_order_feed AS fed
             WHERE fed.tenant_id = p_tenant_id AND fed.erasure_id = erasure.erasure_id
             OFFSET 0
           )
-        ORDER BY erasure.drawn_event_id
-      )
-      ORDER BY drawn_event_id
-      LIMIT p_limit
-    ) AS found
-    RETURNING feed.work_order_event_id
-  )
-  SELECT pg_catalog.count(*), pg_catalog.max(numbered.work_order_event_id) INTO _count, _last FROM numbered;
-  IF _count = p_limit AND _certain > COALESCE(_last, 0) THEN
-    -- Nobody has looked at what is above the last event.
-    _certain := _last;
+        ORDER BY created_at, work_order_seq, work_order_event_id, erasure_id
+        LIMIT p_limit
+      ) AS found
+      RETURNING feed.work_order_event_id
+    )
+    SELECT pg_catalog.count(*) INTO _count FROM numbered;
+    _head.mark_event_id := 0;
+    -- Settled on this node is nothing yet. At 0 the next call goes on here.
+    _highest := _drawn | 281474976710655;
+    _settled := CASE WHEN _count < p_limit THEN _highest - 281474976710655 ELSE 0 END;
+  ELSE
+    -- Before the search and its snapshot: what is over by now, the search sees.
+    _xmin := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint;
+    IF _head.mark_event_id > _settled AND _head.mark_xid <= _xmin THEN
+      _certain := _head.mark_event_id;
+    END IF;
+    -- Counted by RETURNING: a distributed engine reports what an INSERT with SELECT has selected.
+    WITH numbered AS (
+      INSERT INTO os_core.work_order_feed AS feed (tenant_id, feed_position, work_order_event_id, erasure_id)
+      SELECT
+        p_tenant_id,
+        _head.last_position + pg_catalog.row_number() OVER (ORDER BY found.drawn_event_id),
+        found.work_order_event_id,
+        found.erasure_id
+      FROM (
+        (
+          SELECT ledger.work_order_event_id AS drawn_event_id, ledger.work_order_event_id, NULL::bigint AS erasure_id
+          FROM os_core.work_order_ledger AS ledger
+          WHERE ledger.tenant_id = p_tenant_id
+            AND ledger.work_order_event_id > _settled
+            AND ledger.work_order_event_id <= _highest
+            AND NOT EXISTS (
+              SELECT FROM os_core.work_order_feed AS fed
+              WHERE fed.tenant_id = p_tenant_id AND fed.work_order_event_id = ledger.work_order_event_id
+              OFFSET 0
+            )
+          ORDER BY ledger.work_order_event_id
+        )
+        UNION ALL
+        (
+          SELECT erasure.drawn_event_id, NULL, erasure.erasure_id
+          FROM os_core.subject_erasures AS erasure
+          WHERE erasure.tenant_id = p_tenant_id
+            AND erasure.drawn_event_id > _settled
+            AND erasure.drawn_event_id <= _highest
+            AND NOT EXISTS (
+              SELECT FROM os_core.work_order_feed AS fed
+              WHERE fed.tenant_id = p_tenant_id AND fed.erasure_id = erasure.erasure_id
+              OFFSET 0
+            )
+          ORDER BY erasure.drawn_event_id
+        )
+        ORDER BY drawn_event_id
+        LIMIT p_limit
+      ) AS found
+      RETURNING feed.work_order_event_id
+    )
+    SELECT pg_catalog.count(*), pg_catalog.max(numbered.work_order_event_id) INTO _count, _last FROM numbered;
+    IF _count = p_limit AND _certain > COALESCE(_last, 0) THEN
+      -- Nobody has looked at what is above the last event.
+      _certain := _last;
+    END IF;
+    _settled := GREATEST(_settled, _certain);
   END IF;
-  _settled := GREATEST(_settled, _certain);
 
   IF _is_fresh AND (
     _head.mark_event_id <= _settled OR _head.mark_xid > pg_catalog.pg_current_xact_id()::text::bigint
@@ -162,7 +223,7 @@ BEGIN
     -- a sequence that is restored to the ledger's last id is above all marks. So erasures that came after it are looked at again.
     SELECT ledger.work_order_event_id INTO _newest
     FROM os_core.work_order_ledger AS ledger
-    WHERE ledger.tenant_id = p_tenant_id
+    WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_event_id <= _highest
     ORDER BY ledger.work_order_event_id DESC
     LIMIT 1;
     _head.mark_event_id := COALESCE(LEAST(_drawn, _newest), 0);

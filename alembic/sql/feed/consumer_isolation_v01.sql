@@ -8,7 +8,7 @@ DROP POLICY IF EXISTS tenant_admit ON os_core.work_order_feed_consumers;
 CREATE POLICY tenant_admit ON os_core.work_order_feed_consumers
 AS PERMISSIVE FOR ALL TO PUBLIC
 USING (tenant_id = current_setting('selene.tenant_id', TRUE))
-WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant());
+WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant(tenant_id));
 
 DROP POLICY IF EXISTS feed_list ON os_core.work_order_feed_consumers;
 CREATE POLICY feed_list ON os_core.work_order_feed_consumers
@@ -22,4 +22,4 @@ USING (
   tenant_id = current_setting('selene.tenant_id', TRUE)
   OR (NULLIF(current_setting('selene.tenant_id', TRUE), '') IS NULL AND pg_has_role('selene_feed', 'USAGE'))
 )
-WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant());
+WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant(tenant_id));

@@ -27,6 +27,8 @@ AS $$
 DECLARE
   _head os_core.work_order_feed_heads;
   _settled bigint;
+  _drawn bigint;
+  _highest bigint;
   _gone bigint;
   _unnumbered bigint;
   _first timestamptz;
@@ -38,6 +40,15 @@ BEGIN
   SELECT head.* INTO _head FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
   -- A variable: behind row-level security an index takes no COALESCE.
   _settled := COALESCE(_head.settled_event_id, 0);
+  SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
+  _highest := _drawn | 281474976710655;
+  IF _highest > 281474976710655 THEN
+    -- A node of a distributed database: see os_core.feed_has_moved.
+    IF os_core.feed_has_moved(p_tenant_id, _settled, _drawn) THEN
+      _settled := 0;
+      _highest := 9223372036854775807;
+    END IF;
+  END IF;
   -- What was removed with the tenant is not waited for.
   _gone := COALESCE(
     (
@@ -56,6 +67,7 @@ BEGIN
       FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_tenant_id
         AND ledger.work_order_event_id > _settled
+        AND ledger.work_order_event_id <= _highest
         AND NOT EXISTS (
           SELECT FROM os_core.work_order_feed AS feed
           WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
@@ -70,6 +82,7 @@ BEGIN
       FROM os_core.subject_erasures AS erasure
       WHERE erasure.tenant_id = p_tenant_id
         AND erasure.drawn_event_id > _settled
+        AND erasure.drawn_event_id <= _highest
         AND NOT EXISTS (
           SELECT FROM os_core.work_order_feed AS feed
           WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id

@@ -42,6 +42,7 @@ DECLARE
   _consumer os_core.work_order_feed_consumers;
   _count integer;
   _last bigint;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   _violation := COALESCE(
@@ -65,7 +66,8 @@ BEGIN
   FROM os_core.work_order_feed_consumers AS consumer
   WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
   FOR NO KEY UPDATE SKIP LOCKED;
-  IF NOT FOUND OR _consumer.lease_expires_at > pg_catalog.clock_timestamp() THEN
+  _now := pg_catalog.clock_timestamp();
+  IF _consumer.consumer IS NULL OR _consumer.lease_expires_at > _now THEN
     RETURN;
   END IF;
   -- Counted, not computed: the positions of a tenant that was removed are gone.
@@ -81,7 +83,7 @@ BEGIN
     RETURN;
   END IF;
   UPDATE os_core.work_order_feed_consumers AS consumer
-  SET feed_position = _last, updated_at = pg_catalog.clock_timestamp()
+  SET feed_position = _last, updated_at = _now
   WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer;
   RETURN QUERY
   SELECT

@@ -1,5 +1,5 @@
 -- os_core.verify_feed: returns what is wrong with the tenant's feed, each with the position, event or consumer (contract section 16).
--- It only reads, in one statement and so on one snapshot, and believes nothing but the ledger.
+-- It only reads, all that it judges in one statement and so on one snapshot, and believes nothing but the ledger.
 CREATE OR REPLACE FUNCTION os_core.verify_feed(p_tenant_id text)
 RETURNS TABLE (feed_position bigint, work_order_event_id bigint, work_order_id text, consumer text, problem text)
 LANGUAGE plpgsql
@@ -8,8 +8,18 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
+DECLARE
+  _drawn bigint;
+  _settled bigint;
+  _is_settled_elsewhere boolean := FALSE;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
+  SELECT drawn.last_value INTO _drawn FROM os_core.work_order_ledger_work_order_event_id_seq AS drawn;
+  IF _drawn >> 48 > 0 THEN
+    -- A node of a distributed database. Once the feed's head is here, all that other nodes gave has positions.
+    SELECT head.settled_event_id INTO _settled FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id;
+    _is_settled_elsewhere := NOT os_core.feed_has_moved(p_tenant_id, COALESCE(_settled, 0), _drawn);
+  END IF;
   RETURN QUERY
   WITH removal AS (
     -- The positions of a removed tenant are gone; they go on if it comes again.
@@ -48,7 +58,11 @@ BEGIN
     'the event was never given a position'
   FROM os_core.work_order_ledger AS ledger
   WHERE ledger.tenant_id = p_tenant_id
-    AND ledger.work_order_event_id <= (SELECT head.settled_event_id FROM head)
+    AND (
+      ledger.work_order_event_id <= (SELECT head.settled_event_id FROM head)
+      AND ledger.work_order_event_id >> 48 = (SELECT head.settled_event_id >> 48 FROM head)
+      OR _is_settled_elsewhere AND ledger.work_order_event_id >> 48 <> _drawn >> 48
+    )
     AND NOT EXISTS (
       SELECT FROM os_core.work_order_feed AS feed
       WHERE feed.tenant_id = p_tenant_id AND feed.work_order_event_id = ledger.work_order_event_id
@@ -62,7 +76,11 @@ BEGIN
     pg_catalog.format('the erasure %s was never given a position', erasure.erasure_id)
   FROM os_core.subject_erasures AS erasure
   WHERE erasure.tenant_id = p_tenant_id
-    AND erasure.drawn_event_id <= (SELECT head.settled_event_id FROM head)
+    AND (
+      erasure.drawn_event_id <= (SELECT head.settled_event_id FROM head)
+      AND erasure.drawn_event_id >> 48 = (SELECT head.settled_event_id >> 48 FROM head)
+      OR _is_settled_elsewhere AND erasure.drawn_event_id >> 48 <> _drawn >> 48
+    )
     AND NOT EXISTS (
       SELECT FROM os_core.work_order_feed AS feed
       WHERE feed.tenant_id = p_tenant_id AND feed.erasure_id = erasure.erasure_id

@@ -21,6 +21,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _session os_core.sessions;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF (p_session_state IN ('ACTIVE', 'SOFT_CLOSED', 'SUSPENDED', 'CLOSED')) IS NOT TRUE THEN
@@ -45,16 +46,17 @@ BEGIN
   THEN
     PERFORM os_core.refuse_session_state(_session, p_session_state);
   END IF;
+  _now := pg_catalog.clock_timestamp();
   RETURN QUERY
   UPDATE os_core.sessions AS session
   SET
     session_state = p_session_state,
     last_activity_at = CASE
-      WHEN p_session_state = 'ACTIVE' THEN GREATEST(pg_catalog.clock_timestamp(), session.last_activity_at)
+      WHEN p_session_state = 'ACTIVE' THEN GREATEST(_now, session.last_activity_at)
       ELSE session.last_activity_at
     END,
     closed_at = CASE
-      WHEN p_session_state = 'CLOSED' THEN GREATEST(pg_catalog.clock_timestamp(), session.last_activity_at)
+      WHEN p_session_state = 'CLOSED' THEN GREATEST(_now, session.last_activity_at)
     END
   WHERE session.tenant_id = p_tenant_id AND session.session_id = p_session_id
   RETURNING

@@ -26,6 +26,7 @@ AS $$
 DECLARE
   _violation text;
   _user_id text;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   _violation := COALESCE(
@@ -71,11 +72,12 @@ BEGIN
       pg_catalog.jsonb_build_object('user_id', p_user_id, 'device_id', p_device_id)
     );
   END IF;
+  _now := pg_catalog.clock_timestamp();
   RETURN QUERY
   UPDATE os_core.devices AS device
   SET
     device_type = COALESCE(p_device_type, device.device_type),
-    last_seen_at = GREATEST(pg_catalog.clock_timestamp(), device.last_seen_at),
+    last_seen_at = GREATEST(_now, device.last_seen_at),
     audio_profile_ref = NULLIF(COALESCE(p_audio_profile_ref, device.audio_profile_ref), '')
   WHERE device.tenant_id = p_tenant_id AND device.device_id = p_device_id
   RETURNING

@@ -21,15 +21,17 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   _session os_core.sessions;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   _session := os_core.lock_session(p_tenant_id, p_session_id);
   IF _session.session_state NOT IN ('OPEN', 'ACTIVE') THEN
     PERFORM os_core.refuse_session_state(_session, 'ACTIVE');
   END IF;
+  _now := pg_catalog.clock_timestamp();
   RETURN QUERY
   UPDATE os_core.sessions AS session
-  SET session_state = 'ACTIVE', last_activity_at = GREATEST(pg_catalog.clock_timestamp(), session.last_activity_at)
+  SET session_state = 'ACTIVE', last_activity_at = GREATEST(_now, session.last_activity_at)
   WHERE session.tenant_id = p_tenant_id AND session.session_id = p_session_id
   RETURNING
     session.tenant_id,

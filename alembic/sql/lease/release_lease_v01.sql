@@ -16,6 +16,7 @@ DECLARE
   _state os_core.work_orders_current;
   _lease os_core.work_order_leases;
   _event os_core.work_order_ledger;
+  _now timestamptz;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call(NULL, p_work_order_id, NULL, p_token, NULL, NULL);
@@ -46,10 +47,11 @@ BEGIN
   _event.lease_owner_id := _lease.lease_owner_id;
   _event.lease_token_hash := _lease.lease_token_hash;
   PERFORM os_core.append_work_order_event(_event, NULL, NULL);
+  _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
   UPDATE os_core.work_order_leases AS lease
   SET
     lease_state = 'RELEASED',
-    released_at = GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at)
+    released_at = _now
   WHERE lease.tenant_id = p_tenant_id AND lease.work_order_id = p_work_order_id AND lease.lease_id = _lease.lease_id;
   RETURN TRUE;
 END;

@@ -58,7 +58,15 @@ BEGIN
         pg_catalog.array_agg(current.last_seq)
       INTO _states, _last_seqs
       FROM (
-        SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq) AS state
+        SELECT os_core.fold_work_order(
+          os_core.event_of(
+            ledger.work_order_event_id, ledger.tenant_id, ledger.work_order_id, ledger.work_order_seq, ledger.correlation_id,
+            ledger.turn_id, ledger.event_type, ledger.work_order_status, ledger.reason_code, ledger.step_id,
+            ledger.step_input_hash, ledger.lease_owner_id, ledger.lease_token_hash, ledger.lease_expires_at, ledger.payload,
+            ledger.idempotency_key, ledger.occurred_at, ledger.created_at, ledger.event_hash
+          )
+          ORDER BY ledger.work_order_seq
+        ) AS state
         FROM os_core.work_order_ledger AS ledger
         WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = ANY(_ids) AND ledger.work_order_id <> ALL(_unavailable)
         GROUP BY ledger.work_order_id

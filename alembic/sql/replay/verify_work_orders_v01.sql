@@ -34,7 +34,12 @@ BEGIN
       SELECT
         ledger.work_order_id,
         ledger.work_order_seq,
-        ledger AS event
+        os_core.event_of(
+          ledger.work_order_event_id, ledger.tenant_id, ledger.work_order_id, ledger.work_order_seq, ledger.correlation_id,
+          ledger.turn_id, ledger.event_type, ledger.work_order_status, ledger.reason_code, ledger.step_id,
+          ledger.step_input_hash, ledger.lease_owner_id, ledger.lease_token_hash, ledger.lease_expires_at, ledger.payload,
+          ledger.idempotency_key, ledger.occurred_at, ledger.created_at, ledger.event_hash
+        ) AS event
       FROM os_core.work_order_ledger AS ledger
       WHERE ledger.tenant_id = p_tenant_id AND (p_work_order_id IS NULL OR ledger.work_order_id = p_work_order_id)
       ORDER BY ledger.work_order_id, ledger.work_order_seq

@@ -44,20 +44,38 @@ SET enable_seqscan = off
 AS $$
 DECLARE
   _state os_core.work_orders_current;
+  _event os_core.work_order_ledger;
+  _seq bigint := p_seq;
 BEGIN
   PERFORM os_core.enter_tenant(p_tenant_id);
   IF pg_catalog.num_nonnulls(p_seq, p_event_id, p_at) <> 1 THEN
     PERFORM os_core.refuse_contract(NULL, 'as_of: takes exactly one of seq, event_id and at');
   END IF;
-  _state := (
-    SELECT os_core.fold_work_order(ledger ORDER BY ledger.work_order_seq)
+  IF p_event_id IS NOT NULL THEN
+    -- By the event's place in its order: ids of several nodes do not order. Between two ids it is the place before.
+    SELECT ledger.work_order_seq INTO _seq
+    FROM os_core.work_order_ledger AS ledger
+    WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = p_work_order_id
+      AND ledger.work_order_event_id = p_event_id;
+    IF _seq IS NULL THEN
+      SELECT pg_catalog.max(ledger.work_order_seq) INTO _seq
+      FROM os_core.work_order_ledger AS ledger
+      WHERE ledger.tenant_id = p_tenant_id AND ledger.work_order_id = p_work_order_id
+        AND ledger.work_order_event_id < p_event_id;
+    END IF;
+    _seq := COALESCE(_seq, 0);
+  END IF;
+  FOR _event IN
+    SELECT ledger.*
     FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id
       AND ledger.work_order_id = p_work_order_id
-      AND (p_seq IS NULL OR ledger.work_order_seq <= p_seq)
-      AND (p_event_id IS NULL OR ledger.work_order_event_id <= p_event_id)
+      AND (_seq IS NULL OR ledger.work_order_seq <= _seq)
       AND (p_at IS NULL OR ledger.created_at <= p_at)
-  );
+    ORDER BY ledger.work_order_seq
+  LOOP
+    _state := os_core.apply_work_order_event(_state, _event);
+  END LOOP;
   IF _state.last_seq IS NOT NULL THEN
     RETURN QUERY
     SELECT

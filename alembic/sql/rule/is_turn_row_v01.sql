@@ -1,6 +1,6 @@
 -- conversation.is_turn_row: the CHECK of conversation.conversation_ledger (contract section 2).
 -- Tenant, user, device and session are not checked here: the foreign keys lead to rows that were checked.
--- A tombstone has a reason, an earlier turn to hide, and no text: its hash is that of nothing, without a salt.
+-- A tombstone has a reason, an earlier turn to hide (ids are compared within the range of one node only), and no text: its hash is that of nothing, without a salt.
 CREATE OR REPLACE FUNCTION conversation.is_turn_row(
   p_conversation_turn_id bigint,
   p_turn_id bigint,
@@ -31,7 +31,10 @@ BEGIN
         THEN p_tombstone_of_conversation_turn_id IS NULL AND p_tombstone_reason_code IS NULL
       WHEN p_source = 'TOMBSTONE'
         THEN p_text_hash = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
-          AND (p_tombstone_of_conversation_turn_id < p_conversation_turn_id) IS TRUE
+          AND (
+            p_tombstone_of_conversation_turn_id < p_conversation_turn_id
+            OR p_tombstone_of_conversation_turn_id >> 48 <> p_conversation_turn_id >> 48
+          ) IS TRUE
           AND (p_tombstone_reason_code BETWEEN 1 AND 4294967295) IS TRUE
       ELSE FALSE
     END;

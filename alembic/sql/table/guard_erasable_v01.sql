@@ -8,6 +8,8 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+  _table constant text := COALESCE(TG_ARGV[0], TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME);
+  _tenant_id constant text := NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '');
   _subject_id text;
   _written_at timestamptz;
 BEGIN
@@ -15,13 +17,13 @@ BEGIN
     IF TG_LEVEL = 'STATEMENT' THEN
       IF EXISTS (
         SELECT FROM os_core.subject_erasures AS erasure
-        WHERE erasure.tenant_id = NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '')
+        WHERE erasure.tenant_id = _tenant_id
           AND erasure.erased_at >= pg_catalog.transaction_timestamp()
       ) THEN
         RETURN NULL;
       END IF;
     ELSE
-      IF TG_TABLE_NAME = 'turn_texts' THEN
+      IF _table = 'conversation.turn_texts' THEN
         SELECT turn.user_id, turn.created_at INTO _subject_id, _written_at
         FROM conversation.conversation_ledger AS turn
         WHERE turn.tenant_id = OLD.tenant_id AND turn.conversation_turn_id = OLD.conversation_turn_id;
@@ -42,8 +44,8 @@ BEGIN
   END IF;
   PERFORM os_core.refuse(
     'SL003',
-    pg_catalog.format('%s.%s is changed by an erasure only: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
-    pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
+    pg_catalog.format('%s is changed by an erasure only: %s is refused', _table, TG_OP),
+    pg_catalog.jsonb_build_object('table', _table, 'operation', TG_OP)
   );
   RETURN NULL;
 END;

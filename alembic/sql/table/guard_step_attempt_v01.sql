@@ -8,6 +8,7 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+  _table constant text := COALESCE(TG_ARGV[0], TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME);
   _rest os_core.work_order_step_attempts;
 BEGIN
   IF TG_OP = 'UPDATE' AND OLD.attempt_status = 'RUNNING' THEN
@@ -29,8 +30,8 @@ BEGIN
   END IF;
   PERFORM os_core.refuse(
     'SL003',
-    pg_catalog.format('%s.%s keeps every attempt as it ended: %s is refused', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_OP),
-    pg_catalog.jsonb_build_object('table', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, 'operation', TG_OP)
+    pg_catalog.format('%s keeps every attempt as it ended: %s is refused', _table, TG_OP),
+    pg_catalog.jsonb_build_object('table', _table, 'operation', TG_OP)
   );
   RETURN NULL;
 END;

@@ -3,11 +3,11 @@
 -- triggers only.
 CREATE TRIGGER guard_row
 BEFORE UPDATE OR DELETE ON {{table}}
-FOR EACH ROW EXECUTE FUNCTION {{guard}}();
+FOR EACH ROW EXECUTE FUNCTION {{guard}}('{{table}}');
 
 CREATE TRIGGER guard_statement
 BEFORE DELETE OR TRUNCATE ON {{table}}
-FOR EACH STATEMENT EXECUTE FUNCTION {{guard}}();
+FOR EACH STATEMENT EXECUTE FUNCTION {{guard}}('{{table}}');
 
 ALTER TABLE {{table}} ENABLE ALWAYS TRIGGER guard_row;
 ALTER TABLE {{table}} ENABLE ALWAYS TRIGGER guard_statement;

@@ -9,10 +9,10 @@ DROP POLICY IF EXISTS tenant_admit ON {{table}};
 CREATE POLICY tenant_admit ON {{table}}
 AS PERMISSIVE FOR ALL TO PUBLIC
 USING (tenant_id = current_setting('selene.tenant_id', TRUE))
-WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant());
+WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant(tenant_id));
 
 DROP POLICY IF EXISTS tenant_confine ON {{table}};
 CREATE POLICY tenant_confine ON {{table}}
 AS RESTRICTIVE FOR ALL TO PUBLIC
 USING (tenant_id = current_setting('selene.tenant_id', TRUE))
-WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant());
+WITH CHECK (tenant_id = current_setting('selene.tenant_id', TRUE) OR os_core.no_tenant(tenant_id));

@@ -10,7 +10,7 @@ DECLARE
   _tenant_id text := NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '');
 BEGIN
   IF _tenant_id IS NULL THEN
-    PERFORM os_core.no_tenant();
+    PERFORM os_core.no_tenant(p_tenant_id);
   ELSIF _tenant_id IS DISTINCT FROM p_tenant_id THEN
     PERFORM os_core.refuse('SL002', 'the transaction belongs to another tenant', '{}');
   END IF;
