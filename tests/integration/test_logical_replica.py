@@ -1,4 +1,4 @@
-"""A second server that follows by logical replication: its guards let in what the publisher's let (contract §18)."""
+"""A second server that follows by logical replication: erasures and removals arrive (contract §18)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,7 +57,9 @@ def caught_up(publisher: Connection) -> None:
     """Wait until the subscriber has applied all that is committed."""
     now = publisher.execute("SELECT pg_current_wal_lsn()::text").fetchone()
     assert now is not None
-    applied = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'selene' AND replay_lsn >= %s"
+    applied = (
+        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'selene' AND replay_lsn >= %s"
+    )
     wait_until(lambda: publisher.execute(applied, now).fetchone() == (1,), "the subscriber has it all")
 
 

@@ -93,6 +93,7 @@ UNPINNED_FUNCTIONS = (
     "same_content",
     "refer_value",
     "salted_hash",
+    "is_subject_value",
     "transition_refusal",
     "write_projection",
     "continuity_refusal",
@@ -119,7 +120,7 @@ UNPINNED_FUNCTIONS = (
     "enter_tenant",
 )
 
-QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "salted_hash")
+QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "is_subject_value", "salted_hash")
 """Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
 
 CHANGED_TABLES = {
