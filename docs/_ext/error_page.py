@@ -16,8 +16,7 @@ PAGE: Final = Path(__file__).resolve().parents[1] / "errors.md"
 ADVICE: Final[dict[str, str]] = {
     "ContractViolation": "Correct the input: `field` names the key, `rule` says what it must be.",
     "TenantScopeViolation": (
-        "A mistake of the service: call inside a tenant_scope, with one tenant in a transaction, and hide no"
-        " error that has ended it (try what may fail inside `begin_nested()`)."
+        "A mistake of the service: call inside a tenant_scope, with one tenant in a transaction."
     ),
     "AppendOnlyViolation": "Do not change a ledger. Append another event.",
     "CancelInvalidState": "Nothing: the order has ended. `work_order_status` says how.",
@@ -70,9 +69,8 @@ status is a suggestion for services that answer over HTTP. `http_status(error)` 
 [errors that are not ours](#errors-that-are-not-ours).
 
 After an error the transaction can only be rolled back, if need be to a savepoint
-(`conn.begin_nested()`). Whoever hides the error gets TenantScopeViolation from the end of the scope, or
-from the commit. Retry in a new transaction, with the same `idempotency_key`. [Retries](howto/retries.md)
-has an example, and the SQLSTATEs of PostgreSQL's own that are worth a retry.
+(`conn.begin_nested()`). Retry in a new transaction, with the same `idempotency_key`.
+[Retries](howto/retries.md) has an example, and the SQLSTATEs of PostgreSQL's own that are worth a retry.
 
 A replay is no error: the result has `replayed` = true, and its code is OS_WORK_ORDER_IDEMPOTENCY_REPLAY.
 

@@ -43,6 +43,13 @@ def log_lost_lease(
     _LOG.warning("the lease on %s %s of tenant %s is lost: %s", kind, name, tenant_id, why, extra=facts)
 
 
+def log_hidden_error(tenant_id: str) -> None:
+    """Log that a block hid an error that had ended its transaction, which can only be rolled back."""
+    facts = {"selene_event": "hidden_error", "tenant_id": tenant_id}
+    message = "a hidden error has ended the transaction of tenant %s, and nothing of it is written"
+    _LOG.warning(message, tenant_id, extra=facts)
+
+
 def log_stranded_lease(tenant_id: str, work_order_id: str, error: str) -> None:
     """Log that a lease could not be given back, because of an error of this class: it ends by itself."""
     facts = {"selene_event": "lease_stranded", "tenant_id": tenant_id, "work_order_id": work_order_id}

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, event
 
+from selene_core.contract.errors import TenantScopeViolation
 from selene_core.contract.events import check_tenant_id
 from selene_core.contract.rules import flag, integer
 from selene_core.store.binds import checked
@@ -46,8 +47,9 @@ def run_in_tenant(
     the same each time, or if the work writes nothing.
 
     Each attempt begins `work` anew, so what it does outside its transaction happens again. If it commits by
-    itself, it is not run again. Raises the last error as it is; what tenant_scope raises; ContractViolation
-    for invalid arguments.
+    itself, it is not run again. Raises the last error as it is; what tenant_scope raises;
+    ContractViolation for invalid arguments; TenantScopeViolation if `work` hides an error that has ended its
+    transaction.
     """
     owned: Engine = checked("run_in_tenant", "an Engine", engine, Engine)
     attempting = Attempts(tenant_id, attempts, retry_unknown)
@@ -90,12 +92,18 @@ class Attempts:
             raise
         finally:
             self._works = False
+        if conn.invalidated or driver_status(conn) is TransactionStatus.INERROR:
+            # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
+            raise TenantScopeViolation(
+                "the work hid an error that ended its transaction, and nothing is written:"
+                " let the error pass, or try what may fail inside conn.begin_nested()"
+            )
 
     def _note_commit(self, conn: Connection) -> None:
         if self._works:
             self._ended_itself = True
         # On a connection that is known to be dead nothing is sent any more.
-        elif not conn.invalidated and driver_status(conn) is not TransactionStatus.UNKNOWN:
+        elif driver_status(conn) is not TransactionStatus.UNKNOWN:
             self._commit_sent = True
 
     def _note_statement(self, conn: Connection, _cursor: object, statement: str, *_more: object) -> None:

@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.sql import SQL, Literal
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from selene_core.contract.errors import SeleneError, TenantScopeViolation, from_sqlstate
 from selene_core.contract.events import check_tenant_id
 from selene_core.store.binds import Bind, bound, joined
+from selene_core.store.logs import log_hidden_error
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Transaction
 
 _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
-_HIDDEN: Final = (
-    "a hidden error has ended the transaction, and nothing is written:"
-    " let the error pass, or try what may fail inside begin_nested()"
-)
 
 
 @contextmanager
@@ -68,9 +65,10 @@ def tenant_scope(bind: Bind, tenant_id: str) -> Iterator[Connection]:
     the transaction. In a joined transaction it is the tenant, because nobody can tell the two apart.
 
     Raises ContractViolation for an invalid tenant id; TenantScopeViolation if the joined transaction has
-    another tenant, in AUTOCOMMIT, where the tenant would be lost before the next statement, and where the
-    block, or the commit of a joined transaction, hides an error that has ended the transaction (try what may
-    fail inside begin_nested()); TypeError for another bind and another driver than psycopg 3.
+    another tenant, and in AUTOCOMMIT, where the tenant would be lost before the next statement; TypeError for
+    another bind and another driver than psycopg 3. A block that hides an error which ended the transaction
+    loses what it wrote, as everywhere in PostgreSQL, and a warning is logged: try what may fail inside
+    begin_nested().
     """
     bind = bound("tenant_scope", bind)
     tenant_id = check_tenant_id(tenant_id)
@@ -98,38 +96,11 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})
         try:
             yield
-            _refuse_aborted(conn)
-        except BaseException:
-            # Whoever began it may hide the error, too, and commit.
-            if joins and _is_aborted(conn) and not event.contains(conn, "commit", _refuse_commit):
-                event.listen(conn, "commit", _refuse_commit)
-            raise
+            if driver_status(conn) is TransactionStatus.INERROR:
+                # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
+                log_hidden_error(tenant_id)
         finally:
             conn.execution_options(**{_SCOPE: outer})
-
-
-def _refuse_aborted(conn: Connection) -> None:
-    """Raise TenantScopeViolation where all seems well, but the transaction can only be rolled back."""
-    # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
-    if _is_aborted(conn):
-        raise TenantScopeViolation(_HIDDEN)
-
-
-def _refuse_commit(conn: Connection) -> None:
-    try:
-        _refuse_aborted(conn)
-    except TenantScopeViolation:
-        # SQLAlchemy takes the transaction for ended, as after every COMMIT that fails.
-        if not conn.invalidated:
-            conn.connection.rollback()
-        raise
-
-
-def _is_aborted(conn: Connection) -> bool:
-    """Tell whether an error has ended the transaction, and nobody has rolled it back yet."""
-    if conn.closed or not conn.in_transaction():
-        return False
-    return conn.invalidated or driver_status(conn) is TransactionStatus.INERROR
 
 
 @lru_cache(maxsize=1024)
@@ -145,6 +116,8 @@ def in_autocommit(conn: Connection) -> bool:
 
 def driver_status(conn: Connection) -> TransactionStatus:
     """Return what the driver knows of the connection's transaction, without asking the server."""
+    if conn.closed or conn.invalidated:
+        return TransactionStatus.UNKNOWN
     driver_connection = conn.connection.driver_connection
     assert driver_connection is not None  # noqa: S101 - the pool has given it
     return TransactionStatus(driver_connection.pgconn.transaction_status)

@@ -278,7 +278,7 @@ def test_ask__a_used_key_returns_what_was_recorded(engine: sa.Engine) -> None:
         asked = [row for row in orders.events("order") if row.event_type == "FIELD_PROMPTED"]
         assert len(asked) == 2
         orders.append(event("FIELD_SET", "order", work_order_status="CONFIRM", idempotency_key="three"))
-        with pytest.raises(IdempotencyConflict) as refusal, conn.begin_nested():
+        with pytest.raises(IdempotencyConflict) as refusal:
             orders.ask("order", required_fields=["c"], idempotency_key="three")
         assert refusal.value.idempotency_key == "three"
 
@@ -391,7 +391,7 @@ def test_ask__an_order_that_has_ended(engine: sa.Engine) -> None:
     append_events(
         engine, TENANT, [created("order"), event("STATUS_CHANGED", "order", work_order_status="DONE")]
     )
-    with pytest.raises(InvalidTransition), tenant_scope(engine, TENANT) as conn:
+    with tenant_scope(engine, TENANT) as conn, pytest.raises(InvalidTransition):
         WorkOrderRepository(conn).ask("order", required_fields=["place"])
 
 
@@ -415,7 +415,7 @@ def test_commands__on_an_order_that_is_not_the_tenants(
     with admin_engine.begin() as conn:
         conn.exec_driver_sql("DELETE FROM os_core.work_orders_current WHERE work_order_id = 'lost'")
     for order in ("theirs", "never", "lost"):
-        with pytest.raises(SeleneError) as refusal, tenant_scope(engine, TENANT) as conn:
+        with tenant_scope(engine, TENANT) as conn, pytest.raises(SeleneError) as refusal:
             call(WorkOrderRepository(conn), order)
         refusals[order] = refusal.value
     assert type(refusals["theirs"]) is type(refusals["never"]) is WorkOrderNotFound

@@ -144,7 +144,7 @@ def test_intention__replays_after_the_order_moved_on(engine: sa.Engine, order: s
         ended = call(orders, order)
     for replay in (again, ended):
         assert (replay.work_order_event_id, replay.replayed) == (first.work_order_event_id, True)
-    with pytest.raises(IdempotencyConflict), orders_of(engine) as orders:
+    with orders_of(engine) as orders, pytest.raises(IdempotencyConflict):
         orders.set_field(order, "other", "value", idempotency_key="k")
 
 
@@ -242,7 +242,7 @@ REFUSED: list[tuple[Call, str]] = [
 @pytest.mark.parametrize("number", range(len(REFUSED)))
 def test_intention__names_the_argument_that_it_refuses(engine: sa.Engine, order: str, number: int) -> None:
     call, field = REFUSED[number]
-    with pytest.raises(ContractViolation) as refusal, orders_of(engine) as orders:
+    with orders_of(engine) as orders, pytest.raises(ContractViolation) as refusal:
         call(orders, order)
     assert refusal.value.field == field
     assert refusal.value.rule
@@ -251,7 +251,7 @@ def test_intention__names_the_argument_that_it_refuses(engine: sa.Engine, order:
 
 def test_intention__is_refused_as_its_event_is(engine: sa.Engine, order: str) -> None:
     def refuses(error: type[Exception], call: Call) -> None:
-        with pytest.raises(error), orders_of(engine) as orders:
+        with orders_of(engine) as orders, pytest.raises(error):
             call(orders, order)
 
     with orders_of(engine) as orders:

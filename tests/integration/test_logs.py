@@ -22,6 +22,7 @@ from selene_core import (
     WorkOrderLedgerEventInput,
     WorkOrderRepository,
     append_events,
+    async_tenant_scope,
     hold_lease,
     run_in_tenant,
     tenant_scope,
@@ -178,6 +179,34 @@ def test_lost_lease__of_a_hold_is_logged_once(engine: sa.Engine, caplog: pytest.
     with pytest.raises(LeaseLost):
         lose()
     assert ours(caplog) == [{"selene_event": "lease_lost", "tenant_id": "acme", "work_order_id": order}]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_hidden_error__that_ended_the_transaction_is_logged(
+    database: Database, engine: sa.Engine, caplog: pytest.LogCaptureFixture, is_async: bool
+) -> None:
+    mistake = sa.text("SELECT 1 / 0")
+
+    async def hide() -> None:
+        twin = create_async_engine(database.app_url, poolclass=sa.NullPool)
+        async with async_tenant_scope(twin, "acme") as conn:
+            with pytest.raises(DBAPIError):
+                await conn.execute(mistake)
+
+    if is_async:
+        asyncio.run(hide())
+    else:
+        with tenant_scope(engine, "acme") as conn, pytest.raises(DBAPIError):
+            conn.execute(mistake)
+    assert ours(caplog) == [{"selene_event": "hidden_error", "tenant_id": "acme"}]
+
+
+def test_hidden_error__that_a_savepoint_took_back_is_not_logged(
+    engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tenant_scope(engine, "acme") as conn, pytest.raises(DBAPIError), conn.begin_nested():
+        conn.execute(sa.text("SELECT 1 / 0"))
+    assert ours(caplog) == []
 
 
 def test_lost_lease__is_not_written_where_nobody_has_set_up_logging(

@@ -326,7 +326,7 @@ def test_append__refusals(
 def test_append__contract_of_the_database(repository: WorkOrderRepository) -> None:
     valid = created("order")
     unchecked = WorkOrderLedgerEventInput.model_construct(**{**dict(valid), "turn_id": 0})
-    with pytest.raises(ContractViolation) as caught, repository._conn.begin_nested():
+    with pytest.raises(ContractViolation) as caught:
         repository.append_many([valid, unchecked])
     assert (caught.value.field, caught.value.event_index) == ("turn_id", 1)
     assert caught.value.rule
@@ -675,8 +675,8 @@ def test_reads__as_the_readonly_role(engine: sa.Engine, database: Database) -> N
     ]
     for call in calls:
         with (
-            pytest.raises(DBAPIError, match="permission denied for function"),
             tenant_scope(readonly, "acme") as conn,
+            pytest.raises(DBAPIError, match="permission denied for function"),
         ):
             call(WorkOrderRepository(conn))
 

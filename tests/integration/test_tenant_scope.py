@@ -1,18 +1,16 @@
 """tenant_scope: one transaction, one tenant, and no way to work without it by mistake."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, ProgrammingError
-from sqlalchemy.orm import Session
 
 from selene_core import (
     ContractViolation,
-    Feed,
     LeaseHeld,
     LeaseRepository,
     SeleneError,
@@ -281,121 +279,6 @@ def test_nested__in_a_savepoint(engine: sa.Engine) -> None:
     assert exists(engine, "order")
 
 
-# --- an error that somebody hides
-
-
-def refused(conn: sa.Connection) -> None:
-    """Let the database refuse an event, and hide it."""
-    with suppress(SeleneError):
-        WorkOrderRepository(conn).append(event("STEP_STARTED", "nowhere"))
-
-
-def append_and_hide(bind: Any) -> None:
-    with tenant_scope(bind, "acme") as conn:
-        WorkOrderRepository(conn).append(created("order"))
-        refused(conn)
-
-
-def test_hidden_error__on_an_engine(one_connection: sa.Engine) -> None:
-    """The server would answer COMMIT with ROLLBACK: the first event would be gone without a word."""
-    with pytest.raises(TenantScopeViolation, match="begin_nested"):
-        append_and_hide(one_connection)
-    assert not exists(one_connection, "order")
-
-
-def test_hidden_error__on_a_connection(one_connection: sa.Engine) -> None:
-    with one_connection.connect() as conn:
-        with pytest.raises(TenantScopeViolation, match="begin_nested"):
-            append_and_hide(conn)
-        assert not conn.in_transaction()
-        with pytest.raises(TenantScopeViolation, match="not inside"):
-            scope_tenant(conn)
-        with tenant_scope(conn, "acme"):
-            assert WorkOrderRepository(conn).get("order") is None
-
-
-def test_hidden_error__in_a_joined_transaction(one_connection: sa.Engine) -> None:
-    with pytest.raises(TenantScopeViolation, match="begin_nested"), one_connection.begin() as conn:
-        append_and_hide(conn)
-    with Session(one_connection) as session:
-        with pytest.raises(TenantScopeViolation, match="begin_nested"), session.begin():
-            append_and_hide(session)
-        append_events(session, "acme", [created("other")])
-        session.commit()
-    assert not exists(one_connection, "order")
-    assert exists(one_connection, "other")
-
-
-def append_refused(bind: Any) -> None:
-    append_events(bind, "acme", [event("STEP_STARTED", "nowhere")])
-
-
-@pytest.mark.parametrize("call", [append_and_hide, append_refused])
-def test_hidden_error__outside_the_scope_of_a_joined_transaction(
-    one_connection: sa.Engine, call: Callable[[Any], object]
-) -> None:
-    """It passes through the scope, or the call, and only the host hides it before its commit."""
-    with one_connection.connect() as conn:
-        append_events(conn, "acme", [created("before")])
-        conn.begin()
-        append_events(conn, "acme", [created("lost")])
-        with suppress(SeleneError):
-            call(conn)
-        with pytest.raises(TenantScopeViolation, match="nothing is written"):
-            conn.commit()
-        conn.rollback()
-        append_events(conn, "acme", [created("after")])
-    with Session(one_connection) as session:
-        append_events(session, "acme", [created("lost")])
-        with suppress(SeleneError):
-            call(session)
-        with pytest.raises(TenantScopeViolation, match="nothing is written"):
-            session.commit()
-        session.rollback()
-        append_events(session, "acme", [created("afresh")])
-        session.commit()
-    found = [exists(one_connection, name) for name in ("before", "lost", "after", "afresh")]
-    assert found == [True, False, True, True]
-
-
-def test_hidden_error__in_a_savepoint_is_fine(one_connection: sa.Engine) -> None:
-    with tenant_scope(one_connection, "acme") as conn:
-        WorkOrderRepository(conn).append(created("inner"))
-        savepoint = conn.begin_nested()
-        refused(conn)
-        savepoint.rollback()
-    with one_connection.begin() as conn:
-        append_events(conn, "acme", [created("outer")])
-        with pytest.raises(TenantScopeViolation, match="begin_nested"), conn.begin_nested():
-            append_and_hide(conn)
-        with pytest.raises(SeleneError), conn.begin_nested(), tenant_scope(conn, "acme"):
-            WorkOrderRepository(conn).append(event("STEP_STARTED", "nowhere"))
-    found = [exists(one_connection, name) for name in ("inner", "outer", "order")]
-    assert found == [True, True, False]
-
-
-def test_hidden_error__that_the_block_has_rolled_back_is_its_own_affair(one_connection: sa.Engine) -> None:
-    with tenant_scope(one_connection, "acme") as conn:
-        refused(conn)
-        conn.rollback()
-
-
-def test_hidden_error__of_a_feeds_consumer_brings_its_events_again(engine: sa.Engine) -> None:
-    append_events(engine, "acme", [created("order")])
-    feed = Feed(engine, "acme", "reader")
-
-    def follow() -> None:
-        for conn, _ in feed.follow():
-            refused(conn)
-
-    with pytest.raises(TenantScopeViolation, match="begin_nested"), feed.batch() as (conn, _):
-        refused(conn)
-    with pytest.raises(TenantScopeViolation, match="begin_nested"):
-        follow()
-    with feed.batch() as (_, events):
-        assert [each.work_order_id for each in events] == ["order"]
-
-
 # --- without a scope, or past its end
 
 
@@ -503,7 +386,6 @@ def test_tenant_lost_in_the_block__by_an_error_of_the_database(engine: sa.Engine
         with pytest.raises(DBAPIError) as caught:
             WorkOrderRepository(conn).get("order")
         assert isinstance(caught.value.orig, psycopg.errors.InFailedSqlTransaction)
-        conn.rollback()
 
 
 def test_sqlalchemy_says_the_same_to_other_statements(engine: sa.Engine) -> None:
