@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import appends, batches, conversations, imports, leases, reads, replay, writers, writes
+from benchmarks import appends, batches, conversations, feed, imports, leases, reads, replay, writers, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,8 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "rebuild": replay.rebuild,
     "get": reads.get,
     "turns": conversations.turns,
+    "feed-page": feed.feed_page,
+    "tail": feed.tail,
     "hot-16": writers.hot_16,
     "tasks-64": writers.tasks_64,
     "hot": writes.hot_updates,
