@@ -72,6 +72,9 @@ def _distributed(thing: str, aspect: str, value: str, wanted: dict[str, str]) ->
         # As pg_proc keeps it: what stands between the quotes.
         body = read_sql("tenant/enter_tenant", version=1).split("$$")[1]
         return hashlib.md5(guarded(body).encode(), usedforsecurity=False).hexdigest()
+    if thing.startswith("function os_core.write_projection(") and aspect == "body":
+        body = read_sql("append/write_projection", version=1).split("$$")[1]
+        return hashlib.md5(by_value(body).encode(), usedforsecurity=False).hexdigest()
     if aspect == "settings":
         if wanted.get("signature") == "() -> trigger":
             value += "; citus.allow_nested_distributed_execution=on"
@@ -88,3 +91,8 @@ def _distributed(thing: str, aspect: str, value: str, wanted: dict[str, str]) ->
 def guarded(body: str) -> str:
     """Put the guard into the body of os_core.enter_tenant."""
     return body.replace("BEGIN\n", GUARD, 1)
+
+
+def by_value(definition: str) -> str:
+    """Give the tenant as a value to os_core.write_projection: where the rows give it, it cannot be sent."""
+    return definition.replace(".tenant_id = next.tenant_id", ".tenant_id = _tenant_id")

@@ -6,7 +6,7 @@ Revises: c0001
 
 from alembic import op
 
-from selene_core.citus import guarded
+from selene_core.citus import by_value, guarded
 
 revision = "c0002"
 down_revision = "c0001"
@@ -32,6 +32,7 @@ REPLACE = """
     CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $$%s$$
 """
+PROJECTION = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'write_projection'"
 
 
 def upgrade() -> None:
@@ -44,6 +45,7 @@ def upgrade() -> None:
         )
     body = conn.exec_driver_sql(ENTER).scalar_one()
     conn.exec_driver_sql((REPLACE % guarded(body)).replace("%", "%%"))
+    conn.exec_driver_sql(by_value(conn.exec_driver_sql(PROJECTION).scalar_one()).replace("%", "%%"))
 
 
 def downgrade() -> None:

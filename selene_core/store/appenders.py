@@ -7,20 +7,24 @@ from contextlib import nullcontext, suppress
 from threading import Condition, Event
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from psycopg.errors import FeatureNotSupported
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_id
 from selene_core.contract.rows import AppendResult
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import checked
+from selene_core.store.failures import sqlstate_of
 from selene_core.store.gathering import Call, Gathering, Waiting
-from selene_core.store.repository import logged_refusals
+from selene_core.store.repository import logged_refusals, send_unlogged
 from selene_core.store.transactions import alone
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+_IS_DISTRIBUTED: Final = "selene_is_distributed"
 _CLOSED: Final = "the appender is closed"
 _LIMIT: Final = """
     SELECT COALESCE(min(CAST(setting AS integer)), 0) FROM pg_catalog.pg_settings
@@ -46,18 +50,29 @@ class Outcome:
         is_told = len(call.waiting) == 1
         try:
             with logged_refusals(call.tenant_id) if is_told else nullcontext():
-                self._results = alone(
-                    conn,
-                    statements.APPEND_BRIEFLY,
-                    tenant_id=call.tenant_id,
-                    events=call.events,
-                    lock_timeout=str(call.lock_timeout),
-                )
+                self._results = self._append(conn)
         except Exception:
             if is_told and not conn.invalidated:
                 with suppress(Exception):
                     call.limit = conn.exec_driver_sql(_LIMIT).scalar_one()
             raise
+
+    def _append(self, conn: Connection) -> list[AppendResult]:
+        call = self._call
+        given = {"tenant_id": call.tenant_id, "events": call.events}
+        if not conn.info.get(_IS_DISTRIBUTED):
+            try:
+                return alone(conn, statements.APPEND_BRIEFLY, **given, lock_timeout=str(call.lock_timeout))
+            except DBAPIError as exc:
+                if sqlstate_of(exc) != FeatureNotSupported.sqlstate:
+                    raise
+                conn.rollback()  # nothing was written
+                conn.info[_IS_DISTRIBUTED] = True
+        # A distributed engine sends the call to its node only if it stands alone in its statement.
+        with conn.begin():
+            conn.exec_driver_sql(f"SET LOCAL lock_timeout = {call.lock_timeout}")
+            rows = send_unlogged(conn, statements.APPEND, **given)
+        return [statements.APPEND.read(row) for row in rows]
 
     def tell(self, gathering: Gathering) -> None:
         """Let the callers have their answers; an error after the results changes nothing."""

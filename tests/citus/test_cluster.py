@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from selene_core import check_schema, create_selene_engine
+from selene_core import Appender, check_schema, create_selene_engine
 from selene_core.migrations import citus as profile
 from selene_core.schema.doctor import examine
 from tests.citus.cluster import Cluster, distributed_database
 from tests.integration.test_documents import guides_block
-from tests.support.factories import wire
+from tests.support.calls import append, refused
+from tests.support.factories import created, event, new_id, wire
 from tests.support.feeds import advance, problems
 from tests.support.raw import connect
 from tests.support.servers import LOGIN_ROLES, Database
@@ -102,6 +103,33 @@ def test_call__that_stays_on_the_coordinator_refuses(cluster: Cluster) -> None:
         pytest.raises(psycopg.errors.FeatureNotSupported, match="was not sent to the node"),
     ):
         conn.execute("SELECT (SELECT count(*) FROM os_core.verify_work_orders('acme'))")
+
+
+def test_batch__replays_what_is_there_and_refuses_a_taken_thread(cluster: Cluster) -> None:
+    order, thread = new_id(), str(uuid4())
+    both = [
+        wire("WORK_ORDER_CREATED", order, correlation_id=thread, idempotency_key="created"),
+        wire("FIELD_SET", order, correlation_id=thread, idempotency_key="set"),
+    ]
+    with cluster.app() as conn:
+        first = append(conn, "batches", *both)
+        again = append(conn, "batches", *both, wire("FIELD_SET", order, correlation_id=thread))
+        assert [each.replayed for each in again] == [True, True, False]
+        assert [each.work_order_event_id for each in again[:2]] == [
+            each.work_order_event_id for each in first
+        ]
+        with refused("SL014"):
+            append(conn, "batches", wire("WORK_ORDER_CREATED", new_id(), correlation_id=thread))
+        assert conn.execute("SELECT * FROM os_core.verify_work_orders('batches')").fetchall() == []
+
+
+def test_appender__appends_as_on_one_node(cluster: Cluster) -> None:
+    order = new_id()
+    engine = create_selene_engine(cluster.app_url)
+    with Appender(engine) as appender:
+        made = [appender.append("appender", each) for each in (created(order), event("FIELD_SET", order))]
+    engine.dispose()
+    assert [each.work_order_seq for each in made] == [1, 2]
 
 
 def test_writers__lose_and_double_nothing(cluster: Cluster) -> None:

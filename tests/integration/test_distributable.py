@@ -13,11 +13,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import BindParameter
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import Function
 from sqlalchemy.sql.selectable import Select
 
+from selene_core.citus import script_directory
 from selene_core.store import (
     attempts,
     conversation,
@@ -27,8 +29,10 @@ from selene_core.store import (
     leases,
     work_order_statements,
 )
+from selene_core.store.tables import METADATA
 from tests.integration.test_jit import RARE, explained, nodes
 from tests.support.calls import Tenant, refused
+from tests.support.catalogue_rules import PUBLIC_FUNCTIONS
 from tests.support.factories import wire
 from tests.support.feeds import advance, drained, head, problems, value, wrong
 from tests.support.raw import Connection, connect
@@ -211,3 +215,20 @@ def test_feed__follows_a_tenant_from_node_to_node(acme: Tenant) -> None:
         advance(acme.app, acme.id)
     assert advance(acme.app, acme.id) == 0
     assert head(acme)["settled_event_id"] == last[2] + 2 * NODE
+
+
+def test_profile__has_every_table_and_every_public_function(database: Database) -> None:
+    """The steps ask the catalogue: what a later revision brings, they distribute and delegate."""
+    scripts = ScriptDirectory(script_directory())
+    tables, functions = (scripts.get_revision(step).module for step in ("c0001", "c0002"))
+    with connect(database.admin_url, autocommit=True) as admin:
+        admin.execute("SET search_path = pg_catalog")
+        distributed = [name for _, name in admin.execute(tables.TABLES.encode())]
+        delegated = {name for (name,) in admin.execute(functions.PUBLIC.encode())}
+    assert sorted(distributed) == sorted(table.fullname for table in METADATA.sorted_tables)
+    assert {*PUBLIC_FUNCTIONS} - delegated == {"os_core.require_tenant(text)"}
+    # What selene_owner calls to remove a tenant.
+    assert {name.partition("(")[0] for name in delegated - {*PUBLIC_FUNCTIONS}} == {
+        f"os_core.{name}"
+        for name in ("open_tenant_removal", "count_tenant_rows", "remove_tenant_rows", "close_tenant_removal")
+    }

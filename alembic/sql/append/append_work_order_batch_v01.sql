@@ -33,6 +33,7 @@ DECLARE
   _moved boolean[];
   _hashes bytea[];
   _canceled_by text[];
+  _prior_ids bigint[];
   _priors os_core.work_order_ledger[];
   _slot integer := 0;
   _loaded integer;
@@ -168,23 +169,33 @@ BEGIN
         -- Step 2: look for used keys, under the locks.
         IF pg_catalog.array_to_string(_keys, '') <> '' THEN
           SELECT pg_catalog.array_agg((
-            SELECT os_core.event_of(
-              ledger.work_order_event_id, ledger.tenant_id, ledger.work_order_id, ledger.work_order_seq, ledger.correlation_id,
-              ledger.turn_id, ledger.event_type, ledger.work_order_status, ledger.reason_code, ledger.step_id,
-              ledger.step_input_hash, ledger.lease_owner_id, ledger.lease_token_hash, ledger.lease_expires_at, ledger.payload,
-              ledger.idempotency_key, ledger.occurred_at, ledger.created_at, ledger.event_hash
-            )
+            SELECT ledger.work_order_event_id
             FROM os_core.work_order_ledger AS ledger
             WHERE ledger.tenant_id = p_tenant_id
               AND ledger.work_order_id = event.work_order_id
               AND ledger.idempotency_key = event.idempotency_key
               AND _held_seqs[event.slot] IS NOT NULL
-          )) INTO _priors
+          )) INTO _prior_ids
           FROM ROWS FROM (
             pg_catalog.unnest(_order_ids), pg_catalog.unnest(_keys), pg_catalog.unnest(_slots)
           ) AS event (work_order_id, idempotency_key, slot);
-          IF pg_catalog.cardinality(pg_catalog.array_positions(_priors, NULL::os_core.work_order_ledger)) = _count THEN
-            _priors := NULL;
+          IF pg_catalog.cardinality(pg_catalog.array_positions(_prior_ids, NULL)) < _count THEN
+            -- By its columns: a distributed engine has no whole row of a table.
+            SELECT pg_catalog.array_agg((
+              SELECT os_core.event_of(
+                ledger.work_order_event_id, ledger.tenant_id, ledger.work_order_id, ledger.work_order_seq, ledger.correlation_id,
+                ledger.turn_id, ledger.event_type, ledger.work_order_status, ledger.reason_code, ledger.step_id,
+                ledger.step_input_hash, ledger.lease_owner_id, ledger.lease_token_hash, ledger.lease_expires_at, ledger.payload,
+                ledger.idempotency_key, ledger.occurred_at, ledger.created_at, ledger.event_hash
+              )
+              FROM os_core.work_order_ledger AS ledger
+              WHERE ledger.tenant_id = p_tenant_id
+                AND ledger.work_order_id = event.work_order_id
+                AND ledger.work_order_event_id = event.prior_id
+            )) INTO _priors
+            FROM ROWS FROM (
+              pg_catalog.unnest(_order_ids), pg_catalog.unnest(_prior_ids)
+            ) AS event (work_order_id, prior_id);
           END IF;
         END IF;
       END IF;

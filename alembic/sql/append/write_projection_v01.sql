@@ -46,7 +46,7 @@ BEGIN
       WHERE (p_moved[next.ordinality] OR p_last_seqs[next.ordinality] IS NULL)
         AND EXISTS (
           SELECT FROM os_core.work_orders_current AS holder
-          WHERE holder.tenant_id = _tenant_id
+          WHERE holder.tenant_id = next.tenant_id
             AND holder.correlation_id = next.correlation_id
             AND holder.work_order_id <> next.work_order_id
             AND NOT EXISTS (
@@ -79,7 +79,7 @@ BEGIN
           SET correlation_id = pg_catalog.md5(_salt || next.work_order_id)::uuid
           FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
           WHERE p_moved[next.ordinality]
-            AND current.tenant_id = _tenant_id
+            AND current.tenant_id = next.tenant_id
             AND current.work_order_id = next.work_order_id
             AND current.correlation_id <> next.correlation_id;
         END IF;
@@ -87,7 +87,7 @@ BEGIN
         SET correlation_id = next.correlation_id
         FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
         WHERE p_moved[next.ordinality]
-          AND current.tenant_id = _tenant_id
+          AND current.tenant_id = next.tenant_id
           AND current.work_order_id = next.work_order_id
           AND current.correlation_id <> next.correlation_id;
       END IF;
@@ -185,7 +185,8 @@ BEGIN
       queued_at = next.queued_at,
       steps_due_at = next.steps_due_at
     FROM pg_catalog.unnest(p_states) WITH ORDINALITY AS next
-    WHERE current.tenant_id = _tenant_id
+    -- By the value, a plan for an empty table would walk through the tenant. The scale-out profile has the value.
+    WHERE current.tenant_id = next.tenant_id
       AND current.work_order_id = next.work_order_id
       AND current.last_seq = p_last_seqs[next.ordinality];
     GET DIAGNOSTICS _updated = ROW_COUNT;
