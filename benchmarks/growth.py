@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _ALIVE: Final = 100
 _EVENTS_OF_TEN: Final = 9 * 10 + 6
-"""Of ten orders nine end and one is still pending. Orders are loaded by tens, so that each tenth is pending."""
+"""Of ten orders nine end, one is still pending. Orders are loaded by tens, so that each tenth is pending."""
 _SIZES: Final = """
     SELECT
       pg_table_size('os_core.work_order_ledger'), pg_indexes_size('os_core.work_order_ledger'),
