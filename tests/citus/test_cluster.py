@@ -43,7 +43,7 @@ TENANTS = [f"tenant-{number}" for number in range(16)]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Return a distributed database."""
-    with distributed_database("citus-every-node", "citus-nodes", "citus-upgrade") as found:
+    with distributed_database() as found:
         yield found
 
 
