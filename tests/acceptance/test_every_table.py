@@ -4,7 +4,6 @@ The tables come from selene_core.store.tables, which is held to the database. Ea
 here, written by the public functions: a new table without any fails until it has.
 """
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from tests.support.calls import refused
 from tests.support.catalogue_rules import CHANGED_TABLES, GUARDS
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database, Server
-from tests.support.writes import CALLS, CREATE, SAY, statement
+from tests.support.writes import CALLS, CREATE, SAY, make
 
 PERMISSION_DENIED = "42501"
 FOREIGN_KEY = "23503"
@@ -67,15 +66,6 @@ SOME_VALUE = {
 
 def run(conn: Connection, sql: str, *parameters: Any) -> psycopg.Cursor[tuple[Any, ...]]:
     return conn.execute(sql.encode(), parameters or None)
-
-
-def make(conn: Connection, call: str, tenant_id: str) -> psycopg.Cursor[tuple[Any, ...]]:
-    """Make a call for a tenant. What it looks up is a call before: an engine that distributes sends calls alone."""
-    made = statement(call, tenant_id)
-    if lookup := re.search(r"\(\s*(SELECT [^()]*\([^()]*\))\)", made):
-        found = run(conn, lookup[1]).fetchone()
-        made = made.replace(lookup[0], str(found[0]) if found else "NULL")
-    return run(conn, made)
 
 
 def everything(admin: Connection) -> dict[str, list[tuple[Any, ...]]]:

@@ -12,6 +12,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import URL
 
 from selene_core import migrations
+from selene_core.store.tables import METADATA
 from tests.integration.test_documents import guides_block
 from tests.support.commands import selene_core
 from tests.support.raw import connect
@@ -128,3 +129,41 @@ def _filled(statement: str, places: dict[str, tuple[str, int]]) -> str:
     for name, (host, port) in places.items():
         statement = statement.replace(f":'{name}'", f"'{host}'").replace(f":{name}_port", str(port))
     return statement
+
+
+def carry_out(conn: psycopg.Connection[Any], name: str) -> None:
+    """Run the statements that a block of the guide makes, as psql does."""
+    made = conn.execute(guides_block(name, "sql").replace("\\gexec", "").encode()).fetchall()
+    for (statement,) in made:
+        conn.execute(statement.encode())
+
+
+def move(conn: psycopg.Connection[Any], tenants: list[str], number: int = 0) -> None:
+    """Move a part of the tables that has rows of tenants to another worker; numbers take turns."""
+    rows = conn.execute(
+        "SELECT shardid, nodename, nodeport FROM pg_dist_shard_placement JOIN pg_dist_shard USING (shardid)"
+        " WHERE logicalrelid = 'os_core.work_order_ledger'::regclass AND shardid IN ("
+        "   SELECT get_shard_id_for_distribution_column('os_core.work_order_ledger', t)"
+        "   FROM unnest(%s::text[]) AS t)"
+        " ORDER BY 1",
+        (tenants,),
+    ).fetchall()
+    shard, *source = rows[number % len(rows)]
+    workers = conn.execute(
+        "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 AND shouldhaveshards"
+    ).fetchall()
+    (target, *_) = [each for each in workers if each != tuple(source)]
+    carry_out(conn, "citus-unforce")
+    conn.execute(
+        "SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'force_logical')", (shard, *source, *target)
+    )
+    carry_out(conn, "citus-force")
+
+
+def rows_of(admin: psycopg.Connection[Any], tenant_id: str) -> dict[str, list[str]]:
+    """Return the tenant's rows, by the tables that have some."""
+    found = {}
+    for table in METADATA.sorted_tables:
+        query = f"SELECT row::text FROM {table.fullname} AS row WHERE tenant_id = %s ORDER BY 1"
+        found[table.fullname] = [row for (row,) in admin.execute(query.encode(), (tenant_id,))]
+    return {table: rows for table, rows in found.items() if rows}

@@ -1,7 +1,7 @@
 """The tests' server is the given cluster here: a template that is distributed once, one clone of it a test.
 
-A clone is made on every node from the template of this node: Citus keeps its own tables in the database, names nodes
-by host and port, and connects to the database of the same name.
+Each node clones its own template: Citus keeps its tables in the database, names nodes by host and port, and
+connects to the database of the same name.
 """
 
 import os

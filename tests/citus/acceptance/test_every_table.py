@@ -1,4 +1,4 @@
-"""tests/acceptance/test_every_table.py on the cluster: tests/citus/differences.py names what fails there."""
+"""tests/acceptance/test_every_table.py on the cluster, but for tests/citus/differences.py."""
 
 import pytest
 
