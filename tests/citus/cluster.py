@@ -158,6 +158,7 @@ def move(conn: psycopg.Connection[Any], tenants: list[str], number: int = 0) -> 
         "SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'force_logical')", (shard, *source, *target)
     )
     carry_out(conn, "citus-force")
+    conn.execute(guides_block("citus-clean", "sql").encode())
 
 
 def rows_of(admin: psycopg.Connection[Any], tenant_id: str) -> dict[str, list[str]]:

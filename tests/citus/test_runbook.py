@@ -44,10 +44,10 @@ def test_runbook__brings_a_filled_database_to_a_cluster_and_back(database: Datab
             assert rows(admin) == before
             judge(app)
             for place in range(3):
-                go_on(app, f"on the cluster {place}")
+                go_on(app, f"cluster-{place}")
                 move(admin, TENANTS, place)
             judge(app)
-            go_on(app, "after the moves")
+            go_on(app, "moved")
             judge(app)
             assert profile.check(cluster.url) == []
             distributed = rows(admin)
@@ -61,7 +61,7 @@ def test_runbook__brings_a_filled_database_to_a_cluster_and_back(database: Datab
             with database.engine("admin").connect() as conn:
                 assert examine(conn).faults == ()
             judge(app)
-            go_on(app, "at home")
+            go_on(app, "home")
             judge(app)
             kept = rows(admin)
             for tenant_id in TENANTS:
@@ -81,7 +81,7 @@ def fill(admin: psycopg.Connection[Any]) -> None:
     """Write to every table, for two tenants; one more has been removed."""
     for tenant_id in TENANTS:
         for call in CALLS.values():
-            make(admin, call, tenant_id)
+            make(admin, call.replace("60000", "3600000"), tenant_id)  # the leases hold to the end
         append(admin, tenant_id, *(wire("WORK_ORDER_CREATED", new_id()) for _ in range(20)))
         admin.execute("SELECT * FROM os_core.take_feed(%s, 'billing', 3)", (tenant_id,))
     for function in ("open", "close"):
@@ -100,8 +100,9 @@ def go_on(app: psycopg.Connection[Any], key: str) -> None:
         }
         append(app, tenant_id, wire("FIELD_SET", order, lease_token=token, payload=personal))
         append(app, tenant_id, *(wire("WORK_ORDER_CREATED", new_id()) for _ in range(3)))
+        step = f"'{key}', 1000, 1, 1000, '{key}'"
         for call in (
-            f"os_core.start_step_attempt('{{tenant}}', '{order}', 'book', 1000, 1, 1000, '{key}', '{token}')",
+            f"os_core.start_step_attempt('{{tenant}}', '{order}', {step}, '{token}')",
             f"conversation.append_turn('{{tenant}}', '{uuid4()}', 1, '{tenant_id}-user', 'USER',"
             f" 'TYPED_TEXT', 'Hello', 'PUBLIC_CHAT', NULL, NULL, '{key}')",
             f"os_core.erase_subject('{{tenant}}', '{tenant_id}-{key}', 7)",
