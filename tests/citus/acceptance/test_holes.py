@@ -77,7 +77,8 @@ def test_foreign_keys__are_on_every_part(world: World) -> None:
           SELECT regexp_replace(conname, '_[0-9]+$', '') AS name, count(*) AS parts FROM pg_constraint
           WHERE contype = 'f' AND convalidated AND conname ~ '_[0-9]+$' GROUP BY 1
           UNION ALL
-          SELECT 'unarmed', count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'A' AND tgfoid::regproc::text LIKE 'os_core.%'
+          SELECT 'unarmed', count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'A'
+            AND tgfoid::regproc::text LIKE 'os_core.%'
           UNION ALL
           SELECT 'tables', count(*) FROM pg_class
           WHERE relkind = 'r' AND relname ~ '^work_order_ledger_[0-9]+$'
