@@ -107,6 +107,10 @@ BEGIN
     END IF;
   END IF;
 
+  IF os_core.removal_is_open(p_tenant_id) THEN
+    -- Positions go before events. Who gives new ones would show them to consumers again.
+    RETURN 0;
+  END IF;
   LOOP
     SELECT head.* INTO _head
     FROM os_core.work_order_feed_heads AS head
