@@ -40,8 +40,9 @@ BEGIN
       WHERE subject.tenant_id = p_tenant_id AND subject.subject_id = _subject_id AND NOT subject.was_erased
       FOR KEY SHARE SKIP LOCKED;
       IF _salt IS NULL THEN
-        -- Most likely the first value of its subject. Who is not known has no event with a reference, unless after an erasure.
-        IF os_core.is_identifier(_subject_id, 128) AND os_core.isolation_violation() IS NULL THEN
+        -- Most likely the first value of its subject. Who is not known has no event with a reference, unless after an erasure. An older
+        -- snapshot would not see the erasure that it has waited for.
+        IF os_core.is_identifier(_subject_id, 128) AND pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN
           _is_clean := NOT EXISTS (
             SELECT FROM os_core.subject_erasures AS erasure
             WHERE erasure.tenant_id = p_tenant_id AND erasure.subject_id = _subject_id
