@@ -662,7 +662,8 @@ def test_in_flight__what_waits_for_an_erasure_that_is_rolled_back_is_kept(
     future.result()
     acme.append(field_set(acme.order(), personal("anna", "secret")))
     held = acme.admin.execute(
-        "SELECT salt, value FROM os_core.subject_values JOIN os_core.subjects USING (tenant_id, subject_id, salt)"
+        "SELECT salt, value FROM os_core.subject_values"
+        " JOIN os_core.subjects USING (tenant_id, subject_id, salt)"
         " WHERE tenant_id = %s AND NOT was_erased ORDER BY value",
         (acme.id,),
     ).fetchall()
