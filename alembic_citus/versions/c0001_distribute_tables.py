@@ -55,6 +55,16 @@ FUNCTIONS = """
     FROM pg_proc AS p
     WHERE p.pronamespace IN ('os_core'::regnamespace, 'conversation'::regnamespace)
 """
+MISSING = f"""
+    {FUNCTIONS} AND NOT EXISTS (
+      SELECT FROM pg_dist_object AS o WHERE o.classid = 'pg_proc'::regclass AND o.objid = p.oid
+    )
+"""
+ROWS = """
+    SELECT FROM pg_type AS t LEFT JOIN pg_type AS e ON e.oid = t.typelem
+    WHERE (t.oid = p.prorettype OR t.oid = ANY(p.proargtypes)) AND 'c' IN (t.typtype, e.typtype)
+"""
+IN_ORDER = "ORDER BY p.prokind = 'a', 1"  # an aggregate after its function
 
 
 def run(statement: str, **parameters: object) -> list[tuple[str, ...]]:
@@ -88,6 +98,9 @@ def upgrade() -> None:
         run(f'ALTER TABLE {table} ALTER COLUMN tenant_id TYPE text COLLATE "default"')
     for table, name, definition in policies:
         run(f"CREATE POLICY {name} ON {table} {definition}")
+    # The CHECKs of the rows that are copied call rules, and these call others by name.
+    for (name,) in run(f"{MISSING} AND p.provolatile = 'i' AND NOT EXISTS ({ROWS}) {IN_ORDER}"):
+        run(f"SELECT pg_catalog.create_distributed_function('{name}')")
     first = tables[0][1]
     for _, table in tables:
         how = (
@@ -104,14 +117,8 @@ def upgrade() -> None:
     # A guard fires on a part of a table and asks another table: of the same tenant, and so on the same node.
     for (name,) in run(f"{FUNCTIONS} AND p.prorettype = 'trigger'::regtype ORDER BY 1"):
         run(f"ALTER FUNCTION {name} SET citus.allow_nested_distributed_execution = on")
-    # What takes or returns a table's row could not be sent to the nodes before the table. Aggregates last.
-    missing = f"""
-        {FUNCTIONS} AND NOT EXISTS (
-          SELECT FROM pg_dist_object AS o WHERE o.classid = 'pg_proc'::regclass AND o.objid = p.oid
-        )
-        ORDER BY p.prokind = 'a', 1
-    """
-    for (name,) in run(missing):
+    # What has to do with a table's row could not be sent to the nodes before the table.
+    for (name,) in run(f"{MISSING} {IN_ORDER}"):
         run(f"SELECT pg_catalog.create_distributed_function('{name}')")
     # Default privileges stay on the coordinator: on the other nodes PUBLIC could execute everything.
     for (name,) in run(f"{FUNCTIONS} ORDER BY 1"):

@@ -530,22 +530,23 @@ def write_some_orders(acme: Tenant, rival: Tenant) -> None:
 
 def damages(right: dict[str, dict[str, Any]]) -> Iterator[tuple[list[str], set[str]]]:
     """Yield ways to damage the projection, and the orders that are wrong then."""
+    mine = "tenant_id = 'acme' AND work_order_id"
     for column in right["a"]:
         if column not in {"tenant_id", "work_order_id", "correlation_id"}:
             # Whatever the row of another order has there, or else something that no order has.
-            other = f"(SELECT {column} FROM {CURRENT} WHERE work_order_id = 'd')"
+            other = f"(SELECT {column} FROM {CURRENT} WHERE {mine} = 'd')"
             if right["a"][column] != right["d"][column]:
-                yield [f"UPDATE {CURRENT} SET {column} = {other} WHERE work_order_id = 'a'"], {"a"}
-    yield [f"UPDATE {CURRENT} SET fields_json = fields_json - 'place' WHERE work_order_id = 'a'"], {"a"}
-    yield [f"UPDATE {CURRENT} SET correlation_id = '{uuid4()}' WHERE work_order_id = 'b'"], {"b"}
-    yield [f"UPDATE {CURRENT} SET lease_owner_id = 'nobody' WHERE work_order_id = 'c'"], {"c"}
-    yield [f"DELETE FROM {CURRENT} WHERE work_order_id = 'b'"], {"b"}
+                yield [f"UPDATE {CURRENT} SET {column} = {other} WHERE {mine} = 'a'"], {"a"}
+    yield [f"UPDATE {CURRENT} SET fields_json = fields_json - 'place' WHERE {mine} = 'a'"], {"a"}
+    yield [f"UPDATE {CURRENT} SET correlation_id = '{uuid4()}' WHERE {mine} = 'b'"], {"b"}
+    yield [f"UPDATE {CURRENT} SET lease_owner_id = 'nobody' WHERE {mine} = 'c'"], {"c"}
+    yield [f"DELETE FROM {CURRENT} WHERE {mine} = 'b'"], {"b"}
     yield [f"DELETE FROM {CURRENT} WHERE tenant_id = 'acme'"], {"a", "b", "c", "d"}
     yield (
         [
-            f"UPDATE {CURRENT} SET correlation_id = '{uuid4()}' WHERE work_order_id = 'b'",
-            f"UPDATE {CURRENT} SET correlation_id = '{correlation_of('b')}' WHERE work_order_id = 'c'",
-            f"UPDATE {CURRENT} SET correlation_id = '{correlation_of('c')}' WHERE work_order_id = 'b'",
+            f"UPDATE {CURRENT} SET correlation_id = '{uuid4()}' WHERE {mine} = 'b'",
+            f"UPDATE {CURRENT} SET correlation_id = '{correlation_of('b')}' WHERE {mine} = 'c'",
+            f"UPDATE {CURRENT} SET correlation_id = '{correlation_of('c')}' WHERE {mine} = 'b'",
         ],
         {"b", "c"},
     )

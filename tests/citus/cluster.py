@@ -12,16 +12,16 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import URL
 
 from selene_core import migrations
+from selene_core.store.tables import METADATA
 from tests.integration.test_documents import guides_block
 from tests.support.commands import selene_core
-
-LOGIN = "selene_test_app"
-PASSWORD = "selene-test"
+from tests.support.raw import connect
+from tests.support.servers import LOGIN_ROLES, PASSWORD
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A database on every node; the first node is the coordinator. Logins are postgres and LOGIN."""
+    """A database on every node; the first node is the coordinator."""
 
     nodes: tuple[tuple[str, int], ...]
     name: str
@@ -34,16 +34,16 @@ class Cluster:
     @property
     def app_url(self) -> URL:
         """Address the coordinator as a member of selene_app."""
-        return self._url(self.nodes[0], LOGIN, self.name)
+        return self._url(self.nodes[0], LOGIN_ROLES["app"], self.name)
 
     def connect(self, node: int = 0, database: str | None = None) -> psycopg.Connection[Any]:
         """Connect to a node as the superuser, in autocommit."""
         url = self._url(self.nodes[node], "postgres", database or self.name)
-        return psycopg.connect(_dsn(url), autocommit=True)
+        return connect(url, autocommit=True)
 
     def app(self) -> psycopg.Connection[Any]:
         """Connect to the coordinator as a member of selene_app, in autocommit."""
-        return psycopg.connect(_dsn(self.app_url), autocommit=True)
+        return connect(self.app_url, autocommit=True)
 
     def everywhere(self, statement: SQL | Any, database: str = "postgres") -> None:
         """Run a statement on every node."""
@@ -51,50 +51,77 @@ class Cluster:
             with self.connect(node, database) as conn:
                 conn.execute(statement)
 
+    def drop(self) -> None:
+        """Drop the database on every node."""
+        self.everywhere(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(self.name)))
+
     def _url(self, node: tuple[str, int], user: str, database: str) -> URL:
-        password = PASSWORD if user == LOGIN else os.environ.get("SELENE_TEST_CITUS_PASSWORD")
+        password = os.environ.get("SELENE_TEST_CITUS_PASSWORD") if user == "postgres" else PASSWORD
         return URL.create("postgresql+psycopg", user, password, *node, database)
 
 
-def _dsn(url: URL) -> str:
+def shown(url: URL) -> str:
+    """Write a URL for psql, and for the command."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-@contextmanager
-def distributed_database(every_node: str, the_nodes: str, distribute: str) -> Iterator[Cluster]:
-    """Make a database on every node and distribute it by the guide's blocks; drop it at the end."""
+def given_nodes() -> tuple[tuple[str, int], ...]:
+    """Return the nodes of the given cluster; the first is the coordinator."""
     given = (each.rpartition(":") for each in os.environ["SELENE_TEST_CITUS"].split(","))
-    nodes = tuple((host, int(port)) for host, _, port in given)
-    cluster = Cluster(nodes, f"selene_citus_{os.getpid()}_{secrets.token_hex(4)}")
+    return tuple((host, int(port)) for host, _, port in given)
+
+
+@contextmanager
+def distributed_database() -> Iterator[Cluster]:
+    """Make a migrated database and distribute it; drop it at the end."""
+    with empty_database() as cluster:
+        migrations.upgrade(cluster.url)
+        make_cluster(cluster)
+        distribute(cluster)
+        yield cluster
+
+
+@contextmanager
+def empty_database() -> Iterator[Cluster]:
+    """Make a database on every node; drop it at the end."""
+    cluster = Cluster(given_nodes(), f"selene_citus_{os.getpid()}_{secrets.token_hex(4)}")
     cluster.everywhere(SQL("CREATE DATABASE {} TEMPLATE template0").format(Identifier(cluster.name)))
     try:
-        migrations.upgrade(cluster.url)
-        for node in range(len(nodes)):
-            with cluster.connect(node) as conn:
-                conn.execute(guides_block(every_node, "sql").encode())
-                _make_login(conn)
-        with cluster.connect() as conn:
-            places = {
-                "coordinator": nodes[0],
-                **{f"worker_{place}": node for place, node in enumerate(nodes[1:], 1)},
-            }
-            for statement in guides_block(the_nodes, "sql").split(";")[:-1]:
-                conn.execute(_filled(statement, places).encode())
-        for command in guides_block(distribute, "sh").splitlines():
-            program, *arguments = command.split()
-            assert program == "selene-core"
-            ran = selene_core(
-                *arguments, SELENE_DATABASE_URL=cluster.url.render_as_string(hide_password=False)
-            )
-            assert ran.returncode == 0, ran
         yield cluster
     finally:
-        cluster.everywhere(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(cluster.name)))
+        cluster.drop()
 
 
-def _make_login(conn: psycopg.Connection[Any]) -> None:
-    if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (LOGIN,)).fetchone() is None:
-        conn.execute(f"CREATE ROLE {LOGIN} LOGIN PASSWORD '{PASSWORD}' IN ROLE selene_app".encode())
+def make_cluster(cluster: Cluster) -> None:
+    """Do what the guide says under "Make the cluster"."""
+    for node in range(len(cluster.nodes)):
+        with cluster.connect(node) as conn:
+            conn.execute(guides_block("citus-every-node", "sql").encode())
+            for role, login in LOGIN_ROLES.items():
+                _make_login(conn, login, f"selene_{role}")
+    with cluster.connect() as conn:
+        places = {
+            "coordinator": cluster.nodes[0],
+            **{f"worker_{place}": node for place, node in enumerate(cluster.nodes[1:], 1)},
+        }
+        for statement in guides_block("citus-nodes", "sql").split(";")[:-1]:
+            conn.execute(_filled(statement, places).encode())
+
+
+def distribute(cluster: Cluster) -> None:
+    """Run the commands that the guide has under "Distribute"."""
+    for command in guides_block("citus-upgrade", "sh").splitlines():
+        program, *arguments = command.split()
+        assert program == "selene-core"
+        ran = selene_core(*arguments, SELENE_DATABASE_URL=shown(cluster.url))
+        assert ran.returncode == 0, ran
+
+
+def _make_login(conn: psycopg.Connection[Any], name: str, group: str) -> None:
+    if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,)).fetchone() is None:
+        conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}".encode())
+    if group == "selene_owner":
+        conn.execute(f"ALTER ROLE {name} SET role = 'selene_owner'".encode())
 
 
 def _filled(statement: str, places: dict[str, tuple[str, int]]) -> str:
@@ -102,3 +129,42 @@ def _filled(statement: str, places: dict[str, tuple[str, int]]) -> str:
     for name, (host, port) in places.items():
         statement = statement.replace(f":'{name}'", f"'{host}'").replace(f":{name}_port", str(port))
     return statement
+
+
+def carry_out(conn: psycopg.Connection[Any], name: str) -> None:
+    """Run the statements that a block of the guide makes, as psql does."""
+    made = conn.execute(guides_block(name, "sql").replace("\\gexec", "").encode()).fetchall()
+    for (statement,) in made:
+        conn.execute(statement.encode())
+
+
+def move(conn: psycopg.Connection[Any], tenants: list[str], number: int = 0) -> None:
+    """Move a part of the tables that has rows of tenants to another worker; numbers take turns."""
+    rows = conn.execute(
+        "SELECT shardid, nodename, nodeport FROM pg_dist_shard_placement JOIN pg_dist_shard USING (shardid)"
+        " WHERE logicalrelid = 'os_core.work_order_ledger'::regclass AND shardid IN ("
+        "   SELECT get_shard_id_for_distribution_column('os_core.work_order_ledger', t)"
+        "   FROM unnest(%s::text[]) AS t)"
+        " ORDER BY 1",
+        (tenants,),
+    ).fetchall()
+    shard, *source = rows[number % len(rows)]
+    workers = conn.execute(
+        "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 AND shouldhaveshards"
+    ).fetchall()
+    (target, *_) = [each for each in workers if each != tuple(source)]
+    carry_out(conn, "citus-unforce")
+    conn.execute(
+        "SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'force_logical')", (shard, *source, *target)
+    )
+    carry_out(conn, "citus-force")
+    conn.execute(guides_block("citus-clean", "sql").encode())
+
+
+def rows_of(admin: psycopg.Connection[Any], tenant_id: str) -> dict[str, list[str]]:
+    """Return the tenant's rows, by the tables that have some."""
+    found = {}
+    for table in METADATA.sorted_tables:
+        query = f"SELECT row::text FROM {table.fullname} AS row WHERE tenant_id = %s ORDER BY 1"
+        found[table.fullname] = [row for (row,) in admin.execute(query.encode(), (tenant_id,))]
+    return {table: rows for table, rows in found.items() if rows}

@@ -18,8 +18,7 @@ from psycopg.types.json import Jsonb
 from selene_core import Appender, check_schema, create_selene_engine
 from selene_core.migrations import citus as profile
 from selene_core.schema.doctor import examine
-from tests.citus.cluster import Cluster, distributed_database
-from tests.integration.test_documents import guides_block
+from tests.citus.cluster import Cluster, distributed_database, move
 from tests.support.calls import append, refused
 from tests.support.factories import created, event, new_id, wire
 from tests.support.feeds import advance, problems
@@ -43,7 +42,7 @@ TENANTS = [f"tenant-{number}" for number in range(16)]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Return a distributed database."""
-    with distributed_database("citus-every-node", "citus-nodes", "citus-upgrade") as found:
+    with distributed_database() as found:
         yield found
 
 
@@ -222,44 +221,13 @@ def meet(cluster: Cluster, until: float) -> int:
     moves = 0
     while time.monotonic() < until:
         with cluster.connect() as conn:
-            shard, source, target = placement(conn, moves)
-            carry_out(conn, "citus-unforce")
-            conn.execute(
-                "SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'force_logical')",
-                (shard, *source, *target),
-            )
-            carry_out(conn, "citus-force")
+            move(conn, TENANTS, moves)
         moves += 1
         if not killed and moves > 1:
             subprocess.run(["/bin/sh", "-c", str(KILL)], check=True)
             killed = True
             time.sleep(2)  # until the worker takes connections again: what writers meet is the test
     return moves
-
-
-def carry_out(conn: psycopg.Connection[Any], name: str) -> None:
-    """Run the statements that a block of the guide makes, as psql does."""
-    made = conn.execute(guides_block(name, "sql").replace("\\gexec", "").encode()).fetchall()
-    for (statement,) in made:
-        conn.execute(statement.encode())
-
-
-def placement(conn: psycopg.Connection[Any], number: int) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return a part of the ledger that has rows, where it is, and another worker."""
-    rows = conn.execute(
-        "SELECT shardid, nodename, nodeport FROM pg_dist_shard_placement JOIN pg_dist_shard USING (shardid)"
-        " WHERE logicalrelid = 'os_core.work_order_ledger'::regclass AND shardid IN ("
-        "   SELECT get_shard_id_for_distribution_column('os_core.work_order_ledger', t)"
-        "   FROM unnest(%s::text[]) AS t)"
-        " ORDER BY 1",
-        (TENANTS,),
-    ).fetchall()
-    shard, *source = rows[number % len(rows)]
-    workers = conn.execute(
-        "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 AND shouldhaveshards"
-    ).fetchall()
-    (target, *_) = [each for each in workers if each != tuple(source)]
-    return shard, (source[0], source[1]), (target[0], target[1])
 
 
 def judge(cluster: Cluster, acknowledged: list[tuple[str, str, str, int, int]]) -> None:

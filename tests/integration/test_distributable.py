@@ -232,3 +232,20 @@ def test_profile__has_every_table_and_every_public_function(database: Database) 
         f"os_core.{name}"
         for name in ("open_tenant_removal", "count_tenant_rows", "remove_tenant_rows", "close_tenant_removal")
     }
+
+
+def test_removal__knows_a_table_from_its_parts_and_a_key_that_begins_with_the_tenant(acme: Tenant) -> None:
+    """A part lies beside its table on a node: taken for a table, it keeps the removal from ending."""
+    asked = "SELECT * FROM os_core.tenant_tables()"
+    tables = acme.admin.execute(asked).fetchall()
+    orders = {table: order for table, order in tables if order}
+    assert orders == {"conversation.conversation_ledger": "ORDER BY conversation_turn_id DESC"}
+    with acme.admin.transaction(force_rollback=True):
+        acme.admin.execute("CREATE TABLE os_core.tenant_removals_102008 (LIKE os_core.tenant_removals)")
+        acme.admin.execute("CREATE TABLE os_core.table_to_come_2 (tenant_id text)")
+        key = "pk_conversation_ledger"
+        acme.admin.execute(
+            f"ALTER TABLE conversation.conversation_ledger DROP CONSTRAINT {key} CASCADE,"
+            f" ADD CONSTRAINT {key} PRIMARY KEY (tenant_id, conversation_turn_id)".encode()
+        )
+        assert {*acme.admin.execute(asked)} == {*tables, ("os_core.table_to_come_2", None)}

@@ -33,7 +33,7 @@ def guides_block(name: str, language: str) -> str:
 
 
 def test_guides__every_command_and_statement_is_run_by_name() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     # The guide for upgrades is run from its first command to its last.
     for guide in {*(ROOT / "docs" / "howto").glob("*.md")} - {ROOT / "docs" / "howto" / "upgrades.md"}:
         for language in ("sql", "sh", "python"):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import NAMESPACE_DNS, UUID, uuid5
 
+import psycopg
+
 from tests.support.raw import Connection
 
 # {thread} is a correlation_id.
@@ -117,6 +119,15 @@ def thread_of(tenant_id: str) -> UUID:
 def statement(call: str, tenant_id: str, **ids: int) -> str:
     """Return the SELECT that makes a call for a tenant."""
     return f"SELECT * FROM {call.format(tenant=tenant_id, thread=thread_of(tenant_id), **ids)}"
+
+
+def make(conn: Connection, call: str, tenant_id: str) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Make a call for a tenant. What it looks up is a call before: a cluster takes one at a time."""
+    made = statement(call, tenant_id)
+    if lookup := re.search(r"\(\s*(SELECT [^()]*\([^()]*\))\)", made):
+        found = conn.execute(lookup[1].encode()).fetchone()
+        made = made.replace(lookup[0], str(found[0]) if found else "NULL")
+    return conn.execute(made.encode())
 
 
 def known(admin: Connection, tenant_id: str) -> dict[str, int]:

@@ -22,7 +22,8 @@ BEGIN
     removed := 0;
     BEGIN
       EXECUTE pg_catalog.format(
-        'DELETE FROM %1$s WHERE ctid = ANY(ARRAY(SELECT row.ctid FROM %1$s AS row WHERE row.tenant_id = $1 %2$s LIMIT $2))',
+        'DELETE FROM %1$s WHERE tenant_id = $1'
+        ' AND ctid = ANY(ARRAY(SELECT row.ctid FROM %1$s AS row WHERE row.tenant_id = $1 %2$s LIMIT $2))',
         table_name, _order
       ) USING p_tenant_id, _left;
       GET DIAGNOSTICS removed = ROW_COUNT;

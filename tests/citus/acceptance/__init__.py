@@ -1,0 +1,1 @@
+"""The acceptance tests, once more, on the given cluster."""

@@ -1,0 +1,7 @@
+"""tests/acceptance/test_os_continuity.py on the cluster, but for tests/citus/differences.py."""
+
+import pytest
+
+from tests.acceptance.test_os_continuity import *  # noqa: F403 - pytest finds the tests and their fixtures here
+
+pytestmark = [pytest.mark.needs("Citus"), pytest.mark.slow]
