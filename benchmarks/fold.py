@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 State = dict[str, Any]
-_CLOSING = ("DONE", "REFUSED", "FAILED", "CANCELED")
 _BUCKET, _BUCKETS_FROM = timedelta(minutes=5), datetime(2000, 1, 1, tzinfo=UTC)
 
 

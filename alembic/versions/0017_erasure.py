@@ -40,7 +40,7 @@ SIGNATURES = (
     "resolve_values(text, jsonb)",
     "erase_subject(text, text, bigint)",
     "refer_value(text, jsonb)",
-    "refer_personal(text, jsonb)",
+    "refer_personal(text, jsonb, boolean)",
     "payload_as_recorded(text, jsonb, jsonb)",
     "personal_violation(jsonb)",
     "canonical_json(jsonb)",

@@ -125,7 +125,8 @@ _THREADS: Final = (
     .order_by(conversation_ledger.c.correlation_id)
 )
 _ERASURES: Final = (
-    select(subject_erasures)
+    # Not its place in the feed.
+    select(*(column for column in subject_erasures.c if column.name != "drawn_event_id"))
     .where(subject_erasures.c.tenant_id == _TENANT, subject_erasures.c.subject_id == _SUBJECT)
     .order_by(subject_erasures.c.erasure_id)
 )

@@ -191,7 +191,7 @@ ONE_VALUE: list[Any] = [
 def test_value__is_kept_the_same_on_the_short_way_and_on_the_long_one(
     acme: Tenant, subject: str, value: Any
 ) -> None:
-    """The short way is that of one value of a known subject that was never erased."""
+    """The short way is that of one value of a subject that was never erased."""
     order = acme.order()
     if subject != "new":
         acme.append(field_set(order, personal("anna", "before")))
@@ -643,6 +643,32 @@ def test_in_flight__what_waits_for_an_erasure_is_erased_with_it(
     # What comes later is new.
     acme.append(field_set(acme.order(), personal("anna", "later")))
     assert len(rows(acme, "os_core.subject_values")["os_core.subject_values"]) == 1
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_in_flight__what_waits_for_an_erasure_that_is_rolled_back_is_kept(
+    sessions: Sessions, acme: Tenant, number: int, known: bool
+) -> None:
+    """Nothing was erased: the subject has its one salt, and an equal value is there once."""
+    if known:
+        acme.append(field_set(acme.order(), personal("anna", "before")))
+    write, _ = in_flight(acme)[number]
+    writer, eraser = sessions.open(), sessions.open(autocommit=False)
+    erase(eraser.conn, acme.id, "anna")
+    future: Future[Any] = writer.start(write)
+    assert sessions.blockers(writer) == {eraser.pid}
+    eraser.conn.rollback()
+    future.result()
+    acme.append(field_set(acme.order(), personal("anna", "secret")))
+    held = acme.admin.execute(
+        "SELECT salt, value FROM os_core.subject_values"
+        " JOIN os_core.subjects USING (tenant_id, subject_id, salt)"
+        " WHERE tenant_id = %s AND NOT was_erased ORDER BY value",
+        (acme.id,),
+    ).fetchall()
+    assert [value for _, value in held] == ["before", "secret"][not known :]
+    assert len({salt for salt, _ in held}) == 1
 
 
 @pytest.mark.parametrize("with_value", [False, True], ids=["alone", "with a value"])

@@ -11,7 +11,7 @@ from psycopg import IsolationLevel
 from tests.support.calls import Row, Tenant, append, refused
 from tests.support.factories import new_id, wire
 from tests.support.feeds import ack, advance, drained, head, lease, problems, read, rows, take, value, wrong
-from tests.support.races import wait_until
+from tests.support.races import DEADLINE_SECONDS, wait_until
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
 from tests.support.sessions import Session, Sessions
@@ -198,6 +198,17 @@ def test_advance__a_second_one_leaves_at_once(acme: Tenant, sessions: Sessions) 
     assert [event["feed_position"] for event in take(acme.app, acme.id)] == [2]
 
 
+def test_advance__the_first_ever_holds_up_no_second_one(acme: Tenant, sessions: Sessions) -> None:
+    acme.order()
+    one = begun(sessions)
+    assert advance(one.conn, acme.id) == 1
+    other = sessions.open().start(lambda conn: advance(conn, acme.id))
+    assert other.result(DEADLINE_SECONDS) is None
+    one.conn.rollback()
+    assert advance(acme.app, acme.id) == 1
+    assert wrong(acme, drained(acme)) == []
+
+
 def test_advance__in_a_transaction_with_an_xid_takes_no_mark(acme: Tenant, sessions: Sessions) -> None:
     a, b = acme.order(), acme.order()
     got = drained(acme)
@@ -293,6 +304,23 @@ def test_read__pages_of_any_length_are_the_feed(acme: Tenant, sessions: Sessions
     for limit in (2, 19, 20, 21, 30, 1000):
         for after in range(0, len(whole) + 1, 7):
             assert read(acme.app, acme.id, after, limit) == whole[after : after + limit]
+
+
+def test_ids__anywhere_in_64_bits(database: Database) -> None:
+    """A sequence may be set forward, as far as it goes."""
+    with closing(Sessions(database.app_url, database.admin_url)) as sessions:
+        acme = sessions.tenant("acme")
+        got = []
+        for start in 1, 40, 1 << 47, 1 << 48, 3 << 60, 3 << 61:
+            sessions.admin.execute(f"SELECT setval('{SEQUENCE}', {start})".encode())
+            orders = [acme.order() for _ in range(2)]
+            sessions.tenant("rival").order()
+            acme.append(*[field(order) for order in orders for _ in range(3)])
+            got += drained(acme)
+        assert wrong(acme, got) == []
+        for limit in 1, 7, 30, 1000:
+            pages = [read(acme.app, acme.id, after, limit) for after in range(0, len(got), limit)]
+            assert [event for page in pages for event in page] == got
 
 
 def test_advance__settles_and_then_only_reads(acme: Tenant, sessions: Sessions) -> None:

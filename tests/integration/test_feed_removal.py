@@ -7,9 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core import Feed, feed_status, verify_feed
+from selene_core.store import removal
 from selene_core.store.removal import remove_tenant
 from tests.support.calls import Tenant
-from tests.support.feeds import advance, drained, take
+from tests.support.feeds import advance, drained, take, value
+from tests.support.raw import connect
 from tests.support.servers import Database
 from tests.support.sessions import Sessions
 
@@ -35,6 +37,34 @@ def test_removed__there_is_nothing_to_take_and_nothing_is_wrong(again: Tenant, e
     assert verify_feed(engine, again.id) == []
     (status,) = feed_status(engine, again.id)
     assert (status.behind, status.waiting_since) == (0, None)
+
+
+def test_being_removed__nothing_comes_again_and_no_poll_holds_it_up(
+    again: Tenant, admin_engine: sa.Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer goes on meanwhile, while a stranger keeps the feed from settling."""
+    monkeypatch.setattr(removal, "REMOVED_AT_ONCE", 3)
+    got, rounds = [], 0
+
+    def consume(_: object) -> None:
+        nonlocal rounds
+        rounds += 1
+        assert rounds < 100
+        value(again.app, "SELECT os_core.poll_feed(%s, 'billing', 2)", again.id)
+        got.extend(take(again.app, again.id, limit=1))
+
+    with closing(connect(database.admin_url)) as stranger:
+        stranger.execute("SELECT pg_current_xact_id()")
+        for _ in range(20):
+            again.order()
+        advance(again.app, again.id)
+        got.extend(take(again.app, again.id, limit=1))
+        report = remove_tenant(admin_engine, again.id, consume)
+    assert len(got) > 1
+    assert len({event["work_order_event_id"] for event in got}) == len(got)
+    assert report.removed["os_core.work_order_feed"] == 20
+    order = again.order()
+    assert [(each["feed_position"], each["work_order_id"]) for each in drained(again)] == [(26, order)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 1000])

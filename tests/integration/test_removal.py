@@ -336,6 +336,7 @@ def test_command__exports_and_erases_a_person(admin: Connection, database: Datab
     after = json.loads(command(database, "export-subject", "acme", "acme-user", role="app").stdout)
     assert (after["values"], [turn["text"] for turn in after["turns"]]) == ([], [None, None, ""])
     assert after["erasures"][0]["reason_code"] == 9
+    assert "drawn_event_id" not in after["erasures"][0]
     assert command(database, "erase-subject", "acme", "a b", "--reason-code", "9", role="app").returncode == 1
 
 

@@ -109,6 +109,7 @@ def test_upgrade__lets_go_of_the_lock(empty_database: Database, monkeypatch: pyt
     monkeypatch.setenv("SELENE_LOCK_TIMEOUT", "1ms")
     with held(empty_database, VERSION_HELD), pytest.raises(sa.exc.OperationalError):
         upgrade(empty_database.admin_url)
+    monkeypatch.delenv("SELENE_LOCK_TIMEOUT")
     with admin(empty_database) as conn:
         wait_until(lambda: migrating_pid(conn) is None, "the lock is let go of after a failure")
         upgrade(empty_database.admin_url)

@@ -38,7 +38,7 @@ _OFFSETS: Final = {
 }
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
 _SERIAL: Final = re.compile(
-    r'("(?:work_order_event_id|last_event_id|step_attempt_id|conversation_turn_id'
+    r'("(?:work_order_event_id|drawn_event_id|last_event_id|step_attempt_id|conversation_turn_id'
     r'|tombstone_of_conversation_turn_id)": )(\d+)'
 )
 _SERIALS: Final = {
@@ -236,6 +236,7 @@ class Story:
         # An erasure must see what was committed last: it refuses another isolation, whoever asked for that.
         self._conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
         self._answer("SELECT values_erased, replayed FROM os_core.erase_subject(%s, 'other', 7)")
+        self._answer("SELECT os_core.advance_feed(%s)")
         self._conn.execute("COMMIT")
         self._answer(resolved, self._tenant, self._id("personal"))
 

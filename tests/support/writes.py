@@ -99,6 +99,7 @@ STORY = {
     "positions": "os_core.advance_feed('{tenant}')",
     "positions, settled": "os_core.advance_feed('{tenant}', 2)",
     "feed": "os_core.read_feed('{tenant}', 0, 10)",
+    "feed, ids in a row": "os_core.read_feed('{tenant}', 0, 1)",
     "consumer": "os_core.enroll_feed('{tenant}', 'billing')",
     "poll": "os_core.poll_feed('{tenant}', 'billing')",
     "take": "os_core.take_feed('{tenant}', 'billing', 2)",

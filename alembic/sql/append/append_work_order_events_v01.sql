@@ -14,7 +14,7 @@ DECLARE
   _count integer;
   _appended record;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   IF pg_catalog.jsonb_typeof(p_events) = 'array' THEN
     _count := pg_catalog.jsonb_array_length(p_events);
   END IF;
@@ -26,8 +26,8 @@ BEGIN
     -- Assigned and not selected: a query has an executor of its own.
     _appended := os_core.append_work_order_event(
       os_core.event_from_json(p_tenant_id, p_events -> 0, 0, TRUE),
-      (p_events -> 0 ->> 'expected_seq')::bigint,
-      p_events -> 0 ->> 'lease_token'
+      (p_events #>> '{0,expected_seq}')::bigint,
+      p_events #>> '{0,lease_token}'
     );
     work_order_event_id := _appended.work_order_event_id;
     work_order_seq := _appended.work_order_seq;

@@ -12,7 +12,7 @@ DECLARE
   _state os_core.work_orders_current;
   _event os_core.work_order_ledger;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   IF os_core.is_identifier(p_work_order_id, 128) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('work_order_id', p_work_order_id, 128));
   END IF;

@@ -39,6 +39,21 @@ BEGIN
     THEN
       RETURN NULL;
     END IF;
+  ELSIF p_event_type = 'FIELD_CONFLICT_DETECTED' THEN
+    IF p_payload @@ '$.field_key.type() == "string" && !($.candidates.type() != "array")'
+      AND p_payload - '{field_key,candidates}'::text[] = '{}'
+      AND os_core.is_field_key(p_payload ->> 'field_key')
+    THEN
+      RETURN NULL;
+    END IF;
+  ELSIF p_event_type IN ('EXTERNAL_APPROVAL_WAIT_NOTIFIED', 'EXTERNAL_APPROVAL_RESOLVED') THEN
+    IF p_payload @@ '$.request_id.type() == "string"'
+      AND p_payload - 'request_id'::text
+        = (CASE p_event_type WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN '{"outcome": "APPROVED"}' ELSE '{}' END)::jsonb
+      AND os_core.is_identifier(p_payload ->> 'request_id', 128)
+    THEN
+      RETURN NULL;
+    END IF;
   END IF;
 
   _required := '{

@@ -37,7 +37,7 @@ AS $$
 DECLARE
   _now constant timestamptz := pg_catalog.clock_timestamp();
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   IF (p_limit BETWEEN 1 AND 1000) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, os_core.integer_violation('limit', p_limit, 1, 1000));
   END IF;

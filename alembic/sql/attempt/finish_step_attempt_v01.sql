@@ -33,7 +33,7 @@ DECLARE
   _attempt os_core.work_order_step_attempts;
   _event os_core.work_order_ledger;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   _violation := COALESCE(
     os_core.integer_violation('step_attempt_id', p_step_attempt_id, 1, 9223372036854775807),
     CASE WHEN (p_outcome IN ('SUCCEEDED', 'FAILED')) IS NOT TRUE THEN 'outcome: must be one of SUCCEEDED, FAILED' END,

@@ -49,7 +49,7 @@ DECLARE
   _attempt os_core.work_order_step_attempts;
   _event os_core.work_order_ledger;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   _violation := COALESCE(
     os_core.identifier_violation('work_order_id', p_work_order_id, 128),
     os_core.identifier_violation('step_id', p_step_id, 96),

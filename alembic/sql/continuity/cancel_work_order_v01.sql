@@ -12,7 +12,7 @@ BEGIN
   IF p_idempotency_key IS NULL THEN
     PERFORM os_core.refuse_contract(NULL, 'idempotency_key: is required to cancel');
   END IF;
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   RETURN QUERY
   SELECT appended.*
   FROM os_core.append_work_order_event(

@@ -3,8 +3,9 @@
 -- event os_core.refer_value comes first.
 -- What is kept here stays only if the events are written: a refusal rolls it back, and for a replay nothing is kept. The lock on the
 -- subject's row is held to the end of the transaction; an erasure waits for it. A call that has waited for an erasure was sent before it:
--- its events are written, and its values are erased with the others.
-CREATE OR REPLACE FUNCTION os_core.refer_personal(p_tenant_id text, p_events jsonb)
+-- its events are written, and its values are erased with the others. p_is_clean says that the caller has seen the call's one subject
+-- without an erasure, and may have waited since.
+CREATE OR REPLACE FUNCTION os_core.refer_personal(p_tenant_id text, p_events jsonb, p_is_clean boolean DEFAULT FALSE)
 RETURNS jsonb
 LANGUAGE plpgsql
 VOLATILE
@@ -31,7 +32,7 @@ DECLARE
   _is_valid boolean;
   _is_missing boolean;
   _made text;
-  _has_made boolean := FALSE;
+  _has_made boolean := p_is_clean;
   _e integer := 0;
 BEGIN
   FOR _row IN
@@ -79,7 +80,9 @@ BEGIN
     ) AS each (node, event, subject_id);
   END IF;
   FOR _n IN 1..pg_catalog.cardinality(_nodes) LOOP
-    IF _n > 1 AND _subjects[_n] = _subjects[_n - 1] THEN
+    IF p_is_clean THEN
+      _erasures[_n] := 0;
+    ELSIF _n > 1 AND _subjects[_n] = _subjects[_n - 1] THEN
       _erasures[_n] := _erasures[_n - 1];
     ELSE
       -- Through a variable: a distributed engine cannot send a query that is assigned to a place in an array.

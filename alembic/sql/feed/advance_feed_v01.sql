@@ -107,6 +107,10 @@ BEGIN
     END IF;
   END IF;
 
+  IF os_core.removal_is_open(p_tenant_id) THEN
+    -- Positions go before events. Who gives new ones would show them to consumers again.
+    RETURN 0;
+  END IF;
   LOOP
     SELECT head.* INTO _head
     FROM os_core.work_order_feed_heads AS head
@@ -114,6 +118,10 @@ BEGIN
     FOR NO KEY UPDATE SKIP LOCKED;
     EXIT WHEN FOUND;
     IF EXISTS (SELECT FROM os_core.work_order_feed_heads AS head WHERE head.tenant_id = p_tenant_id) THEN
+      RETURN NULL;
+    END IF;
+    -- The first call of a tenant. ON CONFLICT would wait for another first one to its end.
+    IF NOT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('os_core.work_order_feed_heads ' || p_tenant_id, 0)) THEN
       RETURN NULL;
     END IF;
     INSERT INTO os_core.work_order_feed_heads (tenant_id, last_position, settled_event_id, mark_event_id)

@@ -1,4 +1,5 @@
--- os_core.enroll_feed: makes a consumer of the tenant's feed, at position 0 (contract section 16). Returns FALSE if it is there already.
+-- os_core.enroll_feed: makes a consumer of the tenant's feed, at position 0 (contract section 16). Returns FALSE if it is there already, or
+-- while the tenant is being removed: there is nothing to consume, and a consumer that polls would hold up the removal.
 CREATE OR REPLACE FUNCTION os_core.enroll_feed(p_tenant_id text, p_consumer text)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -18,6 +19,9 @@ BEGIN
     SELECT FROM os_core.work_order_feed_consumers AS consumer
     WHERE consumer.tenant_id = p_tenant_id AND consumer.consumer = p_consumer
   ) THEN
+    RETURN FALSE;
+  END IF;
+  IF os_core.removal_is_open(p_tenant_id) THEN
     RETURN FALSE;
   END IF;
   INSERT INTO os_core.work_order_feed_consumers (tenant_id, consumer, feed_position, fence, updated_at)

@@ -87,7 +87,27 @@ BEGIN
   IF _events = _count AND _least_shift = _most_shift AND _until - _positions[1] = _count - 1 THEN
     -- Ids and positions run together. So the range holds no other event, and there is nothing to sort.
     RETURN QUERY
-    SELECT ledger.work_order_event_id - _least_shift, ledger.*
+    SELECT
+      ledger.work_order_event_id - _least_shift,
+      ledger.work_order_event_id,
+      ledger.tenant_id,
+      ledger.work_order_id,
+      ledger.work_order_seq,
+      ledger.correlation_id,
+      ledger.turn_id,
+      ledger.event_type,
+      ledger.work_order_status,
+      ledger.reason_code,
+      ledger.step_id,
+      ledger.step_input_hash,
+      ledger.lease_owner_id,
+      ledger.lease_token_hash,
+      ledger.lease_expires_at,
+      ledger.payload,
+      ledger.idempotency_key,
+      ledger.occurred_at,
+      ledger.created_at,
+      ledger.event_hash
     FROM os_core.work_order_ledger AS ledger
     WHERE ledger.tenant_id = p_tenant_id
       AND ledger.work_order_event_id BETWEEN _positions[1] + _least_shift AND _until + _least_shift
@@ -103,7 +123,8 @@ BEGIN
     _firsts := _ids[1:1];
     _lasts := _ids[_events:_events];
     _middle := _ids[_events - _events / 4] - _ids[1 + _events / 4];
-    IF _lasts[1] - _firsts[1] > GREATEST(2 * _events, 4 * _middle) THEN
+    -- Divided, not multiplied: ids may be anywhere within 64 bits.
+    IF (_lasts[1] - _firsts[1]) / 4 > GREATEST(_events / 2, _middle) THEN
       -- What committed late may lie far from the others: a range ends where a gap is far wider than those of the middle half.
       SELECT pg_catalog.array_agg(range.first ORDER BY range.first), pg_catalog.array_agg(range.last ORDER BY range.first)
       INTO _firsts, _lasts
@@ -112,7 +133,7 @@ BEGIN
         FROM (
           SELECT
             event.id,
-            pg_catalog.count(*) FILTER (WHERE event.gap > GREATEST(32, 16 * _middle / _events)) OVER (ORDER BY event.id) AS number
+            pg_catalog.count(*) FILTER (WHERE event.gap / 16 > GREATEST(2, _middle / _events)) OVER (ORDER BY event.id) AS number
           FROM (
             SELECT each.id, each.id - pg_catalog.lag(each.id) OVER (ORDER BY each.id) AS gap
             FROM pg_catalog.unnest(_ids) AS each (id)

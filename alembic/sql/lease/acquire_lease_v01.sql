@@ -37,7 +37,7 @@ DECLARE
   _hash text;
   _lease os_core.work_order_leases;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('owner', p_work_order_id, p_owner, p_token, p_ttl_ms, p_idempotency_key);
   _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);

@@ -67,7 +67,7 @@ DECLARE
   _state os_core.work_orders_current;
   _lease os_core.work_order_leases;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('claim', NULL, p_owner, p_token, p_ttl_ms, NULL);
   IF (pg_catalog.cardinality(p_statuses) > 0 AND p_statuses <@ '{DRAFT,CLARIFY,CONFIRM,EXECUTING}') IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, 'statuses: must be one or more of DRAFT, CLARIFY, CONFIRM, EXECUTING');

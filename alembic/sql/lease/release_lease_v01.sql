@@ -18,7 +18,7 @@ DECLARE
   _event os_core.work_order_ledger;
   _now timestamptz;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call(NULL, p_work_order_id, NULL, p_token, NULL, NULL);
   IF p_not_before IS NOT NULL AND NOT os_core.is_portable_time(p_not_before) THEN
     PERFORM os_core.refuse_contract(NULL, os_core.time_violation('not_before', ''));

@@ -28,7 +28,7 @@ DECLARE
   _lease os_core.work_order_leases;
   _event os_core.work_order_ledger;
 BEGIN
-  PERFORM os_core.enter_tenant(p_tenant_id);
+  p_tenant_id := os_core.enter_tenant(p_tenant_id);
   PERFORM os_core.check_lease_call('ttl_ms', p_work_order_id, NULL, p_token, p_ttl_ms, NULL);
   _state := os_core.lock_projection(p_tenant_id, p_work_order_id);
   _now := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);

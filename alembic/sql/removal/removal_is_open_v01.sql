@@ -9,6 +9,9 @@ RETURNS boolean
 LANGUAGE plpgsql
 VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
 AS $$
 DECLARE
   _tenant_id constant text := NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '');

@@ -10,8 +10,12 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 DECLARE
-  _bytes integer := pg_catalog.octet_length(p_fields::text);
+  _bytes integer := pg_catalog.octet_length(pg_catalog.concat(p_fields, p_asked, p_resolved, p_conflicts, p_dedupe_keys));
 BEGIN
+  IF _bytes <= 8 * 64 THEN
+    RETURN NULL;
+  END IF;
+  _bytes := pg_catalog.octet_length(p_fields::text);
   IF _bytes > 8 * 64 THEN
     IF _bytes > 65536 THEN
       RETURN 'fields_json bytes 65536';

@@ -1,6 +1,7 @@
 -- os_core.enter_tenant: makes p_tenant_id the transaction's tenant, or raises TenantScopeViolation if it has another (contract section 10).
+-- It returns p_tenant_id, so that it can be assigned: a PERFORM is a query, which has an executor of its own.
 CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text)
-RETURNS void
+RETURNS text
 LANGUAGE plpgsql
 VOLATILE
 AS $$
@@ -14,5 +15,6 @@ BEGIN
   ELSE
     PERFORM os_core.require_tenant(p_tenant_id);
   END IF;
+  RETURN p_tenant_id;
 END;
 $$;
