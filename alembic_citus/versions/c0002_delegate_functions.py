@@ -27,11 +27,7 @@ PUBLIC = """
       )
     ORDER BY 1
 """
-ENTER = "SELECT prosrc FROM pg_proc WHERE oid = 'os_core.enter_tenant(text)'::regprocedure"
-REPLACE = """
-    CREATE OR REPLACE FUNCTION os_core.enter_tenant(p_tenant_id text) RETURNS void
-    LANGUAGE plpgsql VOLATILE AS $$%s$$
-"""
+ENTER = "SELECT pg_get_functiondef('os_core.enter_tenant(text)'::regprocedure)"
 PROJECTION = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'write_projection'"
 
 
@@ -43,8 +39,7 @@ def upgrade() -> None:
             f"SELECT create_distributed_function('{name}', 'p_tenant_id',"
             " colocate_with := 'os_core.work_order_ledger', force_delegation := true)"
         )
-    body = conn.exec_driver_sql(ENTER).scalar_one()
-    conn.exec_driver_sql((REPLACE % guarded(body)).replace("%", "%%"))
+    conn.exec_driver_sql(guarded(conn.exec_driver_sql(ENTER).scalar_one()).replace("%", "%%"))
     conn.exec_driver_sql(by_value(conn.exec_driver_sql(PROJECTION).scalar_one()).replace("%", "%%"))
 
 
