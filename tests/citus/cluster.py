@@ -133,7 +133,7 @@ def _filled(statement: str, places: dict[str, tuple[str, int]]) -> str:
 
 def carry_out(conn: psycopg.Connection[Any], name: str) -> None:
     """Run the statements that a block of the guide makes, as psql does."""
-    made = conn.execute(guides_block(name, "sql").replace("\\gexec", "").encode()).fetchall()
+    made = conn.execute(guides_block(name, "psql").replace("\\gexec", "").encode()).fetchall()
     for (statement,) in made:
         conn.execute(statement.encode())
 

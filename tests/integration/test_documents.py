@@ -36,7 +36,7 @@ def test_guides__every_command_and_statement_is_run_by_name() -> None:
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     # The guide for upgrades is run from its first command to its last.
     for guide in {*(ROOT / "docs" / "howto").glob("*.md")} - {ROOT / "docs" / "howto" / "upgrades.md"}:
-        for language in ("sql", "sh", "python"):
+        for language in ("sql", "psql", "sh", "python"):
             for name, text in blocks(guide, language):
                 assert name or language == "python", text
                 shown = name.startswith("examples/")  # its file is run: tests/unit/test_example_code.py
