@@ -29,8 +29,7 @@ def upgrade(url: str | URL | None = None) -> list[Revision]:
     step is for, has no Citus, or the coordinator is not asked.
     """
     configuration = Config(attributes={} if url is None else {"url": url})
-    configuration.set_main_option("script_location", str(script_directory()).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(configuration)
+    scripts = _scripts(configuration)
     with _connected(configured_url(configuration)) as conn:
         if refusal := _refusal(conn):
             raise MigrationRefused(f"{refusal}. Nothing was changed: see docs/howto/citus.md")
@@ -53,6 +52,12 @@ def check(url: str | URL) -> list[str]:
         if not is_distributed(conn):
             return ["the database is not distributed: run selene-core citus upgrade"]
         return [*_problems(conn)]
+
+
+def _scripts(configuration: Config) -> ScriptDirectory:
+    """Return the profile's revisions, and let the configuration name their folder."""
+    configuration.set_main_option("script_location", str(script_directory()).replace("%", "%%"))
+    return ScriptDirectory.from_config(configuration)
 
 
 def _connected(url: str | URL) -> Connection:
@@ -136,9 +141,7 @@ _ON_EACH: Final = """
 
 def _problems(conn: Connection) -> Iterator[str]:
     stands = conn.exec_driver_sql(f"SELECT version_num FROM os_core.{VERSION_TABLE}").scalars().all()
-    configuration = Config()
-    configuration.set_main_option("script_location", str(script_directory()).replace("%", "%%"))
-    head = ScriptDirectory.from_config(configuration).get_current_head()
+    head = _scripts(Config()).get_current_head()
     if stands != [head]:
         told = " and ".join(stands) or "no step"
         yield f"the profile stands at {told}, not at {head}: run selene-core citus upgrade"

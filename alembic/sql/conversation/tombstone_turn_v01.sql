@@ -104,7 +104,7 @@ BEGIN
       _turn_id := _turn_id + 1;
     END IF;
     _id := pg_catalog.nextval('conversation.conversation_ledger_conversation_turn_id_seq');
-    -- Compared within the range of one node only: see docs/limits.md.
+    -- Compared within the range of one node only (contract section 16).
     IF _id <= p_conversation_turn_id AND _id >> 48 = p_conversation_turn_id >> 48 THEN
       PERFORM os_core.refuse_sequence('conversation.conversation_ledger', 'conversation_turn_id');
     END IF;
