@@ -24,7 +24,7 @@ help:
 	@echo "make demo    start an embedded PostgreSQL, migrate it, and play a scenario"
 	@echo "make test    run the tests (PG=15|16|17|18 picks the server, ARGS='-k …' goes to pytest, ARGS='-n 0' for one process)"
 	@echo "               (POOLER=pgbouncer puts PgBouncer between the application and the server)"
-	@echo "make test-fast  the tests that are not marked slow: most of what a change needs, in half the time"
+	@echo "make test-fast  the tests that are not marked slow: most of what a change needs"
 	@echo "make check   lint, types and tests"
 	@echo "make lint    ruff, sqlfluff and the import layers"
 	@echo "make types   mypy"
