@@ -6,6 +6,7 @@ Where a row's name says otherwise, or the event type changes the status, the upd
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,11 +47,12 @@ class Case:
     group: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "group", "".join(filter(str.isalnum, self.name)))
+        # The ids of all cases are equally long: a longer one costs more.
+        object.__setattr__(self, "group", f"{zlib.crc32(self.name.encode()):08x}")
 
     def orders(self, number: int) -> list[Order]:
         """Name the orders of a call."""
-        return orders(f"{self.group}.{0 if self.same_orders else number}", self.orders_in_call)
+        return orders(f"{self.group}.{0 if self.same_orders else number:02}", self.orders_in_call)
 
     def events_before(self, number: int) -> list[Event]:
         """Compose the events that bring a call's orders to where it finds them."""

@@ -27,7 +27,6 @@ def upgrade() -> None:
     op.execute(sql("rule/is_work_order_status", version=1))
     op.execute(sql("rule/is_event_seq", version=1))
     op.execute(sql("rule/is_lease_token", version=1))
-    op.execute(sql("rule/is_event_row", version=1))
     op.execute(sql("rule/is_projection_row", version=1))
     op.execute(sql("rule/exceeded_bound", version=1))
     op.execute(sql("rule/is_terminal", version=1))
@@ -49,11 +48,6 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.is_terminal(text)")
     op.execute("DROP FUNCTION os_core.exceeded_bound(jsonb, jsonb, jsonb, jsonb, jsonb)")
     op.execute("DROP FUNCTION os_core.is_projection_row(bigint, text, bigint, bigint, smallint)")
-    op.execute(
-        "DROP FUNCTION os_core.is_event_row("
-        "text, text, bigint, bigint, text, text, bigint, text, text, text, text, timestamptz, jsonb, text, "
-        "timestamptz, timestamptz, bytea)"
-    )
     op.execute("DROP FUNCTION os_core.is_lease_token(text)")
     op.execute("DROP FUNCTION os_core.is_event_seq(text)")
     op.execute("DROP FUNCTION os_core.is_work_order_status(text)")

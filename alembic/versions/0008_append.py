@@ -16,6 +16,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute(sql("rule/is_field_key", version=1))
+    op.execute(sql("rule/are_field_keys", version=1))
     op.execute(sql("append/payload_value_violation", version=1))
     op.execute(sql("append/payload_size_violation", version=1))
     op.execute(sql("rule/number_violation", version=1))
@@ -76,4 +77,5 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION os_core.number_violation(text, jsonb)")
     op.execute("DROP FUNCTION os_core.payload_size_violation(jsonb)")
     op.execute("DROP FUNCTION os_core.payload_value_violation(text, jsonb)")
+    op.execute("DROP FUNCTION os_core.are_field_keys(jsonb)")
     op.execute("DROP FUNCTION os_core.is_field_key(text)")

@@ -80,14 +80,12 @@ BEGIN
       IF _state.last_seq IS NULL THEN
         p_event.event_hash := os_core.event_hash(NULL, p_event);
       ELSE
-        p_event.event_hash := (
-          SELECT os_core.event_hash(ledger.event_hash, p_event)
-          FROM os_core.work_order_ledger AS ledger
-          WHERE ledger.tenant_id = p_event.tenant_id
-            AND ledger.work_order_id = p_event.work_order_id
-            AND ledger.work_order_seq = _state.last_seq
-            AND ledger.work_order_event_id = _state.last_event_id
-        );
+        p_event.event_hash := os_core.event_hash(ledger.event_hash, p_event)
+        FROM os_core.work_order_ledger AS ledger
+        WHERE ledger.tenant_id = p_event.tenant_id
+          AND ledger.work_order_id = p_event.work_order_id
+          AND ledger.work_order_seq = _state.last_seq
+          AND ledger.work_order_event_id = _state.last_event_id;
       END IF;
       IF _bound IS NULL AND p_event.event_hash IS NOT NULL THEN
         INSERT INTO os_core.work_order_ledger (
@@ -154,12 +152,7 @@ BEGIN
     END IF;
 
     -- No row was written, so its CHECK has judged nothing yet; what breaks the contract is told before anything else.
-    IF os_core.is_event_row(
-      p_event.tenant_id, p_event.work_order_id, p_event.work_order_seq, p_event.turn_id, p_event.event_type,
-      p_event.work_order_status, p_event.reason_code, p_event.step_id, p_event.step_input_hash, p_event.lease_owner_id,
-      p_event.lease_token_hash, p_event.lease_expires_at, p_event.payload, p_event.idempotency_key, p_event.occurred_at,
-      p_event.created_at, NULL
-    ) IS FALSE THEN
+    IF os_core.is_event_row(p_event) IS FALSE THEN
       PERFORM os_core.refuse_contract(0, 'event: breaks the contract');
     END IF;
     IF _prior.work_order_event_id IS NOT NULL THEN

@@ -62,11 +62,7 @@ BEGIN
     IF _valid AND os_core.payload_violation(_event.event_type, _event.payload) IS NULL THEN
       IF p_unjudged THEN
         RETURN _event;
-      ELSIF os_core.is_event_row(
-        p_tenant_id, _event.work_order_id, NULL, _event.turn_id, _event.event_type, _event.work_order_status, _event.reason_code,
-        _event.step_id, _event.step_input_hash, NULL, NULL, NULL, _event.payload, _event.idempotency_key, _event.occurred_at, NULL,
-        NULL
-      ) IS NOT FALSE THEN
+      ELSIF os_core.is_event_row(_event) IS NOT FALSE THEN
         RETURN _event;
       END IF;
     END IF;

@@ -45,16 +45,12 @@ BEGIN
         RETURN 'payload.candidates: must be a list';
       END IF;
     WHEN 'fields' THEN
-      IF pg_catalog.jsonb_typeof(p_value) <> 'object'
-        OR EXISTS (
-          SELECT FROM pg_catalog.jsonb_object_keys(
-            CASE WHEN pg_catalog.jsonb_typeof(p_value) = 'object' THEN p_value ELSE '{}' END
-          ) AS field (key)
-          WHERE NOT os_core.is_field_key(field.key)
-        )
-      THEN
-        RETURN 'payload.fields: must be an object whose keys are 1..64 ASCII letters, digits or _.:-';
+      IF pg_catalog.jsonb_typeof(p_value) = 'object' THEN
+        IF os_core.are_field_keys(p_value) THEN
+          RETURN NULL;
+        END IF;
       END IF;
+      RETURN 'payload.fields: must be an object whose keys are 1..64 ASCII letters, digits or _.:-';
   END CASE;
   RETURN NULL;
 END;

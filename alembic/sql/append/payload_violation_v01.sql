@@ -23,6 +23,30 @@ BEGIN
     END IF;
   ELSIF p_payload = '{}' OR p_event_type LIKE 'STEP%' THEN
     NULL;
+  ELSIF p_event_type LIKE 'EXTERNAL%' THEN
+    IF p_event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
+      IF p_payload @@ '$.request_id.type() == "string" && $.target_user_id.type() == "string"'
+        AND p_payload - '{request_id,target_user_id}'::text[] = '{}'
+        AND os_core.is_identifier(p_payload ->> 'request_id', 128)
+        AND os_core.is_identifier(p_payload ->> 'target_user_id', 128)
+      THEN
+        RETURN NULL;
+      END IF;
+    ELSIF p_payload @@ '$.request_id.type() == "string"'
+      AND p_payload - 'request_id'::text
+        = (CASE p_event_type WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN '{"outcome": "APPROVED"}' ELSE '{}' END)::jsonb
+      AND os_core.is_identifier(p_payload ->> 'request_id', 128)
+    THEN
+      RETURN NULL;
+    END IF;
+  ELSIF p_event_type = 'WORK_ORDER_CREATED' THEN
+    IF p_payload @@ '!($.fields.type() != "object") && !($.requester_user_id.type() != "string")'
+      AND p_payload - '{fields,requester_user_id}'::text[] = '{}'
+      AND os_core.is_identifier(p_payload ->> 'requester_user_id', 128) IS NOT FALSE
+      AND os_core.are_field_keys(p_payload -> 'fields') IS NOT FALSE
+    THEN
+      RETURN NULL;
+    END IF;
   ELSIF p_event_type = 'FIELD_PROMPTED' THEN
     IF p_payload @@ '$.field_key.type() == "string" && $.prompt_dedupe_key.type() == "string"'
       AND p_payload - '{field_key,prompt_dedupe_key}'::text[] = '{}'
@@ -31,26 +55,10 @@ BEGIN
     THEN
       RETURN NULL;
     END IF;
-  ELSIF p_event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
-    IF p_payload @@ '$.request_id.type() == "string" && $.target_user_id.type() == "string"'
-      AND p_payload - '{request_id,target_user_id}'::text[] = '{}'
-      AND os_core.is_identifier(p_payload ->> 'request_id', 128)
-      AND os_core.is_identifier(p_payload ->> 'target_user_id', 128)
-    THEN
-      RETURN NULL;
-    END IF;
   ELSIF p_event_type = 'FIELD_CONFLICT_DETECTED' THEN
     IF p_payload @@ '$.field_key.type() == "string" && !($.candidates.type() != "array")'
       AND p_payload - '{field_key,candidates}'::text[] = '{}'
       AND os_core.is_field_key(p_payload ->> 'field_key')
-    THEN
-      RETURN NULL;
-    END IF;
-  ELSIF p_event_type IN ('EXTERNAL_APPROVAL_WAIT_NOTIFIED', 'EXTERNAL_APPROVAL_RESOLVED') THEN
-    IF p_payload @@ '$.request_id.type() == "string"'
-      AND p_payload - 'request_id'::text
-        = (CASE p_event_type WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN '{"outcome": "APPROVED"}' ELSE '{}' END)::jsonb
-      AND os_core.is_identifier(p_payload ->> 'request_id', 128)
     THEN
       RETURN NULL;
     END IF;

@@ -4,25 +4,7 @@
 -- not to be written yet has no created_at: then the answer is only FALSE.
 -- Every function that an expression names costs something in every transaction, called or not. So the rules of columns that are
 -- mostly NULL have an expression of their own.
-CREATE OR REPLACE FUNCTION os_core.is_event_row(
-  p_tenant_id text,
-  p_work_order_id text,
-  p_work_order_seq bigint,
-  p_turn_id bigint,
-  p_event_type text,
-  p_work_order_status text,
-  p_reason_code bigint,
-  p_step_id text,
-  p_step_input_hash text,
-  p_lease_owner_id text,
-  p_lease_token_hash text,
-  p_lease_expires_at timestamptz,
-  p_payload jsonb,
-  p_idempotency_key text,
-  p_occurred_at timestamptz,
-  p_created_at timestamptz,
-  p_event_hash bytea
-)
+CREATE OR REPLACE FUNCTION os_core.is_event_row(p_event os_core.work_order_ledger)
 RETURNS boolean
 LANGUAGE plpgsql
 IMMUTABLE
@@ -30,49 +12,48 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  _holds boolean := os_core.is_identifier(p_tenant_id, 64)
-    AND os_core.is_identifier(p_work_order_id, 128)
-    AND p_work_order_seq >= 1
-    AND p_turn_id >= 1
-    AND os_core.is_event_type(p_event_type)
-    AND os_core.is_work_order_status(p_work_order_status)
-    AND p_reason_code BETWEEN 1 AND 4294967295
-    AND os_core.is_payload(p_payload)
-    AND (p_idempotency_key IS NULL OR os_core.is_label(p_idempotency_key, 128))
-    AND (p_occurred_at IS NULL OR os_core.is_portable_time(p_occurred_at))
-    AND os_core.is_portable_time(p_created_at)
-    AND pg_catalog.octet_length(p_event_hash) = 32;
+  _holds boolean := os_core.is_identifier(p_event.tenant_id, 64)
+    AND os_core.is_identifier(p_event.work_order_id, 128)
+    AND LEAST(p_event.work_order_seq, p_event.turn_id, p_event.reason_code) >= 1
+    AND os_core.is_event_type(p_event.event_type)
+    AND os_core.is_work_order_status(p_event.work_order_status)
+    AND p_event.reason_code <= 4294967295
+    AND os_core.is_payload(p_event.payload)
+    AND (p_event.idempotency_key IS NULL OR os_core.is_label(p_event.idempotency_key, 128))
+    AND (p_event.occurred_at IS NULL OR os_core.is_portable_time(p_event.occurred_at))
+    AND os_core.is_portable_time(p_event.created_at)
+    AND pg_catalog.octet_length(p_event.event_hash) = 32;
   _violation text;
 BEGIN
   IF _holds IS NOT FALSE AND (
-    p_step_id IS NOT NULL
-    OR p_step_input_hash IS NOT NULL
-    OR p_lease_owner_id IS NOT NULL
-    OR p_lease_token_hash IS NOT NULL
-    OR p_lease_expires_at IS NOT NULL
+    p_event.step_id IS NOT NULL
+    OR p_event.step_input_hash IS NOT NULL
+    OR p_event.lease_owner_id IS NOT NULL
+    OR p_event.lease_token_hash IS NOT NULL
+    OR p_event.lease_expires_at IS NOT NULL
   ) THEN
-    _holds := (p_step_id IS NULL OR os_core.is_identifier(p_step_id, 96))
-      AND (p_step_input_hash IS NULL OR os_core.is_label(p_step_input_hash, 128))
-      AND (p_lease_owner_id IS NULL OR os_core.is_identifier(p_lease_owner_id, 128))
-      AND (p_lease_token_hash IS NULL OR os_core.is_label(p_lease_token_hash, 128))
-      AND (p_lease_expires_at IS NULL OR os_core.is_portable_time(p_lease_expires_at));
+    _holds := (p_event.step_id IS NULL OR os_core.is_identifier(p_event.step_id, 96))
+      AND (p_event.step_input_hash IS NULL OR os_core.is_label(p_event.step_input_hash, 128))
+      AND (p_event.lease_owner_id IS NULL OR os_core.is_identifier(p_event.lease_owner_id, 128))
+      AND (p_event.lease_token_hash IS NULL OR os_core.is_label(p_event.lease_token_hash, 128))
+      AND (p_event.lease_expires_at IS NULL OR os_core.is_portable_time(p_event.lease_expires_at));
   END IF;
-  IF _holds IS FALSE AND p_created_at IS NOT NULL AND NOT pg_catalog.starts_with(p_event_type, 'LEASE_') THEN
+  IF _holds IS FALSE AND p_event.created_at IS NOT NULL AND NOT pg_catalog.starts_with(p_event.event_type, 'LEASE_') THEN
     -- Of the columns alone: STEP_STARTED stands for every known type, because it requires nothing else.
     _violation := os_core.event_violation(
       pg_catalog.jsonb_strip_nulls(
         pg_catalog.jsonb_build_object(
-          'work_order_id', p_work_order_id,
-          'turn_id', p_turn_id,
-          'event_type', CASE WHEN os_core.is_event_type(p_event_type) THEN 'STEP_STARTED' ELSE p_event_type END,
-          'work_order_status', p_work_order_status,
-          'reason_code', p_reason_code,
-          'step_id', p_step_id,
-          'step_input_hash', p_step_input_hash,
-          'idempotency_key', p_idempotency_key,
-          'occurred_at', os_core.json_time(p_occurred_at)
+          'work_order_id', p_event.work_order_id,
+          'turn_id', p_event.turn_id,
+          'event_type', CASE WHEN os_core.is_event_type(p_event.event_type) THEN 'STEP_STARTED' ELSE p_event.event_type END,
+          'work_order_status', p_event.work_order_status,
+          'reason_code', p_event.reason_code,
+          'step_id', p_event.step_id,
+          'step_input_hash', p_event.step_input_hash,
+          'idempotency_key', p_event.idempotency_key,
+          'occurred_at', os_core.json_time(p_event.occurred_at)
         )
-      ) || pg_catalog.jsonb_build_object('payload', CASE WHEN os_core.is_payload(p_payload) THEN '{}' ELSE p_payload END)
+      ) || pg_catalog.jsonb_build_object('payload', CASE WHEN os_core.is_payload(p_event.payload) THEN '{}' ELSE p_event.payload END)
     );
     IF _violation IS NOT NULL THEN
       PERFORM os_core.refuse_contract(0, _violation);

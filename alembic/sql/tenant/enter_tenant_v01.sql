@@ -10,8 +10,7 @@ BEGIN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('tenant_id', p_tenant_id, 64));
   END IF;
   IF NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '') IS NULL THEN
-    -- SET LOCAL and not set_config(): a distributed engine forwards the statement to its nodes.
-    EXECUTE pg_catalog.format('SET LOCAL selene.tenant_id = %L', p_tenant_id);
+    p_tenant_id := pg_catalog.set_config('selene.tenant_id', p_tenant_id, TRUE);
   ELSE
     PERFORM os_core.require_tenant(p_tenant_id);
   END IF;
