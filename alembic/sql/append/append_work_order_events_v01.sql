@@ -11,14 +11,10 @@ SET enable_bitmapscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-  _count integer;
   _appended record;
 BEGIN
   p_tenant_id := os_core.enter_tenant(p_tenant_id);
-  IF pg_catalog.jsonb_typeof(p_events) = 'array' THEN
-    _count := pg_catalog.jsonb_array_length(p_events);
-  END IF;
-  IF _count = 1 THEN
+  IF p_events @@ '$.type() == "array" && $.size() == 1' THEN
     -- Rare, and so looked for in the text: a person's value, or a reference to one (contract section 18).
     IF (p_events #> '{0,payload}')::text LIKE '%"$%' THEN
       p_events := os_core.refer_value(p_tenant_id, p_events);
@@ -34,7 +30,7 @@ BEGIN
     replayed := _appended.replayed;
     created_at := _appended.created_at;
     RETURN NEXT;
-  ELSIF _count BETWEEN 2 AND 1000 THEN
+  ELSIF p_events @@ '$.type() == "array" && $.size() >= 2 && $.size() <= 1000' THEN
     IF p_events::text LIKE '%"$%' THEN
       p_events := os_core.refer_personal(p_tenant_id, p_events);
     END IF;

@@ -62,17 +62,53 @@ BEGIN
       END IF;
     END IF;
 
-  ELSIF pg_catalog.starts_with(p_event.event_type, 'STEP_') THEN
-    -- The attempt functions say from when the order's steps may go on; null: somebody has to decide.
-    IF p_event.payload ? 'steps_due_at' THEN
-      p_state.steps_due_at := CASE
-        WHEN p_event.payload -> 'steps_due_at' <> 'null'
-          THEN COALESCE(os_core.parse_rfc3339(p_event.payload ->> 'steps_due_at'), p_state.steps_due_at)
-      END;
-    END IF;
-
   ELSIF p_event.event_type IN ('STATUS_CHANGED', 'WORK_ORDER_CANCELED') THEN
     _changed := p_state.work_order_status IS DISTINCT FROM p_event.work_order_status;
+
+  ELSIF pg_catalog.starts_with(p_event.event_type, 'EXTERNAL_') THEN
+    IF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
+      -- The same request again is not a state change. A request with a terminal status is dropped: nothing can resolve it.
+      IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
+        IF p_event.payload ? 'expires_at' THEN
+          _expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
+        END IF;
+        _changed := TRUE;
+        IF p_state.external_approval_pending THEN
+          _changed := p_state.external_approval_notices <> 0
+            OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
+            OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
+            OR p_state.external_approval_expires_at IS DISTINCT FROM _expires_at;
+        END IF;
+        p_state.external_approval_pending := TRUE;
+        p_state.external_approval_request_id := p_event.payload ->> 'request_id';
+        p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
+        p_state.external_approval_expires_at := _expires_at;
+        p_state.external_approval_notices := 0;
+      END IF;
+
+    ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_WAIT_NOTIFIED' THEN
+      IF p_state.external_approval_pending
+        AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
+      THEN
+        -- At most two notices, the second after the expiry. A first one after the expiry counts as both.
+        p_state.external_approval_notices := CASE
+          WHEN p_event.created_at >= p_state.external_approval_expires_at THEN 2
+          ELSE LEAST(p_state.external_approval_notices + 1, 2)
+        END;
+      END IF;
+
+    ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED' THEN
+      IF p_state.external_approval_pending
+        AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
+      THEN
+        p_state.external_approval_pending := FALSE;
+        p_state.external_approval_request_id := NULL;
+        p_state.external_approval_target_user_id := NULL;
+        p_state.external_approval_expires_at := NULL;
+        p_state.external_approval_notices := 0;
+        _changed := TRUE;
+      END IF;
+    END IF;
 
   ELSIF p_event.event_type = 'FIELD_PROMPTED' THEN
     _key := p_event.payload ->> 'field_key';
@@ -103,47 +139,13 @@ BEGIN
       _changed := TRUE;
     END IF;
 
-  ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
-    -- The same request again is not a state change. A request with a terminal status is dropped: nothing can resolve it.
-    IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
-      IF p_event.payload ? 'expires_at' THEN
-        _expires_at := os_core.parse_rfc3339(p_event.payload ->> 'expires_at');
-      END IF;
-      _changed := TRUE;
-      IF p_state.external_approval_pending THEN
-        _changed := p_state.external_approval_notices <> 0
-          OR p_state.external_approval_request_id IS DISTINCT FROM p_event.payload ->> 'request_id'
-          OR p_state.external_approval_target_user_id IS DISTINCT FROM p_event.payload ->> 'target_user_id'
-          OR p_state.external_approval_expires_at IS DISTINCT FROM _expires_at;
-      END IF;
-      p_state.external_approval_pending := TRUE;
-      p_state.external_approval_request_id := p_event.payload ->> 'request_id';
-      p_state.external_approval_target_user_id := p_event.payload ->> 'target_user_id';
-      p_state.external_approval_expires_at := _expires_at;
-      p_state.external_approval_notices := 0;
-    END IF;
-
-  ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_WAIT_NOTIFIED' THEN
-    IF p_state.external_approval_pending
-      AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
-    THEN
-      -- At most two notices, the second after the expiry. A first one after the expiry counts as both.
-      p_state.external_approval_notices := CASE
-        WHEN p_event.created_at >= p_state.external_approval_expires_at THEN 2
-        ELSE LEAST(p_state.external_approval_notices + 1, 2)
+  ELSIF pg_catalog.starts_with(p_event.event_type, 'STEP_') THEN
+    -- The attempt functions say from when the order's steps may go on; null: somebody has to decide.
+    IF p_event.payload ? 'steps_due_at' THEN
+      p_state.steps_due_at := CASE
+        WHEN p_event.payload -> 'steps_due_at' <> 'null'
+          THEN COALESCE(os_core.parse_rfc3339(p_event.payload ->> 'steps_due_at'), p_state.steps_due_at)
       END;
-    END IF;
-
-  ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED' THEN
-    IF p_state.external_approval_pending
-      AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
-    THEN
-      p_state.external_approval_pending := FALSE;
-      p_state.external_approval_request_id := NULL;
-      p_state.external_approval_target_user_id := NULL;
-      p_state.external_approval_expires_at := NULL;
-      p_state.external_approval_notices := 0;
-      _changed := TRUE;
     END IF;
 
   ELSIF p_event.event_type IN ('LEASE_ACQUIRED', 'LEASE_RENEWED') THEN

@@ -14,10 +14,9 @@ PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  RETURN p_turn_id >= 1
-    AND os_core.is_work_order_status(p_work_order_status)
-    AND p_last_seq >= 1
-    AND p_last_reason_code BETWEEN 1 AND 4294967295
+  RETURN os_core.is_work_order_status(p_work_order_status)
+    AND LEAST(p_turn_id, p_last_seq, p_last_reason_code) >= 1
+    AND p_last_reason_code <= 4294967295
     AND p_external_approval_notices BETWEEN 0 AND 2;
 END;
 $$;
