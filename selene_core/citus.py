@@ -79,6 +79,8 @@ def _distributed(thing: str, aspect: str, value: str, wanted: dict[str, str]) ->
         if wanted.get("signature") == "() -> trigger":
             value += "; citus.allow_nested_distributed_execution=on"
         return re.sub(r"(; )?plan_cache_mode=force_generic_plan", "", value) or "none"
+    if aspect == "constraint ck_work_order_ledger_contract":
+        return by_columns(value, wanted["columns"])
     if aspect == "column tenant_id":
         return value.replace('COLLATE "C"', 'COLLATE "default"')
     if aspect.startswith("constraint pk_"):
@@ -89,10 +91,25 @@ def _distributed(thing: str, aspect: str, value: str, wanted: dict[str, str]) ->
 
 
 def guarded(body: str) -> str:
-    """Put the guard into the body of os_core.enter_tenant."""
-    return body.replace("BEGIN\n", GUARD, 1)
+    """Put the guard into the body of os_core.enter_tenant, which sets the tenant by a statement here."""
+    # Citus forwards the statement to the other nodes, and not what set_config() does.
+    by_statement = "EXECUTE pg_catalog.format('SET LOCAL selene.tenant_id = %L', p_tenant_id)"
+    by_function = "p_tenant_id := pg_catalog.set_config('selene.tenant_id', p_tenant_id, TRUE)"
+    return _replaced(_replaced(body, "BEGIN\n", GUARD, 1), by_function, by_statement)
 
 
 def by_value(definition: str) -> str:
     """Give the tenant as a value to os_core.write_projection: where the rows give it, it cannot be sent."""
-    return definition.replace(".tenant_id = next.tenant_id", ".tenant_id = _tenant_id")
+    return _replaced(definition, ".tenant_id = next.tenant_id", ".tenant_id = _tenant_id")
+
+
+def by_columns(definition: str, columns: str) -> str:
+    """Make the row that the ledger's CHECK takes of its columns: a table's part has a row type of its own."""
+    return _replaced(definition, "work_order_ledger.*", f"os_core.event_of({columns})")
+
+
+def _replaced(text: str, old: str, new: str, count: int = -1) -> str:
+    """Replace what must be there."""
+    if old not in text:
+        raise ValueError(f"the profile has nothing to replace: {old}")
+    return text.replace(old, new, count)

@@ -6,6 +6,8 @@ Revises:
 
 from alembic import op
 
+from selene_core.citus import by_columns
+
 revision = "c0001"
 down_revision = None
 branch_labels = None
@@ -50,6 +52,15 @@ POLICIES = """
     WHERE p.polrelid = ANY(%(tables)s::oid[])
     ORDER BY p.oid
 """
+# The ledger's CHECK takes the row.
+ROW_CHECK = """
+    SELECT pg_get_constraintdef(k.oid), (
+      SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+      FROM pg_attribute AS a WHERE a.attrelid = k.conrelid AND a.attnum > 0 AND NOT a.attisdropped
+    )
+    FROM pg_constraint AS k
+    WHERE k.conrelid = 'os_core.work_order_ledger'::regclass AND k.conname = 'ck_work_order_ledger_contract'
+"""
 FUNCTIONS = """
     SELECT p.oid::regprocedure::text
     FROM pg_proc AS p
@@ -82,6 +93,8 @@ def upgrade() -> None:
     tables = in_order(run(TABLES), run(PARENTS))
     oids = [oid for oid, _ in tables]
     keys, policies = run(KEYS, tables=oids), run(POLICIES, tables=oids)
+    (check,) = run(ROW_CHECK)
+    run("ALTER TABLE os_core.work_order_ledger DROP CONSTRAINT ck_work_order_ledger_contract")
     # Under FORCE, a copy of rows by the owner is refused.
     for _, table in tables:
         run(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
@@ -120,6 +133,10 @@ def upgrade() -> None:
     # What has to do with a table's row could not be sent to the nodes before the table.
     for (name,) in run(f"{MISSING} {IN_ORDER}"):
         run(f"SELECT pg_catalog.create_distributed_function('{name}')")
+    run(
+        "ALTER TABLE os_core.work_order_ledger"
+        f" ADD CONSTRAINT ck_work_order_ledger_contract {by_columns(*check)}"
+    )
     # Default privileges stay on the coordinator: on the other nodes PUBLIC could execute everything.
     for (name,) in run(f"{FUNCTIONS} ORDER BY 1"):
         run(f"REVOKE EXECUTE ON ROUTINE {name} FROM PUBLIC")

@@ -92,12 +92,7 @@ work_order_ledger: Final = Table(
     UniqueConstraint(
         "tenant_id", "work_order_id", "work_order_seq", name="ux_work_order_ledger_tenant_work_order_seq"
     ),
-    CheckConstraint(
-        "os_core.is_event_row(tenant_id, work_order_id, work_order_seq, turn_id, event_type,"
-        " work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash,"
-        " lease_expires_at, payload, idempotency_key, occurred_at, created_at, event_hash)",
-        name="contract",
-    ),
+    CheckConstraint("os_core.is_event_row(work_order_ledger)", name="contract"),
     Index(
         "ux_work_order_ledger_idempotency",
         "tenant_id",

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from selene_core.citus import VERSION_TABLE
-from selene_core.store.tables import METADATA
+from selene_core.store.tables import METADATA, work_order_ledger
 from tests.support.calls import refused
 from tests.support.catalogue_rules import CHANGED_TABLES, GUARDS
 from tests.support.raw import Connection, connect
@@ -416,7 +416,7 @@ DECOYS = """
     DO $make$
     DECLARE
       _types constant oid[] :=
-        '{text,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid}'
+        '{text,int2,int4,int8,timestamptz,jsonb,jsonpath,bytea,bool,numeric,interval,text[],oid}'
         ::regtype[]::oid[];
       _made record;
     BEGIN
@@ -450,21 +450,48 @@ DECOYS = """
       END LOOP;
     END
     $make$;
+    CREATE FUNCTION decoy.caught() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'a stranger ran'; END $$;
+    CREATE DOMAIN decoy.text AS pg_catalog.text CHECK (decoy.caught());
+    CREATE DOMAIN decoy.jsonb AS pg_catalog.jsonb CHECK (decoy.caught());
     SET LOCAL search_path = decoy, pg_catalog
 """
-MISLED = "SELECT now() >= now()"
+MISLED = ("SELECT now() >= now()", "SELECT ''::text")
+BROKEN = """
+    CREATE TEMPORARY TABLE broken ON COMMIT DROP AS
+    SELECT bad, (jsonb_populate_record(event, bad)).*
+    FROM os_core.work_order_ledger AS event
+    CROSS JOIN unnest(CAST(ARRAY[
+      '{"tenant_id": "?"}', '{"work_order_id": "?"}', '{"work_order_seq": 0}', '{"turn_id": 0}', '{"event_type": "X"}',
+      '{"work_order_status": "X"}', '{"reason_code": 4294967296}', '{"step_id": "?"}', '{"step_input_hash": " "}',
+      '{"lease_owner_id": "?"}', '{"lease_token_hash": " "}', '{"lease_expires_at": "infinity"}',
+      '{"payload": []}', '{"payload": {"a": 1e400}}', '{"idempotency_key": " "}', '{"occurred_at": "infinity"}',
+      '{"created_at": "infinity"}', '{"event_hash": "\\\\x00"}'
+    ] AS jsonb[])) AS bad
+    WHERE work_order_event_id = (SELECT min(work_order_event_id) FROM os_core.work_order_ledger)
+"""
 
 
 def test_search_path__no_row_that_is_written_runs_a_strangers_operator(world: World) -> None:
     """CHECKs run in the session that writes: an owner's, say, with somebody's schema in its path."""
     writes = [f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT DO NOTHING" for table in TABLES]
-    misled = {}
+    misled, refused = set(), set()
     with world.admin.transaction(force_rollback=True):
+        run(world.admin, BROKEN)
+        broken = range(run(world.admin, "SELECT FROM broken").rowcount)
+        columns = ", ".join(column.name for column in work_order_ledger.columns)
+        writes += [
+            f"INSERT INTO os_core.work_order_ledger SELECT {columns} FROM pg_temp.broken OFFSET {n} LIMIT 1"
+            for n in broken
+        ]
         run(world.admin, DECOYS)
-        for write in (*writes, MISLED):
+        for write in (*writes, *MISLED):
             try:
                 with world.admin.transaction():
                     run(world.admin, write)
-            except psycopg.errors.RaiseException as exc:
-                misled[write] = exc.diag.context
-    assert misled.keys() == {MISLED}
+            except psycopg.errors.RaiseException:
+                misled.add(write)
+            except psycopg.Error as exc:
+                assert exc.sqlstate in {"SL001", "23514"}, (write, exc)
+                refused.add(write)
+    assert misled == set(MISLED)
+    assert len(refused) == len(broken) > 0

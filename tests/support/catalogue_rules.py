@@ -80,7 +80,7 @@ LISTED_COLUMNS = ("tenant_id", "consumer", "feed_position")
 
 UNPINNED_FUNCTIONS = (
     # On the way of an append a SET clause would cost more than the rest of such a function. They are only
-    # called from functions and CHECKs under a pinned path: no stranger reaches them with a path of his own.
+    # called from functions under a pinned path, or name every schema: no stranger reaches them with a path of his own.
     "append_work_order_batch",
     "append_work_order_event",
     "event_carried",
@@ -90,6 +90,7 @@ UNPINNED_FUNCTIONS = (
     "lease_refusal",
     "payload_value_violation",
     "payload_violation",
+    "are_field_keys",
     "same_content",
     "refer_value",
     "salted_hash",
@@ -103,6 +104,7 @@ UNPINNED_FUNCTIONS = (
     "exceeded_bound",
     "identifier_violation",
     "integer_violation",
+    "is_event_row",
     "is_event_seq",
     "is_event_type",
     "is_field_key",
@@ -111,6 +113,7 @@ UNPINNED_FUNCTIONS = (
     "is_lease_token",
     "is_payload",
     "is_portable_time",
+    "is_projection_row",
     "is_uuid",
     "is_work_order_status",
     "json_time",
@@ -120,8 +123,16 @@ UNPINNED_FUNCTIONS = (
     "enter_tenant",
 )
 
-QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "is_subject_value", "salted_hash")
-"""Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
+QUALIFIED_FUNCTIONS = (
+    "is_event_row",
+    "is_identifier",
+    "is_portable_time",
+    "is_projection_row",
+    "is_subject_value",
+    "salted_hash",
+)
+"""Of these, those that a CHECK may call in anybody's session: they, and what they call in turn, name the schema
+of every operator and type."""
 
 CHANGED_TABLES = {
     "os_core.work_orders_current": "the projection: no trigger guards it, by contract; privileges do",
