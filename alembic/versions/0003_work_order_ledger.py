@@ -60,15 +60,6 @@ def upgrade() -> None:
         "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq"
         " OWNED BY os_core.work_order_ledger.work_order_event_id"
     )
-    # Before the others: an insert looks for conflicts in this order, and this is where a replay has one.
-    op.create_index(
-        op.f("ux_work_order_ledger_idempotency"),
-        TABLE,
-        ["tenant_id", "work_order_id", "idempotency_key"],
-        unique=True,
-        schema="os_core",
-        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
     # The feed looks here for a tenant's events by id.
     op.create_index(
         op.f("ix_work_order_ledger_tenant_event"),
@@ -85,6 +76,14 @@ def upgrade() -> None:
             ["tenant_id", "work_order_id", column],
             schema="os_core",
         )
+    op.create_index(
+        op.f("ux_work_order_ledger_idempotency"),
+        TABLE,
+        ["tenant_id", "work_order_id", "idempotency_key"],
+        unique=True,
+        schema="os_core",
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:

@@ -6,7 +6,7 @@ Revises:
 
 from alembic import op
 
-from selene_core.citus import by_columns
+from selene_core.citus import by_columns, row_rule
 
 revision = "c0001"
 down_revision = None
@@ -95,6 +95,7 @@ def upgrade() -> None:
     keys, policies = run(KEYS, tables=oids), run(POLICIES, tables=oids)
     (check,) = run(ROW_CHECK)
     run("ALTER TABLE os_core.work_order_ledger DROP CONSTRAINT ck_work_order_ledger_contract")
+    run(row_rule())
     # Under FORCE, a copy of rows by the owner is refused.
     for _, table in tables:
         run(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")

@@ -142,8 +142,8 @@ def test_profile__is_no_drift_and_anything_else_is() -> None:
     found[f"relation os_core.{VERSION_TABLE}"] = {"kind": "TABLE"}
     found[ledger]["column tenant_id"] = 'text COLLATE "default" NOT NULL'
     found[ledger]["constraint pk_work_order_ledger"] = "PRIMARY KEY (tenant_id, work_order_event_id)"
-    row = f"os_core.event_of({expected[ledger]['columns']})"
-    found[ledger]["constraint ck_work_order_ledger_contract"] = f"CHECK (os_core.is_event_row({row}))"
+    check = f"CHECK (os_core.is_event_row({expected[ledger]['columns']}))"
+    found[ledger]["constraint ck_work_order_ledger_contract"] = check
     as_on_one_node(found, expected)
     assert found == expected
     found[ledger]["constraint pk_work_order_ledger"] = "PRIMARY KEY (tenant_id, work_order_id)"
