@@ -181,6 +181,14 @@ CASES: Final[Sequence[Case]] = (
     ),
     _type("FIELD_SET", 2, "EXECUTING", **_VALUE, goal=_SINGLE),
     Case(name="FIELD_SET without occurred_at", call_of=_without_time, then=_touch("EXECUTING"), goal=_SINGLE),
+    Case(
+        name="FIELD_SET, one hot order",
+        call_of=lambda some, number: _append([field_set(some[0], 3 + number)]),
+        before=(created, _EXECUTING),
+        then=_touch("EXECUTING"),
+        same_orders=True,
+        goal=_SINGLE,
+    ),
     _type("FIELD_SET", 2, "EXECUTING", row="FIELD_SET, status changes", found="DRAFT", goal=None, **_VALUE),
     Case(
         name="FIELD_SET, bucket crossed",
@@ -208,6 +216,13 @@ CASES: Final[Sequence[Case]] = (
     _type("EXTERNAL_APPROVAL_RESOLVED", 3, "CONFIRM", _REQUESTED, request_id="request-1", outcome="APPROVED"),
     _type("WORK_ORDER_CANCELED", 2, "CANCELED", found="DRAFT"),
     Case(name="replay", call_of=_single(_SET), before=(created, _SET), goal=_REPLAY),
+    Case(
+        name="replay, one hot order",
+        call_of=_single(_SET),
+        before=(created, _SET),
+        same_orders=True,
+        goal=_REPLAY,
+    ),
     Case(
         name="replay on an ended order",
         call_of=_single(_SET),

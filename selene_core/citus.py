@@ -114,9 +114,9 @@ def by_columns(definition: str, columns: str) -> str:
 
 
 def row_rule() -> str:
-    """Return the function that the ledger's CHECK calls: it takes the columns, and asks the rule about their row.
+    """Return the function that the ledger's CHECK calls: it asks the rule about the row of some columns.
 
-    A table that is distributed may not depend on a function that depends on its row type, as the rule does.
+    A distributed table may not depend on a function that depends on the table's row type, as the rule does.
     """
     maker = read_sql("fold/event_of", version=1)
     names = ", ".join(re.findall(r"^  (p_\w+) ", maker, re.MULTILINE))

@@ -80,7 +80,7 @@ LISTED_COLUMNS = ("tenant_id", "consumer", "feed_position")
 
 UNPINNED_FUNCTIONS = (
     # On the way of an append a SET clause would cost more than the rest of such a function. They are only
-    # called from functions under a pinned path, or name every schema: no stranger reaches them with a path of his own.
+    # called from functions under a pinned path, or name every schema: no stranger's path leads them astray.
     "append_work_order_batch",
     "append_work_order_event",
     "event_carried",
@@ -131,8 +131,10 @@ QUALIFIED_FUNCTIONS = (
     "is_subject_value",
     "salted_hash",
 )
-"""Of these, those that a CHECK may call in anybody's session: they, and what they call in turn, name the schema
-of every operator and type."""
+"""Of these, those that a CHECK may call in anybody's session.
+
+They, and what they call in turn, name the schema of every operator and type.
+"""
 
 CHANGED_TABLES = {
     "os_core.work_orders_current": "the projection: no trigger guards it, by contract; privileges do",
