@@ -31,8 +31,8 @@ def upgrade() -> None:
     instant = sa.DateTime(timezone=True)
     op.create_table(
         TABLE,
-        # WAL holds an update from the first byte that changes to the last. So what every append changes stands
-        # together, fields before it, step, lease and approval after it, and what seldom changes at both ends.
+        # WAL holds an update from the first byte that changes to the last. So what every append changes is
+        # in the middle, what few change further away, and what nothing changes at the beginning.
         sa.Column("work_order_id", text, nullable=False),
         sa.Column("tenant_id", text, nullable=False),
         sa.Column("correlation_id", sa.Uuid, nullable=False),

@@ -64,15 +64,15 @@ def physical(server: Server) -> Iterator[Tenant]:
         yield Tenant("acme", app, admin)
 
 
-def wal_bytes(tenant: Tenant, event: dict[str, Any]) -> int:
-    """Append the event, and return the bytes of WAL that this took."""
+def wal(tenant: Tenant, event: dict[str, Any]) -> tuple[int, int]:
+    """Append the event, and return how many records of WAL this took, and bytes."""
     written = tenant.app.execute(
         "EXPLAIN (ANALYZE, WAL, FORMAT JSON) SELECT * FROM os_core.append_work_order_events(%s, %s)",
         (tenant.id, Jsonb([event])),
     ).fetchone()
     assert written is not None
     plan = written[0][0]["Plan"]
-    return int(plan["WAL Bytes"])
+    return plan["WAL Records"], plan["WAL Bytes"]
 
 
 def test_append__writes_no_wal_for_fields_that_stay(physical: Tenant) -> None:
@@ -89,9 +89,19 @@ def test_append__writes_no_wal_for_fields_that_stay(physical: Tenant) -> None:
     for turn in range(4):
         for event_type, status, payload in events:
             said = {key: value.format(turn) for key, value in payload.items()}
-            least, most = (
-                wal_bytes(physical, wire(event_type, order, work_order_status=status, payload=said))
+            (_, least), (_, most) = (
+                wal(physical, wire(event_type, order, work_order_status=status, payload=said))
                 for order in (short, long)
             )
             more[event_type] = min(abs(most - least), more.get(event_type, 1000))
     assert {event_type: bytes_ for event_type, bytes_ in more.items() if bytes_ > 50} == {}
+
+
+def test_append__writes_a_record_for_each_row_index_entry_and_lock(physical: Tenant) -> None:
+    """Nine: the event, its five entries, the row, its lock, the foreign key's. A page may need one more."""
+    order = physical.order()
+    records = [
+        wal(physical, wire("FIELD_SET", order, idempotency_key=f"key-{turn}", work_order_status="DRAFT"))[0]
+        for turn in range(8)
+    ]
+    assert min(records) == 9
