@@ -6,7 +6,7 @@ Revises: c0001
 
 from alembic import op
 
-from selene_core.citus import by_value, guarded
+from selene_core.citus import by_value, guarded, without_lock
 
 revision = "c0002"
 down_revision = "c0001"
@@ -29,6 +29,7 @@ PUBLIC = """
 """
 ENTER = "SELECT pg_get_functiondef('os_core.enter_tenant(text)'::regprocedure)"
 PROJECTION = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'write_projection'"
+APPEND = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'append_work_order_event'"
 
 
 def upgrade() -> None:
@@ -41,6 +42,7 @@ def upgrade() -> None:
         )
     conn.exec_driver_sql(guarded(conn.exec_driver_sql(ENTER).scalar_one()).replace("%", "%%"))
     conn.exec_driver_sql(by_value(conn.exec_driver_sql(PROJECTION).scalar_one()).replace("%", "%%"))
+    conn.exec_driver_sql(without_lock(conn.exec_driver_sql(APPEND).scalar_one()).replace("%", "%%"))
 
 
 def downgrade() -> None:

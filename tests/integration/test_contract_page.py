@@ -60,10 +60,11 @@ def test_contract__sections_are_numbered_and_keep_their_numbers() -> None:
 
 @pytest.mark.parametrize("table", METADATA.sorted_tables, ids=str)
 def test_contract__has_every_column(table: sa.Table) -> None:
+    """In an order for readers; a table's own is what costs least to write."""
     described = [(name.strip("`"), kind, null) for name, kind, null, _ in tables(section(f"### {table}"))[0]]
-    assert described == [
+    assert sorted(described) == sorted(
         (column.name, type_of(column), "yes" if column.nullable else "no") for column in table.columns
-    ]
+    )
 
 
 def test_contract__has_every_table() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from selene_core import WorkOrderRepository, append_events, rebuild_tenant, tenant_scope
 from tests.support.commands import selene_core
@@ -95,6 +96,21 @@ def test_sequence__set_back_is_refused_and_named(
         conn.exec_driver_sql(mend)
     assert append_events(engine, "acme", [event("FIELD_SET", "old")])[0].work_order_seq == 4
     with tenant_scope(engine, "acme") as scoped:
+        assert WorkOrderRepository(scoped).verify() == []
+
+
+def test_sequence__set_back_gives_an_older_order_no_id_that_is_taken(
+    database: Database, engine: Engine, admin_engine: Engine
+) -> None:
+    """Its own ids are lower, so only the key notices."""
+    append_events(engine, "acme", [created("older")])
+    append_events(engine, "globex", [created("newer"), event("FIELD_SET", "newer")])
+    with admin_engine.begin() as conn:
+        conn.execute(text("SELECT setval('os_core.work_order_ledger_work_order_event_id_seq', 1)"))
+    with pytest.raises(IntegrityError, match="pk_work_order_ledger"):
+        append_events(engine, "acme", [event("FIELD_SET", "older")])
+    with tenant_scope(engine, "acme") as scoped:
+        assert [each.work_order_seq for each in WorkOrderRepository(scoped).events("older")] == [1]
         assert WorkOrderRepository(scoped).verify() == []
 
 

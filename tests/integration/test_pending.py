@@ -48,13 +48,19 @@ def full_database(server: Server, template_database: str) -> Iterator[Database]:
             ):
                 admin.execute(
                     f"""
-                    INSERT INTO os_core.work_orders_current
+                    INSERT INTO os_core.work_orders_current (
+                      work_order_id, tenant_id, correlation_id, turn_id, work_order_status, last_event_id,
+                      last_seq, last_reason_code, last_updated_at, created_at, requester_user_id, fields_json,
+                      asked_fields_json, resolved_fields_json, conflicts_json, prompt_dedupe_keys_json,
+                      external_approval_pending, external_approval_notices, last_state_change_seq,
+                      updated_bucket, queued_at, steps_due_at
+                    )
                     SELECT '{name}-' || n, CASE WHEN n % 10 = 0 THEN 'rival' ELSE '{tenant}' END,
                       gen_random_uuid(), 1,
                       (ARRAY['DRAFT', 'DONE', 'CLARIFY', 'EXECUTING', 'CONFIRM', 'FAILED'])[1 + n % 6],
                       n, 1, 1, at, at, 'user-' || n % {REQUESTERS},
-                      NULL, NULL, NULL, NULL, NULL, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
-                      FALSE, NULL, NULL, NULL, 0, 1, date_bin('5 min', at, '2000-01-01 00:00:00+00'), at, at
+                      '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', FALSE, 0, 1,
+                      date_bin('5 min', at, '2000-01-01 00:00:00+00'), at, at
                     FROM generate_series(1, {ORDERS}) AS n
                     CROSS JOIN LATERAL (SELECT {at} AS at) AS time
                     ORDER BY md5(n::text)

@@ -3,7 +3,6 @@
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ from selene_core import (
     tenant_scope,
 )
 from selene_core.contract import errors
-from selene_core.store.tables import work_order_ledger, work_orders_current
 from selene_core.store.work_order_statements import EVENTS_PAGE, REBUILD_GROUP_SIZE
 from tests.support.factories import correlation_of, created, event
 from tests.support.plans import index_names, plan_of, statements
@@ -100,13 +98,6 @@ def test_public_names__are_there_and_complete() -> None:
     assert {name for name in selene_core.__all__ if not hasattr(selene_core, name)} == set()
     refusals = {error.__name__ for error in errors.BY_SQLSTATE.values()}
     assert {"SeleneError", *refusals} <= set(selene_core.__all__)
-
-
-@pytest.mark.parametrize(
-    ("row", "table"), [(WorkOrder, work_orders_current), (WorkOrderEvent, work_order_ledger)]
-)
-def test_rows__have_the_columns_of_their_tables(row: Any, table: sa.Table) -> None:
-    assert [each.name for each in fields(row)] == list(table.columns.keys())
 
 
 # --- append

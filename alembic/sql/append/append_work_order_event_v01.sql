@@ -55,7 +55,7 @@ BEGIN
       _refusal := os_core.continuity_refusal(_state, p_event);
     END IF;
 
-    -- Step 7. A conflict means that the key is used, or that another transaction has created the order.
+    -- Step 7. A new order's conflict means that another transaction has created it.
     IF _refusal IS NULL THEN
       -- The feed judges ids by xids, so the xid comes before the id. An order that is there gave one with its lock. An IF costs more.
       p_event.work_order_event_id := CASE
@@ -76,62 +76,58 @@ BEGIN
           _next.conflicts_json, _next.prompt_dedupe_keys_json
         );
       END IF;
-      -- The previous event must exist: a projection row that is ahead of its ledger must not make a gap in the numbers.
       IF _state.last_seq IS NULL THEN
         p_event.event_hash := os_core.event_hash(NULL, p_event);
+        IF _bound IS NULL THEN
+          INSERT INTO os_core.work_order_ledger (
+            work_order_event_id, tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type,
+            work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at,
+            payload, idempotency_key, occurred_at, created_at, event_hash
+          )
+          VALUES (
+            p_event.work_order_event_id, p_event.tenant_id, p_event.work_order_id, p_event.work_order_seq,
+            p_event.correlation_id, p_event.turn_id, p_event.event_type, p_event.work_order_status, p_event.reason_code,
+            p_event.step_id, p_event.step_input_hash, p_event.lease_owner_id, p_event.lease_token_hash,
+            p_event.lease_expires_at, p_event.payload, p_event.idempotency_key, p_event.occurred_at, p_event.created_at,
+            p_event.event_hash
+          )
+          ON CONFLICT DO NOTHING;
+          EXIT WHEN FOUND;
+        END IF;
       ELSE
-        p_event.event_hash := os_core.event_hash(ledger.event_hash, p_event)
+        -- The order's newest event must be the one that the row shows, and the key must be new. This is asked under the lock, so
+        -- no other transaction can write either meanwhile. ON CONFLICT would ask for as much after all else, and write more WAL.
+        p_event.event_hash := CASE
+          WHEN ledger.work_order_seq = _state.last_seq AND ledger.work_order_event_id = _state.last_event_id
+            THEN os_core.event_hash(ledger.event_hash, p_event)
+        END
         FROM os_core.work_order_ledger AS ledger
         WHERE ledger.tenant_id = p_event.tenant_id
           AND ledger.work_order_id = p_event.work_order_id
-          AND ledger.work_order_seq = _state.last_seq
-          AND ledger.work_order_event_id = _state.last_event_id;
-      END IF;
-      IF _bound IS NULL AND p_event.event_hash IS NOT NULL THEN
-        INSERT INTO os_core.work_order_ledger (
-          work_order_event_id,
-          tenant_id,
-          work_order_id,
-          work_order_seq,
-          correlation_id,
-          turn_id,
-          event_type,
-          work_order_status,
-          reason_code,
-          step_id,
-          step_input_hash,
-          lease_owner_id,
-          lease_token_hash,
-          lease_expires_at,
-          payload,
-          idempotency_key,
-          occurred_at,
-          created_at,
-          event_hash
-        )
-        VALUES (
-          p_event.work_order_event_id,
-          p_event.tenant_id,
-          p_event.work_order_id,
-          p_event.work_order_seq,
-          p_event.correlation_id,
-          p_event.turn_id,
-          p_event.event_type,
-          p_event.work_order_status,
-          p_event.reason_code,
-          p_event.step_id,
-          p_event.step_input_hash,
-          p_event.lease_owner_id,
-          p_event.lease_token_hash,
-          p_event.lease_expires_at,
-          p_event.payload,
-          p_event.idempotency_key,
-          p_event.occurred_at,
-          p_event.created_at,
-          p_event.event_hash
-        )
-        ON CONFLICT DO NOTHING;
-        EXIT WHEN FOUND;
+          AND ledger.work_order_seq >= _state.last_seq
+          AND NOT EXISTS (
+            SELECT FROM os_core.work_order_ledger AS used
+            WHERE used.tenant_id = p_event.tenant_id
+              AND used.work_order_id = p_event.work_order_id
+              AND used.idempotency_key = p_event.idempotency_key
+          )
+        ORDER BY ledger.work_order_seq DESC
+        LIMIT 1;
+        IF _bound IS NULL AND p_event.event_hash IS NOT NULL THEN
+          INSERT INTO os_core.work_order_ledger (
+            work_order_event_id, tenant_id, work_order_id, work_order_seq, correlation_id, turn_id, event_type,
+            work_order_status, reason_code, step_id, step_input_hash, lease_owner_id, lease_token_hash, lease_expires_at,
+            payload, idempotency_key, occurred_at, created_at, event_hash
+          )
+          VALUES (
+            p_event.work_order_event_id, p_event.tenant_id, p_event.work_order_id, p_event.work_order_seq,
+            p_event.correlation_id, p_event.turn_id, p_event.event_type, p_event.work_order_status, p_event.reason_code,
+            p_event.step_id, p_event.step_input_hash, p_event.lease_owner_id, p_event.lease_token_hash,
+            p_event.lease_expires_at, p_event.payload, p_event.idempotency_key, p_event.occurred_at, p_event.created_at,
+            p_event.event_hash
+          );
+          EXIT;
+        END IF;
       END IF;
     END IF;
 
@@ -151,7 +147,8 @@ BEGIN
       END IF;
     END IF;
 
-    -- No row was written, so its CHECK has judged nothing yet; what breaks the contract is told before anything else.
+    -- No row was written, so its CHECK has judged nothing; what breaks the contract is told before anything else. A replay is
+    -- judged already: its content is that of a row, and its time was read.
     IF os_core.is_event_row(p_event) IS FALSE THEN
       PERFORM os_core.refuse_contract(0, 'event: breaks the contract');
     END IF;
@@ -168,8 +165,8 @@ BEGIN
     ) THEN
       PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
     ELSIF _state.last_seq IS NOT NULL AND _lost THEN
-      -- Looked at twice: a distributed engine may lose a lock with a part of the table that moves.
-      -- The row is locked, so only one that is behind or ahead of its ledger leads here.
+      -- Looked at twice: a distributed engine may lose a lock with a part of the table that moves (there, the profile's INSERT
+      -- notices it by ON CONFLICT, too). The row is locked, so only one that is behind or ahead of its ledger leads here.
       PERFORM os_core.refuse_damaged(p_event.work_order_id);
     END IF;
     _lost := TRUE;
