@@ -31,7 +31,8 @@ class Scale:
     events_of_task: int = 10
     appends_of_order: int = 20
     growth_steps: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    growth_operations: int = 400
+    growth_working: int = 50
+    growth_operations: int = 100
     use_helpdesk: bool = True
 
 
@@ -58,7 +59,8 @@ TINY: Final = Scale(
     tasks=4,
     events_of_task=2,
     appends_of_order=4,
-    growth_steps=(20, 120, 300),
+    growth_steps=(200, 400, 600),
+    growth_working=1,
     growth_operations=3,
     use_helpdesk=False,
 )

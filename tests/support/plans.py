@@ -84,7 +84,7 @@ def scans(conn: sa.Connection) -> Iterator[Counter[str]]:
 
 
 def plans_kept(conn: sa.Connection, read: Callable[[], object]) -> int:
-    """Return how many of ten executions took a plan that was kept; PostgreSQL tries others in the first five."""
+    """Return how many of ten executions took the kept plan; the first five never do."""
     with statements(conn.engine) as sent:
         read()
     ((statement, parameters),) = sent
