@@ -1,7 +1,7 @@
 """Run the benchmarks on an embedded server with default settings: python -m benchmarks [append-1 …].
 
 `instructions` counts instead, under valgrind: PostgreSQL 18 and, where it is installed, 15. `growth` loads up
-to 10 million events, and measures at each step.
+to 10 million events, and measures at each step; its server has a quarter of the machine's memory for buffers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _grow(version: str | None, to: int | None, *, as_json: bool, write: bool) ->
     ):
         for step in growth.grow(places, scale, server.restart):
             found.append(step)
-            print(f"{step.events:,} events", file=sys.stderr, flush=True)
+            print(growth.table([step]), file=sys.stderr, flush=True)
     settings = ", ".join(f"{name} {value}" for name, value in growth.SETTINGS.items())
     laid_out = f"PostgreSQL {server.version}, {settings}; {page.where()}.\n\n{growth.table(found)}"
     if as_json:

@@ -322,10 +322,11 @@ def table(steps: Sequence[Step]) -> str:
 
 
 def picture(steps: Sequence[Step]) -> str:
-    """Draw the time of each call, without the first ones."""
-    names = [name for name in steps[0].seconds if not name.startswith("first ")]
-    times = {name: [step.seconds[name] * 1e6 for step in steps] for name in names}
-    return plot.lines("Time of a call", "µs", [step.events for step in steps], times)
+    """Draw the ratio of each call, without the first ones."""
+    names = [name for name in steps[0].ratios if not name.startswith("first ")]
+    ratios = {name: [step.ratios[name] for step in steps] for name in names}
+    title = f"How many times as long as among {steps[0].events:,} events"
+    return plot.lines(title, "times", [step.events for step in steps], ratios)
 
 
 def _rows(table: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ those of a ledger that grew for so long.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ _READ_THE_CLOCK: Final = """
 _CLOCK: Final = """
     CREATE FUNCTION public.bench_clock() RETURNS timestamptz LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    AS $$ BEGIN RETURN {}::timestamptz + INTERVAL '1 s' * nextval('public.bench_ticks'); END $$
+    AS $$ BEGIN RETURN {}::timestamptz + {}::interval * nextval('public.bench_ticks'); END $$
 """
 
 
@@ -54,7 +55,7 @@ def load(database: Database, loaded: int, events: int, began: datetime) -> int:
     """
     count = orders_of(events)
     with database.admin() as admin:
-        with _paced(admin, began), database.app() as app:
+        with paced(admin, began, timedelta(seconds=1)), database.app() as app:
             for start in range(loaded, count, _ALIVE):
                 some = [order_at(place) for place in range(start, min(start + _ALIVE, count))]
                 append_all(app, batches(_lives(some), 1000))
@@ -73,11 +74,11 @@ def _lives(some: Sequence[Order]) -> Iterator[Event]:
 
 
 @contextmanager
-def _paced(admin: Connection, began: datetime) -> Iterator[None]:
-    """Let the functions read a clock that goes on by a second with each look at it."""
+def paced(admin: Connection, began: datetime, apart: timedelta) -> Iterator[None]:
+    """Let the functions read a clock that goes on by so much with each event."""
     definitions = [text for (text,) in admin.execute(_READ_THE_CLOCK).fetchall()]
     admin.execute("CREATE SEQUENCE IF NOT EXISTS public.bench_ticks")
-    admin.execute(SQL(_CLOCK).format(Literal(began)))
+    admin.execute(SQL(_CLOCK).format(Literal(began), Literal(apart)))
     for text in definitions:
         admin.execute(text.replace("pg_catalog.clock_timestamp()", "public.bench_clock()"))
     try:

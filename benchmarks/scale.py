@@ -24,6 +24,7 @@ class Scale:
     rebuilds: int = 3
     rebuild_orders: int = 30_000
     few_orders: int = 3_000
+    pending_orders: int = 100_000
     conversations: int = 1_000
     turns: int = 100_000
     writers: int = 16
@@ -53,6 +54,7 @@ TINY: Final = Scale(
     rebuilds=1,
     rebuild_orders=12,
     few_orders=4,
+    pending_orders=40,
     conversations=2,
     turns=20,
     writers=2,
