@@ -1,7 +1,7 @@
 """Run the benchmarks on an embedded server with default settings: python -m benchmarks [append-1 …].
 
 `instructions` counts instead, under valgrind: PostgreSQL 18 and, where it is installed, 15. `growth` loads up
-to 10 million events, and measures at each step.
+to 10 million events, and measures at each step; its server has a quarter of the machine's memory for buffers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 
 from sqlalchemy import make_url
 
-from benchmarks import growth, instructions, page, plot
+from benchmarks import growth, instructions, page
 from benchmarks.databases import databases
 from benchmarks.report import document, machine, table
 from benchmarks.scale import FULL, LONG, Scale
@@ -60,21 +60,22 @@ def _grow(version: str | None, to: int | None, *, as_json: bool, write: bool) ->
     scale = replace(FULL, growth_steps=tuple(steps))
     found = []
     with (
-        local_server(version=int(version) if version else None, durable=True) as server,
+        local_server(
+            version=int(version) if version else None, settings=growth.SETTINGS, durable=True
+        ) as server,
         databases(make_url(server.admin_url)) as places,
     ):
-        for step in growth.grow(places, scale):
+        for step in growth.grow(places, scale, server.restart):
             found.append(step)
-            print(f"{step.events:,} events", file=sys.stderr, flush=True)
-    laid_out = f"PostgreSQL {server.version}; {page.where()}.\n\n{growth.table(found)}"
+            print(growth.table([step]), file=sys.stderr, flush=True)
+    settings = ", ".join(f"{name} {value}" for name, value in growth.SETTINGS.items())
+    laid_out = f"PostgreSQL {server.version}, {settings}; {page.where()}.\n\n{growth.table(found)}"
     if as_json:
         print(json.dumps({"where": page.where(), "steps": [asdict(step) for step in found]}, indent=2))
     else:
         print(laid_out)
     if write:
-        times = {name: [step.seconds[name] * 1e6 for step in found] for name in found[0].seconds}
-        drawn = plot.lines("Time of a call", "µs", [step.events for step in found], times)
-        page.write(GROWTH, laid_out, drawn)
+        page.write(GROWTH, laid_out, growth.picture(found))
 
 
 def _count(wanted: list[int], *, as_json: bool, write: bool) -> None:

@@ -1,24 +1,32 @@
 """One tenant's ledger grows from thousands to millions of events: what a call costs, and what is stored.
 
-Beside the database that grows stays one that has the first step's size: each round calls both in turns. So
-a busy machine changes the times, and hardly the ratios.
+Beside the database that grows is a new one with as many events as the first step has. Each round calls both
+in turns, so a busy machine changes the times, and hardly the ratios. Both are treated alike: the same number
+of orders is worked on, spread over the whole ledger.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.events import TENANT, append_all, batches, life, orders
+from benchmarks import plot
+from benchmarks.events import TENANT
+from benchmarks.history import PENDING_APART, load, order_at, orders_of
+from benchmarks.rounds import Lane, Timings, measure
 from selene_core import (
     LeaseRepository,
     WorkOrderEventType,
     WorkOrderLedgerEventInput,
     WorkOrderRepository,
+    WorkOrderStatus,
     append_events,
     tenant_scope,
 )
@@ -29,12 +37,24 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from benchmarks.databases import Connection, Database, Databases
-    from benchmarks.events import Event, Order
     from benchmarks.scale import Scale
+    from selene_core import Claim
 
-_ALIVE: Final = 100
-_EVENTS_OF_TEN: Final = 9 * 10 + 6
-"""Of ten orders nine end, one is still pending. Orders are loaded by tens, so that each tenth is pending."""
+SETTINGS: Final = {
+    # A quarter of the machine's memory, as PostgreSQL's manual advises.
+    "shared_buffers": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4 >> 20}MB",
+    # No checkpoint comes amid the rounds.
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1h",
+}
+_HOUR: Final = 3_600_000
+_BY_INDEX: Final = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off"
+# An index scan, because a scan of a large table would leave few of its pages in the shared buffers.
+_READ_ORDERS: Final = """
+    SELECT count(last_seq) FROM (
+      SELECT last_seq FROM os_core.work_orders_current ORDER BY tenant_id, work_order_id OFFSET 0
+    ) AS each
+"""
 _SIZES: Final = """
     SELECT
       pg_table_size('os_core.work_order_ledger'), pg_indexes_size('os_core.work_order_ledger'),
@@ -60,80 +80,118 @@ class Step:
     wal_bytes: float
 
 
-def grow(databases: Databases, scale: Scale) -> Iterator[Step]:
-    """Load step by step, and measure at each."""
-    first, *_ = scale.growth_steps
-    with databases.new() as small, databases.new() as grown:
-        few = _load(small, 0, first)
+def grow(databases: Databases, scale: Scale, restart: Callable[[], None] | None = None) -> Iterator[Step]:
+    """Load step by step, and measure at each; `restart` restarts the server, for the first calls."""
+    first, last = scale.growth_steps[0], scale.growth_steps[-1]
+    now = datetime.now(UTC)
+    with databases.new() as grown:
         loaded = 0
-        for target in scale.growth_steps:
-            loaded = _load(grown, loaded, target)
-            yield _measure(small, few, grown, loaded, target, scale)
+        for events in scale.growth_steps:
+            loaded = load(grown, loaded, events, now - timedelta(seconds=last))
+            with databases.new() as small:
+                load(small, 0, first, now - timedelta(seconds=first))
+                yield compare((small, first), (grown, events), scale, restart)
 
 
-def _load(database: Database, done: int, events: int) -> int:
-    """Load orders until there are so many events; return how many orders there are."""
-    count = max(1, events // _EVENTS_OF_TEN) * 10
-    with database.app() as app, database.admin() as admin:
-        for start in range(done, count, _ALIVE):
-            append_all(app, batches(_lives(_orders(start, min(start + _ALIVE, count))), 1000))
-        admin.execute("VACUUM ANALYZE")
-        admin.execute("CHECKPOINT")
-    return count
-
-
-def _orders(start: int, end: int) -> list[Order]:
-    return [order for n in range(start, end) for order in orders(f"growth.{n}", 1)]
-
-
-def _lives(some: Sequence[Order]) -> Iterator[Event]:
-    """Let orders live at the same time; one in ten is still pending at the end."""
-    lives = [list(islice(life(order), 6 if n % 10 == 0 else None)) for n, order in enumerate(some)]
-    for turn in range(10):
-        yield from (events[turn] for events in lives if turn < len(events))
-
-
-def _measure(small: Database, few: int, grown: Database, many: int, events: int, scale: Scale) -> Step:
-    sides = [(small, few), (grown, many)]
-    spent: list[dict[str, list[float]]] = [{}, {}]
-    wal: list[float] = []
-    with small.app_engine() as engine, grown.app_engine() as other, grown.admin() as admin:
-        calls = [
-            _calls(each, random.Random(events), count, scale.growth_operations)
-            for each, (_, count) in zip((engine, other), sides, strict=True)
-        ]
-        for number in range(scale.warmup + scale.rounds):
-            for name in calls[0]:
-                for side in (0, 1) if number % 2 == 0 else (1, 0):
-                    before = _wal(admin)
-                    start = time.perf_counter()
-                    done = calls[side][name]()
-                    seconds = (time.perf_counter() - start) / done
-                    if number >= scale.warmup:
-                        spent[side].setdefault(name, []).append(seconds)
-                        if (side, name) == (1, "append"):
-                            wal.append((_wal(admin) - before) / done)
-        ledger, ledger_indexes, projection, projection_indexes, dead = admin.execute(_SIZES).fetchone() or (
-            0,
-            0,
-            0,
-            0,
-            0,
-        )
+def compare(
+    small: tuple[Database, int],
+    grown: tuple[Database, int],
+    scale: Scale,
+    restart: Callable[[], None] | None = None,
+) -> Step:
+    """Measure in two databases with so many events, in turns."""
+    sides = {
+        "small": _Side(small[0], orders_of(small[1]), scale.growth_working),
+        "grown": _Side(grown[0], orders_of(grown[1]), scale.growth_working),
+    }
+    for side in sides.values():
+        side.begin()
+    timings = measure(
+        partial(_open_lanes, sides, scale.growth_operations),
+        connections=1,
+        warmup=scale.warmup,
+        rounds=scale.rounds,
+    )
+    wal_bytes = sides["grown"].wal_of_append()
+    if restart is not None:
+        restart()
+        timings = Timings({**timings.seconds, **_first_calls(sides)})
+    for side in sides.values():
+        side.end()
+    with grown[0].admin() as admin:
+        ledger, ledger_indexes, projection, projection_indexes, dead = admin.execute(_SIZES).fetchall()[0]
+    names = [name.removesuffix(" grown") for name in timings.seconds if name.endswith(" grown")]
     return Step(
-        events,
-        {name: statistics.median(values) for name, values in spent[1].items()},
-        {
-            name: statistics.median(b / a for a, b in zip(spent[0][name], spent[1][name], strict=True))
-            for name in spent[0]
-        },
+        grown[1],
+        {name: timings.median(f"{name} grown") for name in names},
+        {name: statistics.median(timings.speed_ups(f"{name} small", f"{name} grown")) for name in names},
         ledger,
         ledger_indexes,
         projection,
         projection_indexes,
         dead,
-        statistics.median(wal),
+        wal_bytes,
     )
+
+
+class _Side:
+    """One of the two databases, and its orders that are worked on: as many in both, spread over all."""
+
+    def __init__(self, database: Database, count: int, working: int) -> None:
+        self.database, self._count = database, count
+        apart = count // PENDING_APART // (2 * working) * PENDING_APART
+        ids = [order_at(apart * n).work_order_id for n in range(2 * working)]
+        self.appended_to, self.queued = ids[::2], ids[1::2]
+        self._random = random.Random(count)
+
+    def begin(self) -> None:
+        """Put orders into the queue of claim, read the projection into memory, and write what is dirty."""
+        self._set_status(WorkOrderStatus.EXECUTING)
+        with self.database.admin() as admin:
+            for setting in _BY_INDEX.split("; "):
+                admin.execute(setting.encode())
+            admin.execute(_READ_ORDERS)
+            admin.execute("CHECKPOINT")
+
+    def end(self) -> None:
+        """Take the orders from the queue again."""
+        self._set_status(WorkOrderStatus.CONFIRM)
+
+    def _set_status(self, status: WorkOrderStatus) -> None:
+        with self.database.app_engine() as engine:
+            for work_order_id in self.queued:
+                changed = WorkOrderLedgerEventInput(
+                    work_order_id=work_order_id,
+                    event_type=WorkOrderEventType.STATUS_CHANGED,
+                    work_order_status=status,
+                )
+                append_events(engine, TENANT, [changed])
+
+    def any(self) -> str:
+        """Return an order, whichever."""
+        return order_at(self._random.randrange(self._count)).work_order_id
+
+    def worked_on(self, place: int) -> str:
+        """Return an order that is appended to."""
+        return self.appended_to[place % len(self.appended_to)]
+
+    def event(self, place: int) -> WorkOrderLedgerEventInput:
+        """Compose an event of one of the orders that are appended to."""
+        return WorkOrderLedgerEventInput(
+            work_order_id=self.worked_on(place),
+            event_type=WorkOrderEventType.FIELD_SET,
+            payload={"field_key": "activity", "value": self._random.random()},
+        )
+
+    def wal_of_append(self) -> float:
+        """Return the bytes of WAL that an append writes, to an order that was appended to before."""
+        with self.database.app_engine() as engine, self.database.admin() as admin:
+            written = []
+            for place in range(len(self.appended_to)):
+                before = _wal(admin)
+                append_events(engine, TENANT, [self.event(place)])
+                written.append(_wal(admin) - before)
+        return statistics.mean(written)
 
 
 def _wal(admin: Connection) -> float:
@@ -141,61 +199,136 @@ def _wal(admin: Connection) -> float:
     return float(row[0]) if row else 0.0
 
 
-def _calls(engine: Engine, rng: random.Random, count: int, operations: int) -> dict[str, Callable[[], int]]:
-    """Return the calls, each of which tells how many operations it did."""
-
-    def some(step: int) -> list[str]:
-        picked = [rng.randrange(0, count, step) for _ in range(operations)]
-        return [order.work_order_id for n in picked for order in orders(f"growth.{n}", 1)]
-
-    def append() -> int:
-        pending = some(10)  # each tenth is pending: _lives
-        for work_order_id in pending:
-            value = {"field_key": "activity", "value": rng.random()}
-            event = WorkOrderLedgerEventInput(
-                work_order_id=work_order_id, event_type=WorkOrderEventType.FIELD_SET, payload=value
+@contextmanager
+def _open_lanes(sides: Mapping[str, _Side], operations: int, _worker: int) -> Iterator[dict[str, Lane]]:
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(side.database.app_engine()) for name, side in sides.items()}
+        lanes = {
+            name: _lanes(
+                side, engines[name], stack.enter_context(_claims(engines[name], len(side.queued))), operations
             )
-            append_events(engine, TENANT, [event])
-        return len(pending)
+            for name, side in sides.items()
+        }
+        yield {f"{call} {side}": lanes[side][call] for call in lanes["small"] for side in sides}
 
-    def get() -> int:
-        ids = some(1)
+
+def _lanes(side: _Side, engine: Engine, claims: Lane, operations: int) -> dict[str, Lane]:
+    def append(_round: int) -> Callable[[], None]:
+        events = [side.event(place) for place in range(operations)]
+
+        def work() -> None:
+            for event in events:
+                append_events(engine, TENANT, [event])
+
+        return work
+
+    def get(_round: int) -> Callable[[], None]:
+        return partial(read, [side.worked_on(place) for place in range(operations)])
+
+    def get_any(_round: int) -> Callable[[], None]:
+        return partial(read, [side.any() for _ in range(operations)])
+
+    def read(ids: Sequence[str]) -> None:
         with tenant_scope(engine, TENANT) as conn:
             repository = WorkOrderRepository(conn)
             for work_order_id in ids:
                 if repository.get(work_order_id) is None:
                     raise LookupError(work_order_id)
-        return len(ids)
 
-    def list_pending() -> int:
-        with tenant_scope(engine, TENANT) as conn:
-            repository = WorkOrderRepository(conn)
-            for _ in range(operations):
-                if not repository.list_pending():
-                    raise LookupError("nothing is pending")
-        return operations
+    def list_pending(_round: int) -> Callable[[], None]:
+        def work() -> None:
+            with tenant_scope(engine, TENANT) as conn:
+                repository = WorkOrderRepository(conn)
+                for _ in range(operations):
+                    if not repository.list_pending():
+                        raise LookupError("nothing is pending")
 
-    def claim() -> int:
-        with tenant_scope(engine, TENANT) as conn:
-            leases = LeaseRepository(conn)
-            for _ in range(operations):
-                leases.claim("worker-1", 60_000)
-            conn.rollback()
-        return operations
+        return work
 
-    return {"append": append, "get": get, "list_pending": list_pending, "claim": claim}
+    calls = {"append": append, "get": get, "get any": get_any, "list_pending": list_pending}
+    return {**{name: Lane(operations, prepare) for name, prepare in calls.items()}, "claim": claims}
+
+
+@contextmanager
+def _claims(engine: Engine, queued: int) -> Iterator[Lane]:
+    """Claim half of the queue in a round, each in a transaction; give back what is claimed off the clock."""
+    claimed: list[Claim] = []
+    operations = max(1, queued // 2)
+
+    def give_back() -> None:
+        while claimed:
+            claim = claimed.pop(0)
+            with tenant_scope(engine, TENANT) as conn:
+                LeaseRepository(conn).release(claim.work_order.work_order_id, claim.lease.token)
+
+    def prepare(_round: int) -> Callable[[], None]:
+        give_back()
+        return work
+
+    def work() -> None:
+        for _ in range(operations):
+            with tenant_scope(engine, TENANT) as conn:
+                claim = LeaseRepository(conn).claim("worker-1", _HOUR)
+                if claim is None:
+                    raise LookupError("the queue is empty")
+            claimed.append(claim)
+
+    yield Lane(operations, prepare)
+    give_back()
+
+
+def _first_calls(sides: Mapping[str, _Side]) -> dict[str, list[float]]:
+    """Time calls each of which is the first one about its order since the server was started."""
+    spent: dict[str, list[float]] = {}
+
+    def time_of(name: str, call: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        call()
+        spent.setdefault(name, []).append(time.perf_counter() - start)
+
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(side.database.app_engine()) for name, side in sides.items()}
+        count = min(len(side.appended_to) for side in sides.values())
+        for place in range(count):
+            for name, side in sides.items():
+                append = partial(append_events, engines[name], TENANT, [side.event(place)])
+                time_of(f"first append {name}", append)
+            for name, side in sides.items():
+                with tenant_scope(engines[name], TENANT) as conn:
+                    time_of(f"first get {name}", partial(WorkOrderRepository(conn).get, side.any()))
+    return spent
 
 
 def table(steps: Sequence[Step]) -> str:
-    """Lay the steps out as a table of a document."""
+    """Lay the steps out as two tables of a document: what a call costs, and what is stored."""
     names = list(steps[0].seconds)
-    head = ["events", *(f"{name}, µs (ratio)" for name in names), "WAL, bytes", "ledger, MB (indexes)"]
-    lines = [[*head, "projection, MB (indexes)", "dead rows"], ["---:"] * (len(names) + 5)]
+    costs = [["events", *(f"{name}, µs (ratio)" for name in names)]]
+    stored = [
+        ["events", "ledger, MB (indexes)", "projection, MB (indexes)", "dead rows", "WAL of an append, bytes"]
+    ]
     for step in steps:
-        cells = [f"{step.events:,}"]
-        cells += [f"{step.seconds[name] * 1e6:,.0f} ({step.ratios[name]:.2f})" for name in names]
-        cells += [f"{step.wal_bytes:,.0f}"]
-        cells += [f"{step.ledger_bytes / 1e6:,.1f} ({step.ledger_index_bytes / 1e6:,.1f})"]
-        cells += [f"{step.projection_bytes / 1e6:,.1f} ({step.projection_index_bytes / 1e6:,.1f})"]
-        lines.append([*cells, f"{step.dead_rows:,}"])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        calls = [f"{step.seconds[name] * 1e6:,.0f} ({step.ratios[name]:.2f})" for name in names]
+        costs.append([f"{step.events:,}", *calls])
+        stored.append(
+            [
+                f"{step.events:,}",
+                f"{step.ledger_bytes / 1e6:,.1f} ({step.ledger_index_bytes / 1e6:,.1f})",
+                f"{step.projection_bytes / 1e6:,.1f} ({step.projection_index_bytes / 1e6:,.1f})",
+                f"{step.dead_rows:,}",
+                f"{step.wal_bytes:,.0f}",
+            ]
+        )
+    return f"{_rows(costs)}\n\n{_rows(stored)}"
+
+
+def picture(steps: Sequence[Step]) -> str:
+    """Draw the ratio of each call, without the first ones."""
+    names = [name for name in steps[0].ratios if not name.startswith("first ")]
+    ratios = {name: [step.ratios[name] for step in steps] for name in names}
+    title = f"How many times as long as among {steps[0].events:,} events"
+    return plot.lines(title, "times", [step.events for step in steps], ratios)
+
+
+def _rows(table: Sequence[Sequence[str]]) -> str:
+    head, *lines = table
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---:"] * len(head), *lines])

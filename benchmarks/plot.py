@@ -30,7 +30,8 @@ def lines(title: str, unit: str, xs: Sequence[float], ys: Mapping[str, Sequence[
     for tick in range(5):
         value = top * tick / 4
         parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), "#dddddd"))
-        parts.append(_text(_LEFT - 8, y(value) + 4, f"{value:,.0f}", "end"))
+        written = f"{value:,.0f}" if top > 10 else f"{value:.2f}"
+        parts.append(_text(_LEFT - 8, y(value) + 4, written, "end"))
     parts += [_text(x(value), _HEIGHT - _BOTTOM + 18, f"{value:,.0f}", "middle") for value in xs]
     for (name, values), colour in zip(ys.items(), _COLOURS, strict=False):
         points = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in zip(xs, values, strict=True))

@@ -24,6 +24,7 @@ class Scale:
     rebuilds: int = 3
     rebuild_orders: int = 30_000
     few_orders: int = 3_000
+    pending_orders: int = 100_000
     conversations: int = 1_000
     turns: int = 100_000
     writers: int = 16
@@ -31,7 +32,8 @@ class Scale:
     events_of_task: int = 10
     appends_of_order: int = 20
     growth_steps: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    growth_operations: int = 400
+    growth_working: int = 50
+    growth_operations: int = 100
     use_helpdesk: bool = True
 
 
@@ -52,13 +54,15 @@ TINY: Final = Scale(
     rebuilds=1,
     rebuild_orders=12,
     few_orders=4,
+    pending_orders=40,
     conversations=2,
     turns=20,
     writers=2,
     tasks=4,
     events_of_task=2,
     appends_of_order=4,
-    growth_steps=(20, 120, 300),
+    growth_steps=(200, 400, 600),
+    growth_working=1,
     growth_operations=3,
     use_helpdesk=False,
 )

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import appends, batches, conversations, feed, imports, leases, reads, replay, writers, writes
+from benchmarks import (
+    appends,
+    batches,
+    conversations,
+    feed,
+    imports,
+    leases,
+    pending,
+    reads,
+    replay,
+    writers,
+    writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +39,7 @@ SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "session": imports.growth,
     "rebuild": replay.rebuild,
     "get": reads.get,
+    "pending": pending.bulk,
     "turns": conversations.turns,
     "feed-page": feed.feed_page,
     "tail": feed.tail,

@@ -134,12 +134,12 @@ class WorkOrderRepository(Intentions):
             within=within is not None,
             after=after is not None,
             oldest_first=_FLAG.check("oldest_first", oldest_first),
+            limit=_LIMIT.check("limit", limit),
         )
         return self._read_in_scope(
             statement,
             requester_user_id=_USER.check_optional("requester_user_id", requester_user_id),
             within=_WINDOW.check_optional("within", within),
-            limit=_LIMIT.check("limit", limit),
             after_at=cursor and cursor.last_updated_at,
             after_event_id=cursor and cursor.last_event_id,
         )

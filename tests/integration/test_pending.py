@@ -23,7 +23,7 @@ from selene_core import (
     tenant_scope,
 )
 from tests.support.factories import correlation_of, created, event
-from tests.support.plans import index_conditions, index_names, plan_of, statements
+from tests.support.plans import index_conditions, index_names, plan_of, plans_kept, statements
 from tests.support.servers import Database, Role, Server
 
 ORDERS = 100_000
@@ -98,6 +98,14 @@ def test_pending__goes_through_an_index(full_database: Database, role: Role, mod
             assert index_names(plan) == {index}, given
             if "after" in given:  # the walk begins there, and not at the front
                 assert "updated_bucket" in index_conditions(plan)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"oldest_first": True}, {"limit": 100}, {"requester_user_id": "user-7"}]
+)
+def test_pending__is_not_planned_anew_in_every_call(full_database: Database, given: dict[str, Any]) -> None:
+    with tenant_scope(full_database.engine(), TENANT) as conn:
+        assert plans_kept(conn, partial(WorkOrderRepository(conn).list_pending, **given)) == 5
 
 
 @pytest.mark.parametrize("oldest_first", [False, True])

@@ -30,17 +30,10 @@ def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
     with statements(conn.engine) as sent:
         read()
     ((statement, parameters),) = sent
-    values: list[str] = []
-
-    def number(match: re.Match[str]) -> str:
-        value = parameters[match[1]]
-        values.append(f"'{{{','.join(value)}}}'" if isinstance(value, list) else f"'{value}'")
-        return f"${len(values)}"
-
-    prepared = re.sub(r"%\((\w+)\)s", number, statement)
+    prepared, values = _prepared(statement, parameters)
     conn.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
     conn.exec_driver_sql(f"PREPARE read AS {prepared}")
-    explained = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE read ({', '.join(values)})").scalar_one()
+    explained = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE read ({values})").scalar_one()
     conn.exec_driver_sql("DEALLOCATE read")
     return explained[0]["Plan"]
 
@@ -88,3 +81,30 @@ def scans(conn: sa.Connection) -> Iterator[Counter[str]]:
     before, during = counted(), Counter[str]()
     yield during
     during.update(counted() - before)
+
+
+def plans_kept(conn: sa.Connection, read: Callable[[], object]) -> int:
+    """Return how many of ten executions took the kept plan; the first five never do."""
+    with statements(conn.engine) as sent:
+        read()
+    ((statement, parameters),) = sent
+    prepared, values = _prepared(statement, parameters)
+    conn.exec_driver_sql(f"PREPARE read AS {prepared}")
+    for _ in range(10):
+        conn.exec_driver_sql(f"EXECUTE read ({values})").all()
+    kept = "SELECT generic_plans FROM pg_prepared_statements WHERE name = 'read'"
+    found: int = conn.exec_driver_sql(kept).scalar_one()
+    conn.exec_driver_sql("DEALLOCATE read")
+    return found
+
+
+def _prepared(statement: str, parameters: Any) -> tuple[str, str]:
+    """Return a statement with numbered parameters, and their values as EXECUTE takes them."""
+    values: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        value = parameters[match[1]]
+        values.append(f"'{{{','.join(value)}}}'" if isinstance(value, list) else f"'{value}'")
+        return f"${len(values)}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement), ", ".join(values)
