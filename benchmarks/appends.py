@@ -206,6 +206,11 @@ def _open_naive_sqlalchemy(stack: ExitStack, database: Database, orders_: Sequen
     return _lane(orders_, bare.arguments, lambda arguments: naive.append_by_sqlalchemy(engine, arguments))
 
 
+def _open_naive_core(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
+    engine = stack.enter_context(database.app_engine())
+    return _lane(orders_, naive.row, naive.appender_by_core(engine))
+
+
 _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]]] = {
     "round_trip": _open_round_trip,
     "bare": _open_bare,
@@ -215,6 +220,7 @@ _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]
     "bare_transaction": _open_bare_transaction,
     "naive": _open_naive,
     "naive_sqlalchemy": _open_naive_sqlalchemy,
+    "naive_core": _open_naive_core,
 }
 
 
