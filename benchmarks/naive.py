@@ -1,7 +1,7 @@
 """What a service does without the append function: a transaction, and the fold in the client.
 
-Three times the same work: by psycopg; by SQLAlchemy from SQL text; by SQLAlchemy from its own Table objects,
-which is how a service is usually written.
+Three times the same work: by psycopg; by SQLAlchemy from SQL texts; by SQLAlchemy Core from Table objects,
+which is how a service with SQLAlchemy is usually written.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ _BY_SQLALCHEMY: Final = {
 }
 
 
-def append_by_sqlalchemy(engine: Engine, arguments: Mapping[str, Any]) -> None:
-    """Append one event to the copies, through an engine."""
+def append_by_text(engine: Engine, arguments: Mapping[str, Any]) -> None:
+    """Append one event to the copies, through an engine, from SQL texts."""
     with engine.begin() as conn:
         conn.execute(_BY_SQLALCHEMY[_SET_TENANT])
         state = conn.execute(_BY_SQLALCHEMY[_LOCK], arguments).mappings().one()

@@ -102,7 +102,7 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})
         try:
             yield
-            if driver_status(conn) == TransactionStatus.INERROR:
+            if driver_status(conn) is TransactionStatus.INERROR:
                 # The server would answer a COMMIT with ROLLBACK, which no driver takes for an error.
                 log_hidden_error(tenant_id)
         finally:
