@@ -1,7 +1,8 @@
 """What is sent through the driver itself: SQLAlchemy's work on a statement costs more than the answer.
 
 It goes this way only where nobody misses it. An engine with event listeners or a log gets all statements from
-SQLAlchemy. Errors come out as they do there: wrapped, and a lost connection is given up.
+SQLAlchemy, a driver with cursors of somebody else's through them. Errors come out as they do in SQLAlchemy:
+wrapped, and a lost connection is given up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Not public. Where a version of SQLAlchemy has it no longer, everything goes through SQLAlchemy.
 _RAISE: Final[Any] = getattr(Connection, "_handle_dbapi_exception", None)
 _PIPELINES: Final = psycopg.Pipeline.is_supported()
+_CURSORS: Final = (psycopg.Cursor, psycopg.AsyncCursor)
 
 
 def rows(conn: Connection, statement: str, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
@@ -63,9 +65,10 @@ def begin_with(conn: Connection, statement: str) -> None:
 
 
 def _begins_plainly(driver: Any) -> bool:
-    """Tell whether the driver would send a BEGIN without options."""
+    """Tell whether the driver would send a plain BEGIN, and has no cursors that trace statements."""
     return (
-        driver.isolation_level is driver.read_only is driver.deferrable is None
+        driver.cursor_factory in _CURSORS
+        and driver.isolation_level is driver.read_only is driver.deferrable is None
         and driver.pgconn.transaction_status == TransactionStatus.IDLE
     )
 

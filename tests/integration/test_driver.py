@@ -112,6 +112,25 @@ def test_scope__a_listener_sees_every_statement(engine: sa.Engine) -> None:
     assert "SET LOCAL" in seen[0]
 
 
+def test_scope__cursors_of_a_host_see_every_statement(database: Database) -> None:
+    """So do those of a tool that traces what the driver does."""
+    seen: list[str] = []
+
+    class Tracing(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+            seen.append(str(query))
+            return super().execute(query, *args, **options)
+
+    engine = database.engine("app", connect_args={"cursor_factory": Tracing})
+    with engine.connect():
+        seen.clear()  # what SQLAlchemy asks of a new connection
+    with tenant_scope(engine, "acme") as conn:
+        WorkOrderRepository(conn).append(created("order"))
+    append_events(engine, "acme", [event("STEP_STARTED", "order")])
+    assert ["append_work_order_events" in statement for statement in seen] == [False, True, True]
+    assert "SET LOCAL" in seen[0]
+
+
 def test_scope__a_log_has_every_statement(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "sqlalchemy.engine"):
         engine = database.engine("app")
