@@ -32,7 +32,7 @@ KINDS = ["unwatched", "watched"]
 
 
 @pytest.fixture(params=KINDS)
-def either(request: pytest.FixtureRequest, database: Database) -> Iterator[sa.Engine]:
+def either(request: pytest.FixtureRequest, database: Database) -> sa.Engine:
     """Return an engine of one connection, with a listener and without."""
     engine = database.engine("app", pool_size=1, max_overflow=0)
     if request.param == "watched":
