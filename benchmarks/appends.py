@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from benchmarks import bare, naive
+from benchmarks.databases import session_of
 from benchmarks.events import APPEND, TENANT, Batch, field_set, orders, wire
 from benchmarks.report import compare
 from benchmarks.rounds import Lane, measure
@@ -77,13 +78,14 @@ def _scope(name: str, databases: Databases, scale: Scale, connections: int) -> l
 
 def _naive(name: str, databases: Databases, scale: Scale, connections: int) -> list[Result]:
     client = ("naive", "transaction, Python fold")
-    usual = ("naive_sqlalchemy", "the same by SQLAlchemy")
-    lanes = (_ROUND_TRIP, client, _FUNCTION, _SCOPE, usual)
+    by_text = ("naive_text", "the same, SQLAlchemy text")
+    by_core = ("naive_core", "the same, SQLAlchemy Core")
+    lanes = (_ROUND_TRIP, client, _FUNCTION, _SCOPE, by_text, by_core)
     timings = _measure(databases, scale, connections, lanes)
     return [
         compare(name, timings, _ROUND_TRIP, client, 2.0),
-        compare(name, timings, _FUNCTION, usual, 3.5),
-        compare(name, timings, _SCOPE, usual, 2.2),
+        *(compare(name, timings, _FUNCTION, usual, 3.5) for usual in (by_core, by_text)),
+        *(compare(name, timings, _SCOPE, usual, 2.2) for usual in (by_core, by_text)),
     ]
 
 
@@ -120,7 +122,9 @@ def _open_lanes(
         yield {name: _OPEN[name](stack, database, _orders(name, worker, operations)) for name in names}
 
 
-def _lane(orders_: Sequence[Order], compose: Callable[[Event], Any], append: Callable[[Any], object]) -> Lane:
+def _lane(
+    orders_: Sequence[Order], compose: Callable[[Event], Any], append: Callable[[Any], object], session: int
+) -> Lane:
     """Append an event a round to each order; what is sent is composed before the clock runs."""
 
     def prepare(number: int) -> Callable[[], None]:
@@ -133,7 +137,7 @@ def _lane(orders_: Sequence[Order], compose: Callable[[Event], Any], append: Cal
 
         return work
 
-    return Lane(len(orders_), prepare)
+    return Lane(len(orders_), prepare, [session])
 
 
 def _open_round_trip(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -142,7 +146,7 @@ def _open_round_trip(stack: ExitStack, database: Database, orders_: Sequence[Ord
     def append(call: Batch) -> None:
         _only(conn.execute(APPEND, call, prepare=True).fetchall())
 
-    return _lane(orders_, lambda item: Batch(TENANT, wire([item])), append)
+    return _lane(orders_, lambda item: Batch(TENANT, wire([item])), append, conn.info.backend_pid)
 
 
 def _open_bare(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -151,7 +155,7 @@ def _open_bare(stack: ExitStack, database: Database, orders_: Sequence[Order]) -
     def append(arguments: dict[str, Any]) -> None:
         _only(conn.execute(bare.SET_FIELD, arguments, prepare=True).fetchall())
 
-    return _lane(orders_, bare.arguments, append)
+    return _lane(orders_, bare.arguments, append, conn.info.backend_pid)
 
 
 def _open_scope(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -161,7 +165,7 @@ def _open_scope(stack: ExitStack, database: Database, orders_: Sequence[Order]) 
         with tenant_scope(engine, TENANT) as conn:
             WorkOrderRepository(conn).append(event)
 
-    return _lane(orders_, WorkOrderLedgerEventInput.from_mapping, append)
+    return _lane(orders_, WorkOrderLedgerEventInput.from_mapping, append, session_of(engine))
 
 
 def _open_append_events(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -170,6 +174,7 @@ def _open_append_events(stack: ExitStack, database: Database, orders_: Sequence[
         orders_,
         WorkOrderLedgerEventInput.from_mapping,
         lambda event: append_events(engine, TENANT, [event]),
+        session_of(engine),
     )
 
 
@@ -182,7 +187,7 @@ def _open_bare_sqlalchemy(stack: ExitStack, database: Database, orders_: Sequenc
             conn.execution_options(isolation_level="AUTOCOMMIT")
             _only(conn.execute(statement, arguments).all())
 
-    return _lane(orders_, bare.arguments, append)
+    return _lane(orders_, bare.arguments, append, session_of(engine))
 
 
 def _open_bare_transaction(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -193,17 +198,25 @@ def _open_bare_transaction(stack: ExitStack, database: Database, orders_: Sequen
         with engine.begin() as conn:
             _only(conn.execute(statement, arguments).all())
 
-    return _lane(orders_, bare.arguments, append)
+    return _lane(orders_, bare.arguments, append, session_of(engine))
 
 
 def _open_naive(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
     conn = stack.enter_context(database.app())
-    return _lane(orders_, bare.arguments, lambda arguments: naive.append(conn, arguments))
+    return _lane(
+        orders_, bare.arguments, lambda arguments: naive.append(conn, arguments), conn.info.backend_pid
+    )
 
 
-def _open_naive_sqlalchemy(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
+def _open_naive_text(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
     engine = stack.enter_context(database.app_engine())
-    return _lane(orders_, bare.arguments, lambda arguments: naive.append_by_sqlalchemy(engine, arguments))
+    append = partial(naive.append_by_text, engine)
+    return _lane(orders_, bare.arguments, append, session_of(engine))
+
+
+def _open_naive_core(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
+    engine = stack.enter_context(database.app_engine())
+    return _lane(orders_, naive.row, naive.appender_by_core(engine), session_of(engine))
 
 
 _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]]] = {
@@ -214,7 +227,8 @@ _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]
     "bare_sqlalchemy": _open_bare_sqlalchemy,
     "bare_transaction": _open_bare_transaction,
     "naive": _open_naive,
-    "naive_sqlalchemy": _open_naive_sqlalchemy,
+    "naive_text": _open_naive_text,
+    "naive_core": _open_naive_core,
 }
 
 

@@ -94,6 +94,14 @@ def _new_database(admin_url: URL, template: str) -> Iterator[URL]:
             conn.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
 
+def session_of(engine: Engine) -> int:
+    """Return the process id of the session that an engine's pool has, or makes, and uses next."""
+    with engine.connect() as conn:
+        driver: Any = conn.connection.driver_connection
+        pid: int = driver.info.backend_pid
+    return pid
+
+
 def _connect(url: URL) -> Connection:
     dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(dsn, autocommit=True)

@@ -1,9 +1,15 @@
-"""What a service does without the append function: a transaction, and the fold in the client."""
+"""What a service does without the append function: a transaction, and the fold in the client.
+
+Three times the same work: by psycopg; by SQLAlchemy from SQL texts; by SQLAlchemy Core from Table objects,
+which is how a service with SQLAlchemy is usually written.
+"""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import sqlalchemy as sa
 from psycopg.rows import dict_row
@@ -13,11 +19,12 @@ from benchmarks.events import TENANT
 from benchmarks.fold import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
 
     from benchmarks.databases import Connection
+    from benchmarks.events import Event
 
 _SET_TENANT: Final = f"SET LOCAL selene.tenant_id = '{TENANT}'"
 _LOCK: Final = """
@@ -63,8 +70,8 @@ _BY_SQLALCHEMY: Final = {
 }
 
 
-def append_by_sqlalchemy(engine: Engine, arguments: Mapping[str, Any]) -> None:
-    """Append one event to the copies, through an engine."""
+def append_by_text(engine: Engine, arguments: Mapping[str, Any]) -> None:
+    """Append one event to the copies, through an engine, from SQL texts."""
     with engine.begin() as conn:
         conn.execute(_BY_SQLALCHEMY[_SET_TENANT])
         state = conn.execute(_BY_SQLALCHEMY[_LOCK], arguments).mappings().one()
@@ -96,3 +103,71 @@ def append(conn: Connection, arguments: Mapping[str, Any]) -> None:
         cursor.execute(_UPDATE, {**after, "expected_seq": last_seq}, prepare=True)
         if cursor.rowcount != 1:
             raise LookupError(arguments["work_order_id"])
+
+
+_FOLDED: Final = (
+    "turn_id",
+    "work_order_status",
+    "last_event_id",
+    "last_seq",
+    "last_reason_code",
+    "last_updated_at",
+    "updated_bucket",
+    "step_id",
+    "step_input_hash",
+    "fields_json",
+    "asked_fields_json",
+    "resolved_fields_json",
+    "conflicts_json",
+    "prompt_dedupe_keys_json",
+    "last_state_change_seq",
+)
+
+
+def row(item: Event) -> dict[str, Any]:
+    """Compose an event's row, in Python's types."""
+    return {
+        **item,
+        "tenant_id": TENANT,
+        "correlation_id": UUID(item["correlation_id"]),
+        "occurred_at": datetime.fromisoformat(item["occurred_at"]),
+        "step_id": None,
+        "step_input_hash": None,
+    }
+
+
+def appender_by_core(engine: Engine) -> Callable[[Mapping[str, Any]], None]:
+    """Make what appends the row of an event to the copies, through SQLAlchemy's Table objects."""
+    tables = sa.MetaData(schema="bench")
+    ledger = sa.Table("work_order_ledger", tables, autoload_with=engine)
+    current = sa.Table("work_orders_current", tables, autoload_with=engine)
+
+    def append(event: Mapping[str, Any]) -> None:
+        with engine.begin() as conn:
+            conn.execute(sa.text(_SET_TENANT))
+            state = conn.execute(
+                sa.select(current)
+                .where(
+                    current.c.tenant_id == event["tenant_id"],
+                    current.c.work_order_id == event["work_order_id"],
+                )
+                .with_for_update()
+            ).one()
+            given = {**event, "work_order_seq": state.last_seq + 1}
+            made = conn.execute(
+                sa.insert(ledger).values(given).returning(ledger.c.work_order_event_id, ledger.c.created_at)
+            ).one()
+            after = fold(dict(state._mapping), {**given, **made._mapping})
+            written = conn.execute(
+                sa.update(current)
+                .where(
+                    current.c.tenant_id == event["tenant_id"],
+                    current.c.work_order_id == event["work_order_id"],
+                    current.c.last_seq == state.last_seq,
+                )
+                .values({name: after[name] for name in _FOLDED})
+            )
+            if written.rowcount != 1:
+                raise LookupError(event["work_order_id"])
+
+    return append

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from psycopg.sql import SQL, Literal
 
 from benchmarks import bare
+from benchmarks.databases import session_of
 from benchmarks.events import TENANT, orders
 from benchmarks.report import compare
 from benchmarks.rounds import Lane, measure
@@ -92,13 +93,13 @@ def _open_lanes(database: Database, operations: int, _worker: int) -> Iterator[M
                         raise LookupError(work_order_id)
 
         yield {
-            name: Lane(len(ids), _same_each_round(work))
-            for name, work in (
-                (_REPOSITORY[0], repository),
-                (_PLAIN[0], plain),
-                (_BARE[0], by_select),
-                (_SQL[0], partial(by_sql, statement, parameters)),
-                (_BARE_SQL[0], partial(by_sql, bare_statement, {})),
+            name: Lane(len(ids), _same_each_round(work), [session])
+            for name, work, session in (
+                (_REPOSITORY[0], repository, session_of(engine)),
+                (_PLAIN[0], plain, session_of(engine)),
+                (_BARE[0], by_select, session_of(engine)),
+                (_SQL[0], partial(by_sql, statement, parameters), app.info.backend_pid),
+                (_BARE_SQL[0], partial(by_sql, bare_statement, {}), app.info.backend_pid),
             )
         }
 

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from benchmarks.rounds import Timings
 
 
+_PROCESSOR: Final = "  of it the processor's"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Ours against a yardstick: the median of the rounds' ratios, the larger the better for ours."""
+    """Ours against a yardstick: the median of the rounds' ratios, the larger the better for ours.
+
+    `processor` is the same of the seconds that client and server session have had of a processor.
+    """
 
     benchmark: str
     ours: str
@@ -26,6 +32,7 @@ class Result:
     unit: str
     ratios: Sequence[float]
     goal: float | None = None
+    processor: tuple[float, float, Sequence[float]] | None = None
     ratio: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,25 +61,30 @@ def compare(
         "s",
         timings.speed_ups(lane, other),
         goal,
+        timings.compare_processor(lane, other),
     )
 
 
 def table(results: Sequence[Result]) -> str:
     """Lay the results out in at most 100 columns."""
     rows = [("", "ours", "", "against", "", "goal", "ratio", "")]
-    rows += [
-        (
-            result.benchmark,
-            result.ours,
-            _human(result.our_value, result.unit),
-            result.against,
-            _human(result.their_value, result.unit),
-            "" if result.goal is None else f"{result.goal:.2f}",
-            f"{result.ratio:.2f}",
-            result.verdict,
+    for result in results:
+        rows.append(
+            (
+                result.benchmark,
+                result.ours,
+                _human(result.our_value, result.unit),
+                result.against,
+                _human(result.their_value, result.unit),
+                "" if result.goal is None else f"{result.goal:.2f}",
+                f"{result.ratio:.2f}",
+                result.verdict,
+            )
         )
-        for result in results
-    ]
+        if result.processor is not None:
+            ours, theirs, ratios = result.processor
+            ratio = f"{statistics.median(ratios):.2f}"
+            rows.append(("", _PROCESSOR, _human(ours, "s"), _PROCESSOR, _human(theirs, "s"), "", ratio, ""))
     widths = (9, 26, 9, 25, 9, 5, 5, 5)
     lines = []
     for row in rows:

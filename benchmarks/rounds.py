@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,24 +23,36 @@ _SECONDS = 600.0  # the barrier's: whoever waits longer waits for a process that
 
 
 class Lane(NamedTuple):
-    """One way to do a piece of work: `prepare(round)`, off the clock, returns the round's work."""
+    """One way to do a piece of work: `prepare(round)`, off the clock, returns the round's work.
+
+    With the process ids of its sessions on the server, its processor time is measured too.
+    """
 
     operations: int
     prepare: Callable[[int], Callable[[], object]]
+    sessions: Sequence[int] = ()
 
 
 class Span(NamedTuple):
-    """When a round of one lane began and ended, on the clock that all processes share."""
+    """When a round of one lane began and ended, on the clock that all processes share, in nanoseconds.
+
+    `processor` is what client and server's sessions have used of a processor; 0 where nobody tells.
+    """
 
     start: int
     end: int
+    processor: int
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds an operation of each lane took, a value a round."""
+    """Seconds an operation of each lane took, a value a round; and of a processor, where that is known.
+
+    A commit waits for the disk, alike in each lane: that is a part of the time, and not of the processor's.
+    """
 
     seconds: Mapping[str, Sequence[float]]
+    processor: Mapping[str, Sequence[float]]
 
     def median(self, lane: str) -> float:
         """Return the median seconds of an operation."""
@@ -47,8 +60,18 @@ class Timings:
 
     def speed_ups(self, lane: str, against: str) -> list[float]:
         """Return how many times faster `lane` was, round by round."""
-        pairs = zip(self.seconds[lane], self.seconds[against], strict=True)
-        return [theirs / ours for ours, theirs in pairs]
+        return _ratios(self.seconds[lane], self.seconds[against])
+
+    def compare_processor(self, lane: str, against: str) -> tuple[float, float, list[float]] | None:
+        """Return both lanes' median processor seconds, and how many times less `lane` took, by round."""
+        if not {lane, against} <= self.processor.keys():
+            return None
+        ours, theirs = self.processor[lane], self.processor[against]
+        return statistics.median(ours), statistics.median(theirs), _ratios(ours, theirs)
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [other / own for own, other in zip(ours, theirs, strict=True)]
 
 
 def measure(open_lanes: OpenLanes, *, connections: int, warmup: int, rounds: int) -> Timings:
@@ -70,19 +93,37 @@ def measure(open_lanes: OpenLanes, *, connections: int, warmup: int, rounds: int
             workers = [job.result() for job in jobs]
 
     operations, _ = workers[0]
+    spans = {
+        lane: [[spans[lane][n] for _, spans in workers] for n in range(warmup, warmup + rounds)]
+        for lane in operations
+    }
     return Timings(
         {
+            lane: [_seconds(round_) / (operations[lane] * connections) for round_ in found]
+            for lane, found in spans.items()
+        },
+        {
             lane: [
-                _seconds([spans[lane][n] for _, spans in workers]) / (count * connections)
-                for n in range(warmup, warmup + rounds)
+                sum(span.processor for span in round_) / 1e9 / (operations[lane] * connections)
+                for round_ in found
             ]
-            for lane, count in operations.items()
-        }
+            for lane, found in spans.items()
+            if all(span.processor > 0 for round_ in found for span in round_)
+        },
     )
 
 
 def _seconds(spans: Sequence[Span]) -> float:
     return (max(span.end for span in spans) - min(span.start for span in spans)) / 1e9
+
+
+def _processor_used(sessions: Sequence[int]) -> int:
+    """Return the nanoseconds that this process and these sessions have had of a processor; 0 if unknown."""
+    try:
+        used = [int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in sessions]
+    except OSError:  # not Linux
+        return 0
+    return time.process_time_ns() + sum(used) if used else 0
 
 
 def _work(
@@ -97,9 +138,11 @@ def _work(
                 gc.disable()
                 if barrier is not None:
                     barrier.wait(_SECONDS)
+                used = _processor_used(lanes[name].sessions)
                 start = time.perf_counter_ns()
                 work()
-                spans[name].append(Span(start, time.perf_counter_ns()))
+                end = time.perf_counter_ns()
+                spans[name].append(Span(start, end, _processor_used(lanes[name].sessions) - used))
                 gc.enable()
         return {name: lane.operations for name, lane in lanes.items()}, spans
 

@@ -1,9 +1,10 @@
 """The event to append: a validated, immutable input (contract §3 and §14). Its rules are in rules.py."""
 
+import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -248,3 +249,16 @@ def _to_json(value: Any) -> Any:
             return rfc3339(value)
         case _:
             return thaw(value)
+
+
+# The encoder writes frozen values and enums by itself, and asks for the others. No event is circular.
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False, default=_to_json
+)
+
+
+def events_to_json(events: Sequence[WorkOrderLedgerEventInput]) -> str:
+    """Write events as the JSON array of their to_wire()."""
+    return _ENCODER.encode(
+        [{name: value for name, value in vars(event).items() if value is not None} for event in events]
+    )

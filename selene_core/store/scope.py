@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from selene_core.contract.errors import SeleneError, TenantScopeViolation, from_sqlstate
 from selene_core.contract.events import check_tenant_id
 from selene_core.store.binds import Bind, bound, joined
+from selene_core.store.driver import begin_with
 from selene_core.store.logs import log_hidden_error
 
 if TYPE_CHECKING:
@@ -26,15 +27,17 @@ _SCOPE: Final = "selene_tenant_scope"  # an execution option of the Connection
 _TENANT_OF_TRANSACTION: Final = "SELECT current_setting('selene.tenant_id', TRUE)"
 
 
-@contextmanager
-def translate_errors() -> Iterator[None]:
+class translate_errors:  # noqa: N801 - used as a function; a class costs a third of @contextmanager
     """Raise a refusal of the database as its SeleneError; other errors pass unchanged (contract §12)."""
-    try:
-        yield
-    except (DBAPIError, psycopg.Error) as exc:
-        if (error := _translated(exc)) is None:
-            raise
-        raise error from exc
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        if isinstance(exc, DBAPIError | psycopg.Error) and (error := _translated(exc)) is not None:
+            raise error from exc
 
 
 def _translated(exc: DBAPIError | psycopg.Error) -> SeleneError | None:
@@ -90,7 +93,10 @@ def _entered(conn: Connection, tenant_id: str) -> Iterator[None]:
         if joins and conn.exec_driver_sql(_TENANT_OF_TRANSACTION).scalar() not in (None, "", tenant_id):
             raise TenantScopeViolation("the transaction belongs to another tenant")
         # SET LOCAL and not set_config(): a distributed engine forwards the statement to its nodes.
-        conn.exec_driver_sql(_set_tenant(tenant_id))
+        if joins:
+            conn.exec_driver_sql(_set_tenant(tenant_id))
+        else:
+            begin_with(conn, _set_tenant(tenant_id))
         outer = conn.get_execution_options().get(_SCOPE)
         # On the Connection and not in conn.info, which the pool keeps for the next user of the session.
         conn.execution_options(**{_SCOPE: _Scope(tenant_id, conn.get_transaction())})

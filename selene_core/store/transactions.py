@@ -11,8 +11,9 @@ from selene_core.contract.events import WorkOrderLedgerEventInput, check_tenant_
 from selene_core.contract.rows import AppendResult, RebuildReport
 from selene_core.store import work_order_statements as statements
 from selene_core.store.binds import Bind, bound, checked, joined
-from selene_core.store.repository import DriverStatement, fetch, logged_refusals, send, send_unlogged
-from selene_core.store.scope import autocommitting, in_autocommit, tenant_scope
+from selene_core.store.driver import rows_alone
+from selene_core.store.repository import DriverStatement, fetch, logged_refusals, send
+from selene_core.store.scope import autocommitting, in_autocommit, tenant_scope, translate_errors
 from selene_core.store.work_orders import batch_to_wire, rebuild_by_groups
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def append_alone(conn: Connection, tenant_id: str, wire: str) -> list[AppendResu
 
 def alone(conn: Connection, statement: DriverStatement[T], **parameters: object) -> list[T]:
     """Send a statement that is a transaction of its own, and read its rows; a lost lease is not logged."""
-    with autocommitting(conn):
-        rows = send_unlogged(conn, statement, **parameters)
+    with autocommitting(conn), translate_errors():
+        rows = rows_alone(conn, statement.text, parameters)
     return [statement.read(row) for row in rows]
 
 

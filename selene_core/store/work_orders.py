@@ -15,7 +15,7 @@ from uuid import UUID
 
 from selene_core.contract.enums import WorkOrderStatus
 from selene_core.contract.errors import ContractViolation
-from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id
+from selene_core.contract.events import WorkOrderLedgerEventInput, check_work_order_id, events_to_json
 from selene_core.contract.frozen_json import MAX_INT64, thaw
 from selene_core.contract.personal import holds_references
 from selene_core.contract.rows import (
@@ -279,6 +279,5 @@ def batch_to_wire(events: object) -> str:
             raise ContractViolation(
                 field="events", rule="must be WorkOrderLedgerEventInput values", event_index=index
             )
-    wire = [event.to_wire() for event in batch]
     # Secret: an event may contain a lease token.
-    return Secret(json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    return Secret(events_to_json(batch))

@@ -31,6 +31,8 @@ _MENDED = "test_doctor.py::test_doctor__names_the_fault_and_what_mends_it"
 DIRECT: Mapping[str, str] = {
     "test_binds.py::test_append_events__leaves_no_autocommit_behind": _ITS_SESSION,
     "test_binds.py::test_async_append_events__canceled_leaves_no_autocommit_behind": _ITS_SESSION,
+    "test_driver.py::test_lost_connection__is_given_up_where_the_scope_begins": _ITS_SESSION,
+    "test_driver.py::test_lost_connection__of_append_events_is_given_up": _ITS_SESSION,
     "test_append_rules.py::test_tenant__a_setting_of_the_session_counts": _ITS_SETTING,
     "test_tenant_scope.py::test_engine__what_a_session_was_left_with_counts_for_nothing": _ITS_SETTING,
     "test_hostile.py::test_session__standard_conforming_strings_change_nothing": _ITS_SETTING,

@@ -30,6 +30,7 @@ from selene_core.contract.events import (
     WorkOrderLedgerEventInput,
     check_tenant_id,
     check_work_order_id,
+    events_to_json,
     new_work_order_id,
 )
 from selene_core.contract.frozen_json import MAX_PAYLOAD_BYTES, FrozenDict, FrozenList
@@ -986,6 +987,29 @@ def test_lease_token__is_in_no_error(changes: dict[str, Any]) -> None:
 def test_error__does_not_show_the_value(field: str, value: str) -> None:
     marked = f"\n{value}MARK"
     assert "MARK" not in repr(refusal(**{field: marked}))
+
+
+def test_events_to_json__writes_what_to_wire_returns() -> None:
+    values: list[Any] = [
+        None,
+        True,
+        False,
+        0,
+        -(2**63),
+        1e15,
+        -0.0,
+        'é\u2028\U0001f600"\\',
+        [],
+        {},
+        [{"a": [None]}],
+    ]
+    events = [
+        event(event_type="STEP_STARTED", payload={"value": value}, occurred_at="2026-01-13T08:40:25+02:00")
+        for value in values
+    ]
+    events.append(WorkOrderLedgerEventInput(work_order_id="w", event_type=WorkOrderEventType.STEP_STARTED))
+    wires = [made.to_wire() for made in events]
+    assert events_to_json(events) == json.dumps(wires, ensure_ascii=False, separators=(",", ":"))
 
 
 # --- rows
