@@ -5,13 +5,15 @@ RETURNS text
 LANGUAGE plpgsql
 VOLATILE
 AS $$
+DECLARE
+  _tenant_id constant text := pg_catalog.current_setting('selene.tenant_id', TRUE);
 BEGIN
   IF os_core.is_identifier(p_tenant_id, 64) IS NOT TRUE THEN
     PERFORM os_core.refuse_contract(NULL, os_core.identifier_violation('tenant_id', p_tenant_id, 64));
   END IF;
-  IF NULLIF(pg_catalog.current_setting('selene.tenant_id', TRUE), '') IS NULL THEN
+  IF NULLIF(_tenant_id, '') IS NULL THEN
     p_tenant_id := pg_catalog.set_config('selene.tenant_id', p_tenant_id, TRUE);
-  ELSE
+  ELSIF _tenant_id <> p_tenant_id THEN
     PERFORM os_core.require_tenant(p_tenant_id);
   END IF;
   RETURN p_tenant_id;
