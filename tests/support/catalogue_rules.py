@@ -93,7 +93,7 @@ UNPINNED_FUNCTIONS = (
     "same_content",
     "refer_value",
     "salted_hash",
-    "is_subject_value",
+    "value_ref",
     "transition_refusal",
     "write_projection",
     "continuity_refusal",
@@ -120,7 +120,7 @@ UNPINNED_FUNCTIONS = (
     "enter_tenant",
 )
 
-QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "is_subject_value", "salted_hash")
+QUALIFIED_FUNCTIONS = ("is_identifier", "is_portable_time", "salted_hash", "value_ref")
 """Of these, those that a CHECK may call in anybody's session: they name the schema of every operator."""
 
 CHANGED_TABLES = {
