@@ -19,7 +19,7 @@ DECLARE
 BEGIN
   IF _value IS NULL THEN
     -- It stands elsewhere, at any depth, or is a reference.
-    IF NOT os_core.is_payload(p_payload) THEN
+    IF p_text LIKE '%"$personal"%"$personal"%' OR NOT os_core.is_payload(p_payload) THEN
       RETURN os_core.refer_personal(p_tenant_id, p_events) #> '{0,payload}';
     END IF;
     _node := pg_catalog.jsonb_path_query_first(p_payload, 'strict $.** ? (exists (@."$personal") || exists (@."$ref"))');
