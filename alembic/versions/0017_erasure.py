@@ -39,7 +39,7 @@ SIGNATURES = (
     "tenant_tables()",
     "resolve_values(text, jsonb)",
     "erase_subject(text, text, bigint)",
-    "refer_value(text, jsonb)",
+    "refer_value(text, jsonb, text, jsonb)",
     "refer_personal(text, jsonb, boolean)",
     "payload_as_recorded(text, jsonb, jsonb)",
     "personal_violation(jsonb)",
@@ -57,7 +57,7 @@ READABLE = {
 
 
 def upgrade() -> None:
-    op.execute(sql("erasure/is_subject_value", version=1))
+    op.execute(sql("erasure/value_ref", version=1))
     create_subjects()
     create_values()
     for table in TABLES:
@@ -112,7 +112,7 @@ def create_values() -> None:
         ),
         # The reference commits to the value: nobody can put another one under it.
         sa.CheckConstraint(
-            "os_core.is_subject_value(value_ref, salt, value)", name=op.f("ck_subject_values_contract")
+            "value_ref = os_core.value_ref(salt, value)", name=op.f("ck_subject_values_contract")
         ),
         schema="os_core",
     )
@@ -135,4 +135,4 @@ def downgrade() -> None:
         op.execute(f"DROP FUNCTION os_core.{signature}")
     for table in reversed(TABLES):
         op.drop_table(table, schema="os_core")
-    op.execute("DROP FUNCTION os_core.is_subject_value(text, bytea, jsonb)")
+    op.execute("DROP FUNCTION os_core.value_ref(bytea, jsonb)")

@@ -389,6 +389,12 @@ def test_payload__keeps_its_limit_as_it_is_sent_and_as_it_is_stored(acme: Tenant
     assert outcome(personal("a", "x" * 16_400)) is not None
     assert outcome([personal("a", n % 10) for n in range(170)]) is None  # each has 98 bytes as a reference
     assert outcome([personal("a", n % 10) for n in range(190)]) is not None
+    # The object of a personal value is nested one level deeper than the reference.
+    nested: Any = personal("a", "x")
+    for _ in range(29):
+        nested = [nested]
+    assert outcome(nested) is None
+    assert outcome([nested]) is not None
 
 
 # --- erasure
@@ -669,6 +675,37 @@ def test_in_flight__what_waits_for_an_erasure_that_is_rolled_back_is_kept(
     ).fetchall()
     assert [value for _, value in held] == ["before", "secret"][not known :]
     assert len({salt for salt, _ in held}) == 1
+
+
+def test_in_flight__a_subject_that_is_known_again(sessions: Sessions, acme: Tenant) -> None:
+    """Erasures and calls wait for each other; a retry from before the erasure is still a replay."""
+    order = acme.order()
+    old = field_set(order, personal("anna", "old"), idempotency_key="old")
+    acme.append(old)
+    erase(acme.app, acme.id, "anna")
+    acme.append(field_set(order, personal("anna", "new")))
+    reference = acme.projection(order)["fields_json"]["name"]
+    before = rows(acme)
+    assert acme.append(old)[0].replayed
+    with refused("SL005"):
+        acme.append(field_set(order, personal("bob", "old"), idempotency_key="old"))
+    assert rows(acme) == before
+    for value in (personal("anna", "secret"), reference):
+        writer, eraser = sessions.open(autocommit=False), sessions.open(autocommit=False)
+        writer.append(acme.id, field_set(order, value))
+        future = eraser.start(lambda conn: erase(conn, acme.id, "anna"))
+        assert sessions.blockers(eraser) == {writer.pid}
+        writer.conn.rollback()
+        future.result()
+        late = sessions.open()
+        waiting = late.start_append(acme.id, field_set(order, personal("anna", "late")))
+        assert sessions.blockers(late) == {eraser.pid}
+        if value == reference:
+            eraser.conn.commit()
+        else:
+            eraser.conn.rollback()
+        waiting.result()
+    assert rows(acme, *ERASABLE) == {table: [] for table in ERASABLE}
 
 
 @pytest.mark.parametrize("with_value", [False, True], ids=["alone", "with a value"])

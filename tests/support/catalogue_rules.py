@@ -94,7 +94,7 @@ UNPINNED_FUNCTIONS = (
     "same_content",
     "refer_value",
     "salted_hash",
-    "is_subject_value",
+    "value_ref",
     "transition_refusal",
     "write_projection",
     "continuity_refusal",
@@ -128,8 +128,8 @@ QUALIFIED_FUNCTIONS = (
     "is_identifier",
     "is_portable_time",
     "is_projection_row",
-    "is_subject_value",
     "salted_hash",
+    "value_ref",
 )
 """Of these, those that a CHECK may call in anybody's session.
 

@@ -11,17 +11,19 @@ SET enable_bitmapscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+  _event os_core.work_order_ledger;
   _appended record;
 BEGIN
   p_tenant_id := os_core.enter_tenant(p_tenant_id);
   IF p_events @@ '$.type() == "array" && $.size() == 1' THEN
+    _event := os_core.event_from_json(p_tenant_id, p_events -> 0, 0, TRUE);
     -- Rare, and so looked for in the text: a person's value, or a reference to one (contract section 18).
-    IF (p_events #> '{0,payload}')::text LIKE '%"$%' THEN
-      p_events := os_core.refer_value(p_tenant_id, p_events);
+    IF _event.payload::text LIKE '%"$%' THEN
+      _event.payload := os_core.refer_value(p_tenant_id, _event.payload, _event.payload::text, p_events);
     END IF;
     -- Assigned and not selected: a query has an executor of its own.
     _appended := os_core.append_work_order_event(
-      os_core.event_from_json(p_tenant_id, p_events -> 0, 0, TRUE),
+      _event,
       (p_events #>> '{0,expected_seq}')::bigint,
       p_events #>> '{0,lease_token}'
     );

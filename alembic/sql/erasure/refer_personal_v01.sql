@@ -1,6 +1,6 @@
 -- os_core.refer_personal: returns the events of a call with a reference in the place of each personal value, and keeps the values
--- (contract section 18). os_core.append_work_order_events calls it before anything else, if a text of the call begins with a $; for one
--- event os_core.refer_value comes first.
+-- (contract section 18). os_core.append_work_order_events calls it before anything else, if a text of the call begins with a $. For one
+-- event it reads the event and calls os_core.refer_value first.
 -- What is kept here stays only if the events are written: a refusal rolls it back, and for a replay nothing is kept. The lock on the
 -- subject's row is held to the end of the transaction; an erasure waits for it. A call that has waited for an erasure was sent before it:
 -- its events are written, and its values are erased with the others. p_is_clean says that the caller has seen the call's one subject
@@ -164,7 +164,7 @@ BEGIN
     IF _nodes[_n] ? '$personal' THEN
       _value := os_core.canonical_json(_nodes[_n] -> '$personal' -> 'value');
       -- What is not the recorded value is refused as IdempotencyConflict: any other reference will do.
-      _ref := os_core.salted_hash(COALESCE(_salts[_n], os_core.random_salt()), _value::text);
+      _ref := os_core.value_ref(COALESCE(_salts[_n], os_core.random_salt()), _value);
       IF NOT (_is_replay[_e] OR _is_late[_n]) THEN
         INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
         VALUES (p_tenant_id, _subjects[_n], _ref, _salts[_n], _value)

@@ -1,0 +1,15 @@
+-- os_core.value_ref: makes the reference to a subject's value: the SHA-256 of salt and value, in hexadecimal digits (contract section 18).
+-- The CHECK of os_core.subject_values calls it, too. No SET clause, which costs more than the hash: so every name in it is qualified, also
+-- the type.
+CREATE OR REPLACE FUNCTION os_core.value_ref(p_salt bytea, p_value jsonb)
+RETURNS text
+LANGUAGE plpgsql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+BEGIN
+  RETURN pg_catalog.encode(
+    pg_catalog.sha256(pg_catalog.byteacat(p_salt, pg_catalog.convert_to(p_value::pg_catalog.text, 'UTF8'))), 'hex'
+  );
+END;
+$$;
