@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from benchmarks import bare, naive
 from benchmarks.databases import session_of
-from benchmarks.events import APPEND, TENANT, Batch, field_set, orders, wire
+from benchmarks.events import APPEND, TENANT, Batch, field_set, held_for_a_person, orders, wire
 from benchmarks.report import compare
 from benchmarks.rounds import Lane, measure
 from selene_core import WorkOrderLedgerEventInput, WorkOrderRepository, append_events, tenant_scope
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _ROUND_TRIP: Final = ("round_trip", "append, one round trip")
 _BARE: Final = ("bare", "bare insert + update")
+_PERSONAL: Final = ("personal", "append, a personal value")
 _SCOPE: Final = ("scope", "append in tenant_scope")
 _FUNCTION: Final = ("append_events", "append_events()")
 
@@ -35,6 +36,12 @@ def append_1(databases: Databases, scale: Scale) -> list[Result]:
     """One connection: an append in one round trip against the bare statement."""
     timings = _measure(databases, scale, 1, (_ROUND_TRIP, _BARE))
     return [compare("append-1", timings, _ROUND_TRIP, _BARE, 0.70)]
+
+
+def personal(databases: Databases, scale: Scale) -> list[Result]:
+    """One connection: a value of a person's, new to a subject that is known, against a plain value."""
+    timings = _measure(databases, scale, 1, (_PERSONAL, _ROUND_TRIP))
+    return [compare("personal", timings, _PERSONAL, _ROUND_TRIP, 0.87)]
 
 
 def append_8(databases: Databases, scale: Scale) -> list[Result]:
@@ -141,12 +148,22 @@ def _lane(
 
 
 def _open_round_trip(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
+    return _one_round_trip(stack, database, orders_, lambda item: item)
+
+
+def _open_personal(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
+    return _one_round_trip(stack, database, orders_, held_for_a_person)
+
+
+def _one_round_trip(
+    stack: ExitStack, database: Database, orders_: Sequence[Order], change: Callable[[Event], Event]
+) -> Lane:
     conn = stack.enter_context(database.app())
 
     def append(call: Batch) -> None:
         _only(conn.execute(APPEND, call, prepare=True).fetchall())
 
-    return _lane(orders_, lambda item: Batch(TENANT, wire([item])), append, conn.info.backend_pid)
+    return _lane(orders_, lambda item: Batch(TENANT, wire([change(item)])), append, conn.info.backend_pid)
 
 
 def _open_bare(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
@@ -221,6 +238,7 @@ def _open_naive_core(stack: ExitStack, database: Database, orders_: Sequence[Ord
 
 _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]]] = {
     "round_trip": _open_round_trip,
+    "personal": _open_personal,
     "bare": _open_bare,
     "scope": _open_scope,
     "append_events": _open_append_events,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg.sql import Literal
 
 from benchmarks import bare
-from benchmarks.events import TENANT, created, event, field_set, orders, wire
+from benchmarks.events import TENANT, created, event, field_set, held_for_a_person, orders, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,6 +167,10 @@ def _without_time(some: Sequence[Order], _number: int) -> str:
     return _append([{name: value for name, value in _SET(some[0]).items() if name != "occurred_at"}])
 
 
+def _held(order: Order, seq: int) -> Event:
+    return held_for_a_person(_of(seq, "FIELD_SET", "EXECUTING", **_VALUE)(order))
+
+
 CASES: Final[Sequence[Case]] = (
     Case(
         name="bare insert + update",
@@ -190,6 +194,18 @@ CASES: Final[Sequence[Case]] = (
         goal=_SINGLE,
     ),
     _type("FIELD_SET", 2, "EXECUTING", row="FIELD_SET, status changes", found="DRAFT", goal=None, **_VALUE),
+    Case(
+        name="FIELD_SET, a person's value",
+        call_of=_single(lambda order: held_for_a_person(_SET(order))),
+        before=(created, lambda order: held_for_a_person(field_set(order, 90))),
+        then=_touch("EXECUTING"),
+    ),
+    Case(
+        name="FIELD_SET, a value that the person has",
+        call_of=_single(lambda order: _held(order, 2)),
+        before=(created, lambda order: _held(order, 90)),
+        then=_touch("EXECUTING"),
+    ),
     Case(
         name="FIELD_SET, bucket crossed",
         call_of=_single(_of(3, "FIELD_SET", "EXECUTING", **_VALUE)),

@@ -66,6 +66,13 @@ def field_set(order: Order, seq: int) -> Event:
     return event(order, seq, "FIELD_SET", "EXECUTING", {"field_key": "activity", "value": f"step {seq}"})
 
 
+def held_for_a_person(item: Event) -> Event:
+    """Make an event's value a person's, one that no other order has."""
+    payload = item["payload"]
+    value = f"{item['work_order_id']}: {payload['value']}"
+    return {**item, "payload": {**payload, "value": {"$personal": {"subject": "user_17", "value": value}}}}
+
+
 def life(order: Order) -> list[Event]:
     """Compose ten events: asked, answered, confirmed, done."""
     return [

@@ -115,7 +115,7 @@ def compare(
     wal_bytes = sides["grown"].wal_of_append()
     if restart is not None:
         restart()
-        timings = Timings({**timings.seconds, **_first_calls(sides)})
+        timings = Timings({**timings.seconds, **_first_calls(sides)}, timings.processor)
     for side in sides.values():
         side.end()
     with grown[0].admin() as admin:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SUITE: Final[Mapping[str, Callable[[Databases, Scale], list[Result]]]] = {
     "append-1": appends.append_1,
     "append-8": appends.append_8,
+    "personal": appends.personal,
     "scope-1": appends.scope_1,
     "scope-8": appends.scope_8,
     "lease": leases.lease,
