@@ -197,13 +197,13 @@ CASES: Final[Sequence[Case]] = (
     Case(
         name="FIELD_SET, a person's value",
         call_of=_single(lambda order: held_for_a_person(_SET(order))),
-        before=(created, lambda order: held_for_a_person(field_set(order, 90))),
+        before=(created, lambda order: held_for_a_person(field_set(order, 80))),
         then=_touch("EXECUTING"),
     ),
     Case(
         name="FIELD_SET, a value that the person has",
         call_of=_single(lambda order: _held(order, 2)),
-        before=(created, lambda order: _held(order, 90)),
+        before=(created, lambda order: _held(order, 80)),
         then=_touch("EXECUTING"),
     ),
     Case(
