@@ -51,11 +51,9 @@ def upgrade() -> None:
         sa.Column("created_at", instant, server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("event_hash", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("work_order_event_id", name=op.f("pk_work_order_ledger")),
+        sa.CheckConstraint(CONTRACT, name=op.f("ck_work_order_ledger_contract")),
         schema="os_core",
     )
-    # The function takes a row of the table, so it comes between the table and the CHECK.
-    op.execute(sql("rule/is_event_row", version=1))
-    op.create_check_constraint(op.f("ck_work_order_ledger_contract"), TABLE, CONTRACT, schema="os_core")
     op.execute(
         "ALTER SEQUENCE os_core.work_order_ledger_work_order_event_id_seq"
         " OWNED BY os_core.work_order_ledger.work_order_event_id"
@@ -89,6 +87,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     if not op.get_context().opts.get("allow_data_loss"):
         op.execute(sql("run/refuse_data_loss", version=1, table="os_core.work_order_ledger"))
-    op.drop_constraint(op.f("ck_work_order_ledger_contract"), TABLE, schema="os_core")
-    op.execute("DROP FUNCTION os_core.is_event_row(os_core.work_order_ledger)")
     op.drop_table(TABLE, schema="os_core")

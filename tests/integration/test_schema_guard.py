@@ -61,7 +61,7 @@ COLUMNS = "work_order_id text, problem text"
 A_COLUMN = """
     op.execute('ALTER TABLE os_core.work_orders_current ADD COLUMN mood text')
     fold = sql('fold/apply_work_order_event', version=1)
-    ending = 'p_state.queued_at,\\n    p_state.steps_due_at'
+    ending = 'p_state.asked_fields_json,\\n    p_state.prompt_dedupe_keys_json'
     assert fold.count(ending) == 1
     op.execute(fold.replace(ending, ending + ', NULL'))
 """

@@ -4,8 +4,9 @@
 -- not to be written yet has no created_at: then the answer is only FALSE.
 -- Every function that an expression names costs something in every transaction, called or not. So the rules of columns that are
 -- mostly NULL have an expression of their own. It takes the row, and not seventeen columns: each would be read and planned anew by
--- every statement. No SET clause: see os_core.is_identifier.
-CREATE OR REPLACE FUNCTION os_core.is_event_row(p_event os_core.work_order_ledger)
+-- every statement. A record, so that it is there before the table, and a copy of the table can have the CHECK. No SET clause: see
+-- os_core.is_identifier.
+CREATE OR REPLACE FUNCTION os_core.is_event_row(p_event record)
 RETURNS boolean
 LANGUAGE plpgsql
 IMMUTABLE
