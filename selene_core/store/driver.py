@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
 
 # Not public. Where a version of SQLAlchemy has it no longer, everything goes through SQLAlchemy.
 _RAISE: Final[Any] = getattr(Connection, "_handle_dbapi_exception", None)
@@ -79,14 +79,22 @@ def _begin(pgconn: PGconn, statement: bytes) -> PQGen[None]:
     pgconn.send_query_params(statement, None)
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
-    answers = []
-    for _ in range(3):  # BEGIN, the statement, the end of the pipeline
-        answers += yield from generators.fetch_many(pgconn)
+    answers: list[PGresult] = []
+    try:
+        for _ in range(3):  # BEGIN, the statement, the end of the pipeline
+            answers += yield from generators.fetch_many(pgconn)
+    except psycopg.DatabaseError:
+        # The connection ended. If the server told why, that says more.
+        if not any(map(_is_refusal, answers)):
+            raise
     if pgconn.status == ConnStatus.OK:
         pgconn.exit_pipeline_mode()
-    for answer in answers:
-        if answer.status == ExecStatus.FATAL_ERROR:
-            raise error_from_result(answer)
+    for refusal in filter(_is_refusal, answers):
+        raise error_from_result(refusal)
+
+
+def _is_refusal(answer: PGresult) -> bool:
+    return answer.status == ExecStatus.FATAL_ERROR
 
 
 def _is_unwatched(conn: Connection) -> bool:

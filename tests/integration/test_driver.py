@@ -212,6 +212,7 @@ def test_lost_connection__is_given_up_where_the_scope_begins(
         with pytest.raises(DBAPIError) as lost, tenant_scope(conn, "acme"):
             raise AssertionError
         assert lost.value.connection_invalidated
+        assert isinstance(lost.value.orig, psycopg.errors.AdminShutdown)  # and not only that it is lost
         assert conn.invalidated
     append_events(either, "acme", [created("order")])  # on the pool's next connection
 
