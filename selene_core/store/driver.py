@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import generators
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.connectors.asyncio import AsyncAdapt_dbapi_connection
 
@@ -70,6 +70,7 @@ def _begins_plainly(driver: Any) -> bool:
         driver.cursor_factory in _CURSORS
         and driver.isolation_level is driver.read_only is driver.deferrable is None
         and driver.pgconn.transaction_status == TransactionStatus.IDLE
+        and driver.pgconn.pipeline_status == PipelineStatus.OFF  # else it is the host's
     )
 
 
