@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import generators
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.connectors.asyncio import AsyncAdapt_dbapi_connection
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
 
 # Not public. Where a version of SQLAlchemy has it no longer, everything goes through SQLAlchemy.
 _RAISE: Final[Any] = getattr(Connection, "_handle_dbapi_exception", None)
@@ -70,6 +70,7 @@ def _begins_plainly(driver: Any) -> bool:
         driver.cursor_factory in _CURSORS
         and driver.isolation_level is driver.read_only is driver.deferrable is None
         and driver.pgconn.transaction_status == TransactionStatus.IDLE
+        and driver.pgconn.pipeline_status == PipelineStatus.OFF  # else it is the host's
     )
 
 
@@ -79,14 +80,22 @@ def _begin(pgconn: PGconn, statement: bytes) -> PQGen[None]:
     pgconn.send_query_params(statement, None)
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
-    answers = []
-    for _ in range(3):  # BEGIN, the statement, the end of the pipeline
-        answers += yield from generators.fetch_many(pgconn)
+    answers: list[PGresult] = []
+    try:
+        for _ in range(3):  # BEGIN, the statement, the end of the pipeline
+            answers += yield from generators.fetch_many(pgconn)
+    except psycopg.DatabaseError:
+        # The connection ended. If the server told why, that says more.
+        if not any(map(_is_refusal, answers)):
+            raise
     if pgconn.status == ConnStatus.OK:
         pgconn.exit_pipeline_mode()
-    for answer in answers:
-        if answer.status == ExecStatus.FATAL_ERROR:
-            raise error_from_result(answer)
+    for refusal in filter(_is_refusal, answers):
+        raise error_from_result(refusal)
+
+
+def _is_refusal(answer: PGresult) -> bool:
+    return answer.status == ExecStatus.FATAL_ERROR
 
 
 def _is_unwatched(conn: Connection) -> bool:

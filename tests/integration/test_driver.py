@@ -168,6 +168,14 @@ def test_scope__joins_what_the_driver_has_begun(either: sa.Engine) -> None:
     assert notices == []
 
 
+def test_scope__leaves_the_pipeline_of_a_host_open(either: sa.Engine) -> None:
+    with either.connect() as conn, driver_of(conn).pipeline():
+        with tenant_scope(conn, "acme"):
+            found = driver_of(conn).execute("SELECT current_setting('selene.tenant_id')").fetchone()
+        assert driver_of(conn).pgconn.pipeline_status == psycopg.pq.PipelineStatus.ON
+    assert found == ("acme",)
+
+
 def test_refusal__leaves_the_transaction_to_sqlalchemy(either: sa.Engine) -> None:
     with either.connect() as conn, conn.begin() as transaction:
         with pytest.raises(WorkOrderNotFound) as refused, tenant_scope(conn, "acme"):
@@ -212,6 +220,7 @@ def test_lost_connection__is_given_up_where_the_scope_begins(
         with pytest.raises(DBAPIError) as lost, tenant_scope(conn, "acme"):
             raise AssertionError
         assert lost.value.connection_invalidated
+        assert isinstance(lost.value.orig, psycopg.errors.AdminShutdown)  # and not only that it is lost
         assert conn.invalidated
     append_events(either, "acme", [created("order")])  # on the pool's next connection
 

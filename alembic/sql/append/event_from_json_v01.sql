@@ -17,8 +17,8 @@ DECLARE
       && $.work_order_id.type() == "string" && $.event_type.type() == "string"
       && !($.work_order_status.type() != "string" && $.work_order_status.type() != "null")
       && !($.correlation_id.type() != "string" && $.correlation_id.type() != "null")
-      && ($.turn_id.type() == "number" && $.turn_id >= 1 && $.turn_id <= 9223372036854775807 || $.turn_id == null || !exists($.turn_id))
-      && ($.reason_code.type() == "number" && $.reason_code >= 1 && $.reason_code <= 4294967295 || $.reason_code == null || !exists($.reason_code))
+      && ($.turn_id.type() == "number" && $.turn_id >= 1 && $.turn_id <= 9223372036854775807 || $.turn_id.type() == "null" || !exists($.turn_id))
+      && ($.reason_code.type() == "number" && $.reason_code >= 1 && $.reason_code <= 4294967295 || $.reason_code.type() == "null" || !exists($.reason_code))
       && !($.step_id.type() != "string" && $.step_id.type() != "null")
       && !($.step_input_hash.type() != "string" && $.step_input_hash.type() != "null")
       && !($.idempotency_key.type() != "string" && $.idempotency_key.type() != "null")
