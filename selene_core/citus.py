@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from selene_core.sql_files import read_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
     from sqlalchemy import Connection
@@ -73,16 +74,11 @@ def _distributed(thing: str, aspect: str, value: str, wanted: dict[str, str]) ->
     """Return what the profile makes of a fact of one node."""
     if thing == "role selene_owner" and aspect == "attributes":
         return value.replace("NOLOGIN", "LOGIN")  # Citus connects to the other nodes as the role that asks
-    if thing == "function os_core.enter_tenant(text)" and aspect == "body":
-        # As pg_proc keeps it: what stands between the quotes.
-        body = read_sql("tenant/enter_tenant", version=1).split("$$")[1]
-        return _md5(guarded(body))
-    if thing.startswith("function os_core.write_projection(") and aspect == "body":
-        body = read_sql("append/write_projection", version=1).split("$$")[1]
-        return _md5(by_value(body))
-    if thing.startswith("function os_core.append_work_order_event(") and aspect == "body":
-        body = read_sql("append/append_work_order_event", version=1).split("$$")[1]
-        return _md5(without_lock(body))
+    if aspect == "body":
+        for file, changed in CHANGED_BODIES.items():
+            if thing.startswith(f"function os_core.{function_of(file)}("):
+                # As pg_proc keeps it: what stands between the quotes.
+                return _md5(changed(read_sql(file, version=1).split("$$")[1]))
     if aspect == "settings":
         if wanted.get("signature") == "() -> trigger":
             value += "; citus.allow_nested_distributed_execution=on"
@@ -119,15 +115,28 @@ def without_lock(definition: str) -> str:
     )
 
 
+CHANGED_BODIES: Final[Mapping[str, Callable[[str], str]]] = {
+    "tenant/enter_tenant": guarded,
+    "append/write_projection": by_value,
+    "append/append_work_order_event": without_lock,
+}
+"""The SQL files whose functions have another body here, and what makes it of theirs."""
+
+
+def function_of(file: str) -> str:
+    """Return the name of the function in an SQL file."""
+    return file.rpartition("/")[2]
+
+
 def by_columns(definition: str, columns: str) -> str:
-    """Let the ledger's CHECK call row_rule(): a table's part has a row type of its own."""
+    """Let the ledger's CHECK call row_rule(): a table's part has another name than the row in it."""
     return _replaced(definition, "work_order_ledger.*", columns)
 
 
 def row_rule() -> str:
     """Return the function that the ledger's CHECK calls: it asks the rule about the row of some columns.
 
-    A distributed table may not depend on a function that depends on the table's row type, as the rule does.
+    A distributed table's CHECK may not depend on its row type, as event_of does. A body is no dependency.
     """
     maker = read_sql("fold/event_of", version=1)
     names = ", ".join(re.findall(r"^  (p_\w+) ", maker, re.MULTILINE))

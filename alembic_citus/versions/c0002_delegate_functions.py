@@ -6,7 +6,7 @@ Revises: c0001
 
 from alembic import op
 
-from selene_core.citus import by_value, guarded, without_lock
+from selene_core.citus import CHANGED_BODIES, function_of
 
 revision = "c0002"
 down_revision = "c0001"
@@ -27,9 +27,10 @@ PUBLIC = """
       )
     ORDER BY 1
 """
-ENTER = "SELECT pg_get_functiondef('os_core.enter_tenant(text)'::regprocedure)"
-PROJECTION = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'write_projection'"
-APPEND = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'append_work_order_event'"
+DEFINITION = """
+    SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p
+    WHERE p.pronamespace = 'os_core'::regnamespace AND p.proname = %s
+"""
 
 
 def upgrade() -> None:
@@ -40,9 +41,9 @@ def upgrade() -> None:
             f"SELECT create_distributed_function('{name}', 'p_tenant_id',"
             " colocate_with := 'os_core.work_order_ledger', force_delegation := true)"
         )
-    conn.exec_driver_sql(guarded(conn.exec_driver_sql(ENTER).scalar_one()).replace("%", "%%"))
-    conn.exec_driver_sql(by_value(conn.exec_driver_sql(PROJECTION).scalar_one()).replace("%", "%%"))
-    conn.exec_driver_sql(without_lock(conn.exec_driver_sql(APPEND).scalar_one()).replace("%", "%%"))
+    for file, changed in CHANGED_BODIES.items():
+        definition = conn.exec_driver_sql(DEFINITION, (function_of(file),)).scalar_one()
+        conn.exec_driver_sql(changed(definition).replace("%", "%%"))
 
 
 def downgrade() -> None:

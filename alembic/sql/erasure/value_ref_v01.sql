@@ -8,8 +8,6 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 BEGIN
-  RETURN pg_catalog.encode(
-    pg_catalog.sha256(pg_catalog.byteacat(p_salt, pg_catalog.convert_to(p_value::pg_catalog.text, 'UTF8'))), 'hex'
-  );
+  RETURN os_core.salted_hash(p_salt, p_value::pg_catalog.text);
 END;
 $$;
