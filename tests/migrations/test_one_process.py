@@ -179,8 +179,12 @@ def test_upgrade__inside_of_the_hosts_migration(
         assert catalogue_of(ours) == catalogue_at("head")
 
 
-def test_upgrade__inside_of_our_own(databases: list[Database], catalogue_at: Callable[[str], str]) -> None:
+def test_upgrade__inside_of_our_own(
+    databases: list[Database], catalogue_at: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As an application does it that listens to SQLAlchemy's events."""
+    # SQLAlchemy leaves it True after the last listener, and this process has other tests to run.
+    monkeypatch.setattr(sa.Engine, "_has_events", sa.Engine._has_events)
     inside = threading.local()
 
     def begin(connection: sa.Connection) -> None:
