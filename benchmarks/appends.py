@@ -11,7 +11,17 @@ import sqlalchemy as sa
 
 from benchmarks import bare, naive
 from benchmarks.databases import session_of
-from benchmarks.events import APPEND, TENANT, Batch, field_set, held_for_a_person, orders, wire
+from benchmarks.events import (
+    APPEND,
+    TENANT,
+    Batch,
+    field_set,
+    held_again,
+    held_for_a_new_person,
+    held_for_a_person,
+    orders,
+    wire,
+)
 from benchmarks.report import compare
 from benchmarks.rounds import Lane, measure
 from selene_core import WorkOrderLedgerEventInput, WorkOrderRepository, append_events, tenant_scope
@@ -28,6 +38,8 @@ if TYPE_CHECKING:
 _ROUND_TRIP: Final = ("round_trip", "append, one round trip")
 _BARE: Final = ("bare", "bare insert + update")
 _PERSONAL: Final = ("personal", "append, a personal value")
+_AGAIN: Final = ("personal_again", "the same, one known already")
+_FIRST: Final = ("personal_first", "the same, a person's first")
 _SCOPE: Final = ("scope", "append in tenant_scope")
 _FUNCTION: Final = ("append_events", "append_events()")
 
@@ -39,9 +51,13 @@ def append_1(databases: Databases, scale: Scale) -> list[Result]:
 
 
 def personal(databases: Databases, scale: Scale) -> list[Result]:
-    """One connection: a value of a person's, new to a subject that is known, against a plain value."""
-    timings = _measure(databases, scale, 1, (_PERSONAL, _ROUND_TRIP))
-    return [compare("personal", timings, _PERSONAL, _ROUND_TRIP, 0.87)]
+    """One connection: personal values against a plain one."""
+    timings = _measure(databases, scale, 1, (_PERSONAL, _AGAIN, _FIRST, _ROUND_TRIP))
+    return [
+        compare("personal", timings, _PERSONAL, _ROUND_TRIP, 0.87),
+        compare("personal", timings, _AGAIN, _ROUND_TRIP, 0.87),
+        compare("personal", timings, _FIRST, _ROUND_TRIP, None),
+    ]
 
 
 def append_8(databases: Databases, scale: Scale) -> list[Result]:
@@ -147,16 +163,11 @@ def _lane(
     return Lane(len(orders_), prepare, [session])
 
 
-def _open_round_trip(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
-    return _one_round_trip(stack, database, orders_, lambda item: item)
-
-
-def _open_personal(stack: ExitStack, database: Database, orders_: Sequence[Order]) -> Lane:
-    return _one_round_trip(stack, database, orders_, held_for_a_person)
-
-
-def _one_round_trip(
-    stack: ExitStack, database: Database, orders_: Sequence[Order], change: Callable[[Event], Event]
+def _open_round_trip(
+    stack: ExitStack,
+    database: Database,
+    orders_: Sequence[Order],
+    change: Callable[[Event], Event] = lambda item: item,
 ) -> Lane:
     conn = stack.enter_context(database.app())
 
@@ -238,7 +249,9 @@ def _open_naive_core(stack: ExitStack, database: Database, orders_: Sequence[Ord
 
 _OPEN: Final[Mapping[str, Callable[[ExitStack, Database, Sequence[Order]], Lane]]] = {
     "round_trip": _open_round_trip,
-    "personal": _open_personal,
+    "personal": partial(_open_round_trip, change=held_for_a_person),
+    "personal_again": partial(_open_round_trip, change=held_again),
+    "personal_first": partial(_open_round_trip, change=held_for_a_new_person),
     "bare": _open_bare,
     "scope": _open_scope,
     "append_events": _open_append_events,

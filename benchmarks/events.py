@@ -67,10 +67,27 @@ def field_set(order: Order, seq: int) -> Event:
 
 
 def held_for_a_person(item: Event) -> Event:
-    """Make an event's value a person's, one that no other order has."""
-    payload = item["payload"]
-    value = f"{item['work_order_id']}: {payload['value']}"
-    return {**item, "payload": {**payload, "value": {"$personal": {"subject": "user_17", "value": value}}}}
+    """Make an event's value one of a person who is known: a value that no other event has."""
+    return _held(item, "user_17", _only_here(item))
+
+
+def held_again(item: Event) -> Event:
+    """Make an event's value one that a person has already."""
+    return _held(item, "user_17", "Anna")
+
+
+def held_for_a_new_person(item: Event) -> Event:
+    """Make an event's value the first of a person."""
+    return _held(item, f"user of {_only_here(item)}", "Anna")
+
+
+def _only_here(item: Event) -> str:
+    return f"{item['work_order_id']}: {item['payload']['value']}"
+
+
+def _held(item: Event, subject: str, value: str) -> Event:
+    payload = {**item["payload"], "value": {"$personal": {"subject": subject, "value": value}}}
+    return {**item, "payload": payload}
 
 
 def life(order: Order) -> list[Event]:
