@@ -68,7 +68,7 @@ def field_set(order: Order, seq: int) -> Event:
 
 def held_for_a_person(item: Event) -> Event:
     """Make an event's value one of a person who is known: a value that no other event has."""
-    return _held(item, "user_17", _only_here(item))
+    return _held(item, "user_17", f"{item['work_order_id']}: {item['payload']['value']}")
 
 
 def held_again(item: Event) -> Event:
@@ -78,11 +78,7 @@ def held_again(item: Event) -> Event:
 
 def held_for_a_new_person(item: Event) -> Event:
     """Make an event's value the first of a person."""
-    return _held(item, f"user of {_only_here(item)}", "Anna")
-
-
-def _only_here(item: Event) -> str:
-    return f"{item['work_order_id']}: {item['payload']['value']}"
+    return _held(item, f"user.{item['idempotency_key']}", "Anna")
 
 
 def _held(item: Event, subject: str, value: str) -> Event:
