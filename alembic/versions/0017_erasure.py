@@ -57,7 +57,6 @@ READABLE = {
 
 
 def upgrade() -> None:
-    op.execute(sql("erasure/value_ref", version=1))
     create_subjects()
     create_values()
     for table in TABLES:
@@ -112,7 +111,7 @@ def create_values() -> None:
         ),
         # The reference commits to the value: nobody can put another one under it.
         sa.CheckConstraint(
-            "value_ref = os_core.value_ref(salt, value)", name=op.f("ck_subject_values_contract")
+            "value_ref = os_core.salted_hash(salt, value::text)", name=op.f("ck_subject_values_contract")
         ),
         schema="os_core",
     )
@@ -135,4 +134,3 @@ def downgrade() -> None:
         op.execute(f"DROP FUNCTION os_core.{signature}")
     for table in reversed(TABLES):
         op.drop_table(table, schema="os_core")
-    op.execute("DROP FUNCTION os_core.value_ref(bytea, jsonb)")

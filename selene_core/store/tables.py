@@ -561,7 +561,7 @@ subject_values: Final = Table(
         ["os_core.subjects.tenant_id", "os_core.subjects.subject_id", "os_core.subjects.salt"],
         name="fk_subject_values_subject",
     ),
-    CheckConstraint("value_ref = os_core.value_ref(salt, value)", name="contract"),
+    CheckConstraint("value_ref = os_core.salted_hash(salt, value::text)", name="contract"),
 )
 
 tenant_removals: Final = Table(

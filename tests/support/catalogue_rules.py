@@ -94,7 +94,6 @@ UNPINNED_FUNCTIONS = (
     "same_content",
     "refer_value",
     "salted_hash",
-    "value_ref",
     "transition_refusal",
     "write_projection",
     "continuity_refusal",
@@ -129,7 +128,6 @@ QUALIFIED_FUNCTIONS = (
     "is_portable_time",
     "is_projection_row",
     "salted_hash",
-    "value_ref",
 )
 """Of these, those that a CHECK may call in anybody's session.
 

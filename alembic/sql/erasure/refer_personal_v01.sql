@@ -164,7 +164,7 @@ BEGIN
     IF _nodes[_n] ? '$personal' THEN
       _value := os_core.canonical_json(_nodes[_n] -> '$personal' -> 'value');
       -- What is not the recorded value is refused as IdempotencyConflict: any other reference will do.
-      _ref := os_core.value_ref(COALESCE(_salts[_n], os_core.random_salt()), _value);
+      _ref := os_core.salted_hash(COALESCE(_salts[_n], os_core.random_salt()), _value::text);
       IF NOT (_is_replay[_e] OR _is_late[_n]) THEN
         INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
         VALUES (p_tenant_id, _subjects[_n], _ref, _salts[_n], _value)

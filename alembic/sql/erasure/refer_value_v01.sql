@@ -100,7 +100,7 @@ BEGIN
       END IF;
     END IF;
     IF _salt IS NOT NULL THEN
-      _ref := os_core.value_ref(_salt, _value);
+      _ref := os_core.salted_hash(_salt, _value::text);
       INSERT INTO os_core.subject_values (tenant_id, subject_id, value_ref, salt, value)
       VALUES (p_tenant_id, _subject_id, _ref, _salt, _value)
       ON CONFLICT DO NOTHING;
