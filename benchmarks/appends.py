@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 _ROUND_TRIP: Final = ("round_trip", "append, one round trip")
 _BARE: Final = ("bare", "bare insert + update")
 _PERSONAL: Final = ("personal", "append, a personal value")
-_AGAIN: Final = ("personal_again", "the same, one known already")
-_FIRST: Final = ("personal_first", "the same, a person's first")
+_AGAIN: Final = ("personal_again", "append, one known before")
+_FIRST: Final = ("personal_first", "append, a person's first")
 _SCOPE: Final = ("scope", "append in tenant_scope")
 _FUNCTION: Final = ("append_events", "append_events()")
 

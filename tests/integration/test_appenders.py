@@ -30,6 +30,7 @@ from selene_core import (
 )
 from tests.integration.test_documents import guides_block
 from tests.support.factories import created, event
+from tests.support.plans import listening
 from tests.support.pooler import driver_options
 from tests.support.races import wait_until
 from tests.support.servers import Database
@@ -67,16 +68,6 @@ def counted(engine: sa.Engine) -> Iterator[list[int]]:
 
     with listening(engine, "before_cursor_execute", listen):
         yield sizes
-
-
-@contextmanager
-def listening(target: Any, name: str, listener: Callable[..., None]) -> Iterator[None]:
-    """Let a listener hear what SQLAlchemy does."""
-    sa.event.listen(target, name, listener)
-    try:
-        yield
-    finally:
-        sa.event.remove(target, name, listener)
 
 
 def told(call: Callable[[], T]) -> T | Exception:

@@ -37,6 +37,7 @@ from tests.migrations.runs import (
     stands_at,
     wait_until_stopped,
 )
+from tests.support.plans import listening
 from tests.support.races import DEADLINE_SECONDS
 from tests.support.servers import Database, Server
 
@@ -179,12 +180,8 @@ def test_upgrade__inside_of_the_hosts_migration(
         assert catalogue_of(ours) == catalogue_at("head")
 
 
-def test_upgrade__inside_of_our_own(
-    databases: list[Database], catalogue_at: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_upgrade__inside_of_our_own(databases: list[Database], catalogue_at: Callable[[str], str]) -> None:
     """As an application does it that listens to SQLAlchemy's events."""
-    # SQLAlchemy leaves it True after the last listener, and this process has other tests to run.
-    monkeypatch.setattr(sa.Engine, "_has_events", sa.Engine._has_events)
     inside = threading.local()
 
     def begin(connection: sa.Connection) -> None:
@@ -192,11 +189,8 @@ def test_upgrade__inside_of_our_own(
             inside.done = True
             upgrade(databases[1].admin_url)
 
-    sa.event.listen(sa.Engine, "begin", begin)
-    try:
+    with listening(sa.Engine, "begin", begin):
         upgrade(databases[0].admin_url)
-    finally:
-        sa.event.remove(sa.Engine, "begin", begin)
     assert {catalogue_of(each) for each in databases[:2]} == {catalogue_at("head")}
 
 

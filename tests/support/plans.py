@@ -11,6 +11,19 @@ import sqlalchemy as sa
 
 
 @contextmanager
+def listening(target: Any, name: str, listener: Callable[..., None]) -> Iterator[None]:
+    """Let a listener hear what SQLAlchemy does with an engine, or with all engines."""
+    had_listeners = target._has_events
+    sa.event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        sa.event.remove(target, name, listener)
+        # SQLAlchemy leaves it set. On sa.Engine it would be there for every later test of the process.
+        target._has_events = had_listeners
+
+
+@contextmanager
 def statements(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
     """Collect what is sent to the database, with its parameters."""
     sent: list[tuple[str, Any]] = []
@@ -18,11 +31,8 @@ def statements(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
     def listen(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
-    sa.event.listen(engine, "before_cursor_execute", listen)
-    try:
+    with listening(engine, "before_cursor_execute", listen):
         yield sent
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", listen)
 
 
 def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
