@@ -18,6 +18,7 @@ from tests.integration.test_documents import guides_block
 from tests.support.calls import refused
 from tests.support.commands import selene_core
 from tests.support.factories import new_id, wire
+from tests.support.plans import listening
 from tests.support.races import wait_until
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
@@ -178,13 +179,12 @@ def test_remove__killed_at_any_point_and_run_again(
         if left == 0:
             admin.execute("SELECT pg_terminate_backend(%s, 10000)", (cursor.connection.info.backend_pid,))
 
-    sa.event.listen(owner, "before_cursor_execute", kill)
-    try:
-        remove_tenant(owner, "acme")
-        done = True
-    except sa.exc.DBAPIError:
-        done = False
-    sa.event.remove(owner, "before_cursor_execute", kill)
+    with listening(owner, "before_cursor_execute", kill):
+        try:
+            remove_tenant(owner, "acme")
+            done = True
+        except sa.exc.DBAPIError:
+            done = False
     assert done is (after == 0)
     assert rows(admin, "rival") == others
     remove_tenant(owner, "acme")
