@@ -51,7 +51,7 @@ def event(order: Order, seq: int, event_type: str, status: str, payload: Event) 
         "reason_code": 2,
         "payload": payload,
         "idempotency_key": f"{order.work_order_id}:{seq}",
-        "occurred_at": "2026-01-13T08:40:25+00:00",
+        "occurred_at": "2026-01-13T08:40:25.314159Z",
     }
 
 

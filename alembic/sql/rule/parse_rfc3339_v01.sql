@@ -12,7 +12,6 @@ AS $$
 DECLARE
   _text constant text := pg_catalog.replace(p_text, 'Z', '+00:00');
   _at timestamptz;
-  _plain text;
 BEGIN
   -- A year of five digits can be one of four in UTC.
   IF _text LIKE '____-%' AND pg_catalog.jsonb_path_query_first(
@@ -25,15 +24,13 @@ BEGIN
     IF os_core.is_portable_time(_at) THEN
       RETURN _at;
     END IF;
-  ELSIF pg_catalog.length(_text) <= 32 THEN
-    -- At most six digits of a second. datetime() writes neither zeros at their end nor -00:00.
-    _plain := pg_catalog.regexp_replace(_text, '-00:00$', '+00:00');
-    IF _text LIKE '%.%' AND _text NOT LIKE '%.%.%' THEN
-      _plain := pg_catalog.regexp_replace(_plain, '[.]?0+([+-][0-9:]+)$', E'\\1');
-    END IF;
-    IF _plain <> _text THEN
-      RETURN os_core.parse_rfc3339(_plain);
-    END IF;
+  -- datetime() writes neither zeros at the end of a fraction, which has at most six digits, nor -00:00.
+  ELSIF _text LIKE '%.%0______' AND _text NOT LIKE '%.%.%' AND pg_catalog.length(_text) <= 32 THEN
+    RETURN os_core.parse_rfc3339(
+      pg_catalog.rtrim(pg_catalog.rtrim(pg_catalog.left(_text, -6), '0'), '.') || pg_catalog.right(_text, 6)
+    );
+  ELSIF _text LIKE '%-00:00' THEN
+    RETURN os_core.parse_rfc3339(pg_catalog.left(_text, -6) || '+00:00');
   END IF;
   RETURN NULL;
 END;
