@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import select
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+import psycopg
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 
 _URL_RULE: Final = (
@@ -83,8 +87,10 @@ def create_selene_engine(
 ) -> Engine:
     """Make an engine for production. `options` are those of create_engine, and override ours.
 
-    It uses psycopg 3 and shows no parameter values in error messages. It tests a connection before use and
-    renews it after half an hour. Connecting fails after 10 seconds without an answer; so does waiting for a
+    It uses psycopg 3 and shows no parameter values in error messages. It tests a connection before use, and
+    renews it after half an hour. The test is a round trip; a connection that was in use within the last
+    second is only looked at, whether the server has closed it. With a pool_pre_ping or a poolclass of your
+    own it tests as that says. Connecting fails after 10 seconds without an answer; so does waiting for a
     connection of the pool. A server that has vanished is noticed within a minute.
 
     `pooler=True` is for a transaction-mode pooler such as PgBouncer: it switches off prepared statements,
@@ -95,6 +101,8 @@ def create_selene_engine(
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine, timeouts)
+    if not _POOL_TESTS & options.keys():
+        _test_before_use(engine)
     return engine
 
 
@@ -110,6 +118,8 @@ def create_async_selene_engine(
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine.sync_engine, timeouts)
+    if not _POOL_TESTS & options.keys():
+        _test_before_use(engine.sync_engine)
     return engine
 
 
@@ -136,7 +146,12 @@ CONNECT_ARGS: Final[dict[str, Any]] = {
 
 
 # pool_recycle: proxies and firewalls drop connections that are idle for an hour.
-_POOL_OPTIONS: Final = {"pool_pre_ping": True, "pool_recycle": 1800, "pool_timeout": 10}
+_POOL_OPTIONS: Final = {"pool_recycle": 1800, "pool_timeout": 10}
+_POOL_TESTS: Final = frozenset({"pool_pre_ping", "poolclass"})
+
+# A server that ends a session says so, which can be seen without asking. Only one that vanishes does not.
+_TRUSTED_SECONDS: Final = 1.0
+_LAST_USE: Final = "selene_last_use"
 
 
 def _timeouts(pooler: bool, statement: timedelta | None, idle: timedelta | None) -> dict[str, int]:
@@ -165,3 +180,33 @@ def _set_in_new_sessions(engine: Engine, timeouts: dict[str, int]) -> None:
         cursor.execute("; ".join(f"SET {name} = {value}" for name, value in timeouts.items()))
         cursor.close()
         connection.commit()
+
+
+def _test_before_use(engine: Engine) -> None:
+    """Let the pool renew what was lost meanwhile. So does pool_pre_ping, by a round trip before every use."""
+
+    @event.listens_for(engine, "checkin")
+    def note(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_LAST_USE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def test(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        last_use = record.info.get(_LAST_USE)
+        if last_use is None:
+            return  # it is new
+        try:
+            if time.monotonic() - last_use > _TRUSTED_SECONDS or _has_word(record.driver_connection):
+                engine.dialect.do_ping(connection)
+        except psycopg.Error as exc:
+            if not engine.dialect.is_disconnect(exc, connection, None):  # type: ignore[arg-type]
+                raise
+            raise InvalidatePoolError("the server has ended a session that was in the pool") from exc
+
+
+def _has_word(driver: Any) -> bool:
+    """Tell whether the server has sent something, or closed the connection. Windows cannot tell: always."""
+    if not hasattr(select, "poll"):
+        return True
+    found = select.poll()
+    found.register(driver.fileno(), select.POLLIN)
+    return bool(found.poll(0))

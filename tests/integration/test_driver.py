@@ -2,10 +2,6 @@
 
 import asyncio
 import logging
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -25,6 +21,7 @@ from selene_core import (
 )
 from selene_core.store.driver import begin_with
 from tests.support.factories import created, event
+from tests.support.plans import driver_of, round_trips
 from tests.support.races import backend_pid
 from tests.support.servers import Database
 
@@ -38,24 +35,6 @@ def either(request: pytest.FixtureRequest, database: Database) -> sa.Engine:
     if request.param == "watched":
         sa.event.listen(engine, "before_cursor_execute", lambda *_: None)
     return engine
-
-
-@contextmanager
-def round_trips(driver: Any) -> Iterator[list[int]]:
-    """Count how often the server became ready for the next message."""
-    with tempfile.TemporaryFile("w+") as lines:
-        found: list[int] = []
-        driver.pgconn.trace(lines.fileno())
-        try:
-            yield found
-        finally:
-            driver.pgconn.untrace()
-        os.lseek(lines.fileno(), 0, os.SEEK_SET)
-        found.append(lines.read().count("ReadyForQuery"))
-
-
-def driver_of(conn: sa.Connection) -> Any:
-    return conn.connection.driver_connection
 
 
 def status_of(conn: sa.Connection) -> psycopg.pq.TransactionStatus:

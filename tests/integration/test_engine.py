@@ -1,6 +1,7 @@
 """The engines that services make: what they set, what a pooler cannot bear, how waiting ends."""
 
 import asyncio
+import select
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from selene_core import create_async_selene_engine, create_selene_engine
+from selene_core import append_events, create_async_selene_engine, create_selene_engine
 from selene_core.store.engines import psycopg_url
+from tests.support.factories import created, event
+from tests.support.plans import driver_of, round_trips
 from tests.support.pooler import is_pooled
 from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
 from tests.support.servers import Database
@@ -22,8 +25,9 @@ PREPARED = sa.text("SELECT count(*) FROM pg_prepared_statements")
 
 
 @contextmanager
-def engine_of(database: Database, **options: Any) -> Iterator[sa.Engine]:
-    engine = create_selene_engine(database.app_url, **{"pooler": is_pooled(database.app_url), **options})
+def engine_of(database: Database, url: sa.URL | None = None, **options: Any) -> Iterator[sa.Engine]:
+    url = url or database.app_url
+    engine = create_selene_engine(url, **{"pooler": is_pooled(url), **options})
     try:
         yield engine
     finally:
@@ -80,6 +84,62 @@ def test_engine__comes_over_a_connection_that_died_in_the_pool(database: Databas
         wait_until_gone(admin, pid)
         with engine.connect() as conn:
             assert backend_pid(conn) != pid
+
+
+def test_engine__an_asynchronous_one_too(database: Database) -> None:
+    async def run() -> None:
+        pooler = is_pooled(database.app_url)
+        engine = create_async_selene_engine(database.app_url, pooler=pooler, pool_size=1)
+        try:
+            async with engine.connect() as conn:
+                pid = await conn.run_sync(backend_pid)
+            with database.engine("admin").connect() as admin:
+                admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+                wait_until_gone(admin, pid)
+            async with engine.connect() as conn:
+                assert await conn.run_sync(backend_pid) != pid
+        finally:
+            await engine.dispose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new pool", "same pool"])
+@pytest.mark.parametrize(
+    ("trusted", "options", "expected"),
+    [(1e9, {}, 1), (-1.0, {}, 2), (-1.0, {"pool_pre_ping": False}, 1), (1e9, {"pool_pre_ping": True}, 2)],
+    ids=["in use just now", "idle", "told not to", "told to"],
+)
+def test_engine__round_trips_of_a_call(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted: float,
+    options: dict[str, Any],
+    expected: int,
+    kept: bool,
+) -> None:
+    monkeypatch.setattr("selene_core.store.engines._TRUSTED_SECONDS", trusted)
+    with engine_of(database, pool_size=1, max_overflow=0, **options) as engine:
+        if not kept:
+            engine.dispose()
+        append_events(engine, "acme", [created("order")])
+        with engine.connect() as conn:
+            driver = driver_of(conn)
+        with round_trips(driver) as found:
+            append_events(engine, "acme", [event("STEP_STARTED", "order")])
+        assert found == [expected]
+
+
+def test_engine__a_message_of_the_server_is_not_the_end(database: Database) -> None:
+    with engine_of(database, database.admin_url, pool_size=1) as engine:
+        with engine.begin() as conn:
+            conn.execute(sa.text("LISTEN news"))
+            driver, pid = driver_of(conn), backend_pid(conn)
+        with database.engine("admin").begin() as other:
+            other.execute(sa.text("NOTIFY news"))
+        assert select.select([driver.fileno()], [], [], DEADLINE_SECONDS)[0]
+        with engine.connect() as conn:
+            assert backend_pid(conn) == pid
 
 
 def test_engine__waits_for_the_pool_only_so_long(database: Database) -> None:

@@ -1,6 +1,8 @@
 """What is sent to the database, and how it would be carried out."""
 
+import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,25 @@ def statements(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
 
     with listening(engine, "before_cursor_execute", listen):
         yield sent
+
+
+@contextmanager
+def round_trips(driver: Any) -> Iterator[list[int]]:
+    """Count how often the server became ready for the next message."""
+    with tempfile.TemporaryFile("w+") as lines:
+        found: list[int] = []
+        driver.pgconn.trace(lines.fileno())
+        try:
+            yield found
+        finally:
+            driver.pgconn.untrace()
+        os.lseek(lines.fileno(), 0, os.SEEK_SET)
+        found.append(lines.read().count("ReadyForQuery"))
+
+
+def driver_of(conn: sa.Connection) -> Any:
+    """Return the driver's connection."""
+    return conn.connection.driver_connection
 
 
 def plan_of(conn: sa.Connection, read: Callable[[], object], mode: str) -> Any:
