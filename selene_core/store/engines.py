@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import select
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
-import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, InvalidatePoolError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 
 
 _URL_RULE: Final = (
@@ -87,11 +88,13 @@ def create_selene_engine(
 ) -> Engine:
     """Make an engine for production. `options` are those of create_engine, and override ours.
 
-    It uses psycopg 3 and shows no parameter values in error messages. It tests a connection before use, and
-    renews it after half an hour. The test is a round trip; a connection that was in use within the last
-    second is only looked at, whether the server has closed it. With a pool_pre_ping or a poolclass of your
-    own it tests as that says. Connecting fails after 10 seconds without an answer; so does waiting for a
-    connection of the pool. A server that has vanished is noticed within a minute.
+    It uses psycopg 3 and shows no parameter values in error messages. It renews a connection after half an
+    hour, and tests it before use. The test is a round trip. For a second after one, the connection is only
+    looked at, whether the server has closed it; so a call in the very milliseconds in which a server begins
+    to shut down may meet a session that is about to end. pool_pre_ping=True asks before every use.
+
+    Connecting fails after 10 seconds without an answer; so does waiting for a connection of the pool. A
+    server that has vanished is noticed within a minute.
 
     `pooler=True` is for a transaction-mode pooler such as PgBouncer: it switches off prepared statements,
     which PgBouncer supports from 1.21 on only. The timeouts are set by SET in each new session, because
@@ -102,7 +105,7 @@ def create_selene_engine(
     engine = create_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine, timeouts)
     if not _POOL_TESTS & options.keys():
-        _test_before_use(engine)
+        _ping_seldom(engine.dialect)
     return engine
 
 
@@ -119,7 +122,7 @@ def create_async_selene_engine(
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine.sync_engine, timeouts)
     if not _POOL_TESTS & options.keys():
-        _test_before_use(engine.sync_engine)
+        _ping_seldom(engine.sync_engine.dialect)
     return engine
 
 
@@ -146,12 +149,10 @@ CONNECT_ARGS: Final[dict[str, Any]] = {
 
 
 # pool_recycle: proxies and firewalls drop connections that are idle for an hour.
-_POOL_OPTIONS: Final = {"pool_recycle": 1800, "pool_timeout": 10}
+_POOL_OPTIONS: Final = {"pool_pre_ping": True, "pool_recycle": 1800, "pool_timeout": 10}
 _POOL_TESTS: Final = frozenset({"pool_pre_ping", "poolclass"})
 
-# A server that ends a session says so, which can be seen without asking. Only one that vanishes does not.
 _TRUSTED_SECONDS: Final = 1.0
-_LAST_USE: Final = "selene_last_use"
 
 
 def _timeouts(pooler: bool, statement: timedelta | None, idle: timedelta | None) -> dict[str, int]:
@@ -182,31 +183,26 @@ def _set_in_new_sessions(engine: Engine, timeouts: dict[str, int]) -> None:
         connection.commit()
 
 
-def _test_before_use(engine: Engine) -> None:
-    """Let the pool renew what was lost meanwhile. So does pool_pre_ping, by a round trip before every use."""
+def _ping_seldom(dialect: Dialect) -> None:
+    """Let pool_pre_ping trust a connection that answered a ping a moment ago, and whose server is silent."""
+    ping = dialect.do_ping
+    pinged: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
-    @event.listens_for(engine, "checkin")
-    def note(_connection: object, record: ConnectionPoolEntry) -> None:
-        record.info[_LAST_USE] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def test(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
-        last_use = record.info.get(_LAST_USE)
-        if last_use is None:
-            return  # it is new
-        try:
-            if time.monotonic() - last_use > _TRUSTED_SECONDS or _has_word(record.driver_connection):
-                engine.dialect.do_ping(connection)
-        except psycopg.Error as exc:
-            if not engine.dialect.is_disconnect(exc, connection, None):  # type: ignore[arg-type]
-                raise
-            raise InvalidatePoolError("the server has ended a session that was in the pool") from exc
-
-
-def _has_word(driver: Any) -> bool:
-    """Tell whether the server has sent something, or closed the connection. Windows cannot tell: always."""
-    if not hasattr(select, "poll"):
+    def do_ping(connection: DBAPIConnection) -> bool:
+        driver = getattr(connection, "driver_connection", connection)
+        now = time.monotonic()
+        if now - pinged.get(driver, -math.inf) > _TRUSTED_SECONDS or not _is_silent(driver):
+            ping(connection)
+            pinged[driver] = now
         return True
+
+    dialect.do_ping = do_ping  # type: ignore[assignment]  # of this engine alone
+
+
+def _is_silent(driver: Any) -> bool:
+    """Tell whether a connection is idle, and nothing has come from the server. On Windows nobody can tell."""
+    if driver.pgconn.transaction_status != TransactionStatus.IDLE or not hasattr(select, "poll"):
+        return False
     found = select.poll()
     found.register(driver.fileno(), select.POLLIN)
-    return bool(found.poll(0))
+    return not found.poll(0)

@@ -104,11 +104,10 @@ def test_engine__an_asynchronous_one_too(database: Database) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["new pool", "same pool"])
 @pytest.mark.parametrize(
     ("trusted", "options", "expected"),
     [(1e9, {}, 1), (-1.0, {}, 2), (-1.0, {"pool_pre_ping": False}, 1), (1e9, {"pool_pre_ping": True}, 2)],
-    ids=["in use just now", "idle", "told not to", "told to"],
+    ids=["pinged just now", "not lately", "told not to", "told to"],
 )
 def test_engine__round_trips_of_a_call(
     database: Database,
@@ -116,18 +115,36 @@ def test_engine__round_trips_of_a_call(
     trusted: float,
     options: dict[str, Any],
     expected: int,
-    kept: bool,
 ) -> None:
     monkeypatch.setattr("selene_core.store.engines._TRUSTED_SECONDS", trusted)
     with engine_of(database, pool_size=1, max_overflow=0, **options) as engine:
-        if not kept:
-            engine.dispose()
+        engine.dispose()  # the next pool does as the first
         append_events(engine, "acme", [created("order")])
         with engine.connect() as conn:
             driver = driver_of(conn)
         with round_trips(driver) as found:
             append_events(engine, "acme", [event("STEP_STARTED", "order")])
         assert found == [expected]
+
+
+def test_engine__tests_a_connection_before_others_use_it(database: Database) -> None:
+    """What a host does at each checkout meets no lost connection, and its listener hears of the loss."""
+    heard: list[bool] = []
+
+    def use(connection: Any, *_: Any) -> None:
+        connection.execute("SELECT 1")
+        connection.rollback()
+
+    with engine_of(database, pool_size=1, pool_events=[(use, "checkout")]) as engine:
+        sa.event.listen(engine, "handle_error", lambda context: heard.append(context.is_pre_ping))
+        with engine.connect() as conn:
+            pid = backend_pid(conn)
+        with database.engine("admin").connect() as admin:
+            admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            wait_until_gone(admin, pid)
+        with engine.connect() as conn:
+            assert backend_pid(conn) != pid
+        assert heard == [True]
 
 
 def test_engine__a_message_of_the_server_is_not_the_end(database: Database) -> None:

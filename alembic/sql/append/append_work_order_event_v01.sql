@@ -20,7 +20,7 @@ DECLARE
   _next os_core.work_orders_current;
   _refusal text;
   _bound text;
-  _lost boolean := FALSE;
+  _lost boolean;
 BEGIN
   LOOP
     -- Step 1: lock the row, take a number after that.
@@ -29,9 +29,6 @@ BEGIN
     FROM os_core.work_orders_current AS current
     WHERE current.tenant_id = p_event.tenant_id AND current.work_order_id = p_event.work_order_id
     FOR NO KEY UPDATE;
-    IF _lost AND _state.last_seq IS NULL THEN
-      PERFORM os_core.refuse_damaged(p_event.work_order_id);
-    END IF;
 
     -- Steps 3 to 6. A refused event may still be a replay, so step 2 comes before anything is raised.
     p_event.created_at := GREATEST(pg_catalog.clock_timestamp(), _state.last_updated_at);
@@ -164,9 +161,9 @@ BEGIN
       WHERE ledger.tenant_id = p_event.tenant_id AND ledger.work_order_id = p_event.work_order_id
     ) THEN
       PERFORM os_core.refuse_sequence('os_core.work_order_ledger', 'work_order_event_id');
-    ELSIF _state.last_seq IS NOT NULL AND _lost THEN
+    ELSIF _lost THEN
       -- Looked at twice: a distributed engine may lose a lock with a part of the table that moves (there, the profile's INSERT
-      -- notices it by ON CONFLICT, too). The row is locked, so only one that is behind or ahead of its ledger leads here.
+      -- notices it by ON CONFLICT, too). So only a row that is missing, or behind or ahead of its ledger, leads here.
       PERFORM os_core.refuse_damaged(p_event.work_order_id);
     END IF;
     _lost := TRUE;

@@ -48,12 +48,12 @@ BEGIN
     _event := pg_catalog.jsonb_populate_record(_event, p_event);
     _event.tenant_id := p_tenant_id;
     IF _event.event_type IN ('WORK_ORDER_CREATED', 'STATUS_CHANGED', 'WORK_ORDER_CANCELED') THEN
-      IF _event.event_type = 'STATUS_CHANGED' THEN
-        _valid := _event.work_order_status IS NOT NULL
-          AND (_event.reason_code IS NOT NULL OR _event.work_order_status <> 'CANCELED');
-      ELSIF _event.event_type = 'WORK_ORDER_CREATED' THEN
+      IF _event.event_type = 'WORK_ORDER_CREATED' THEN
         _valid := _event.correlation_id IS NOT NULL AND _event.turn_id IS NOT NULL AND _event.reason_code IS NOT NULL
           AND COALESCE(_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED'), FALSE);
+      ELSIF _event.event_type = 'STATUS_CHANGED' THEN
+        _valid := _event.work_order_status IS NOT NULL
+          AND (_event.reason_code IS NOT NULL OR _event.work_order_status <> 'CANCELED');
       ELSE
         _event.work_order_status := COALESCE(_event.work_order_status, 'CANCELED');
         _valid := _event.work_order_status = 'CANCELED' AND _event.reason_code IS NOT NULL;

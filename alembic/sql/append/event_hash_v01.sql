@@ -10,7 +10,7 @@ PARALLEL SAFE
 AS $$
 BEGIN
   RETURN pg_catalog.sha256(pg_catalog.byteacat(
-    COALESCE(p_before, pg_catalog.decode('0000000000000000000000000000000000000000000000000000000000000000', 'hex')),
+    COALESCE(p_before, E'\\x0000000000000000000000000000000000000000000000000000000000000000'::pg_catalog.bytea),
     pg_catalog.convert_to(pg_catalog.json_build_array(
       1,
       p_event.work_order_event_id,

@@ -21,6 +21,14 @@ BEGIN
     THEN
       RETURN NULL;
     END IF;
+  ELSIF p_event_type = 'WORK_ORDER_CREATED' THEN
+    IF p_payload @@ '!($.fields.type() != "object") && !($.requester_user_id.type() != "string")'
+      AND p_payload - '{fields,requester_user_id}'::text[] = '{}'
+      AND os_core.is_identifier(p_payload ->> 'requester_user_id', 128) IS NOT FALSE
+      AND os_core.are_field_keys(p_payload -> 'fields') IS NOT FALSE
+    THEN
+      RETURN NULL;
+    END IF;
   ELSIF p_payload = '{}' OR p_event_type LIKE 'STEP%' THEN
     NULL;
   ELSIF p_event_type LIKE 'EXTERNAL%' THEN
@@ -34,16 +42,8 @@ BEGIN
       END IF;
     ELSIF p_payload @@ '$.request_id.type() == "string"'
       AND p_payload - 'request_id'::text
-        = (CASE p_event_type WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN '{"outcome": "APPROVED"}' ELSE '{}' END)::jsonb
+        = (CASE p_event_type WHEN 'EXTERNAL_APPROVAL_RESOLVED' THEN '{"outcome": "APPROVED"}'::jsonb ELSE '{}' END)
       AND os_core.is_identifier(p_payload ->> 'request_id', 128)
-    THEN
-      RETURN NULL;
-    END IF;
-  ELSIF p_event_type = 'WORK_ORDER_CREATED' THEN
-    IF p_payload @@ '!($.fields.type() != "object") && !($.requester_user_id.type() != "string")'
-      AND p_payload - '{fields,requester_user_id}'::text[] = '{}'
-      AND os_core.is_identifier(p_payload ->> 'requester_user_id', 128) IS NOT FALSE
-      AND os_core.are_field_keys(p_payload -> 'fields') IS NOT FALSE
     THEN
       RETURN NULL;
     END IF;

@@ -11,7 +11,8 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 DECLARE
-  _changed boolean := FALSE;
+  -- NULL is no, here and in _resolves: a default would be an assignment in every call.
+  _changed boolean;
   _resolves boolean;
   _key text;
   _value jsonb;
@@ -20,8 +21,9 @@ BEGIN
   IF p_state.last_seq IS NULL THEN
     p_state.created_at := p_event.created_at;
     p_state.requester_user_id := p_event.payload ->> 'requester_user_id';
-    p_state.fields_json := CASE pg_catalog.jsonb_typeof(p_event.payload -> 'fields')
-      WHEN 'object' THEN p_event.payload -> 'fields' ELSE '{}' END;
+    p_state.fields_json := COALESCE(
+      pg_catalog.jsonb_path_query_first(p_event.payload, 'strict $.fields ? (@.type() == "object")', '{}', TRUE), '{}'
+    );
     p_state.asked_fields_json := '{}';
     p_state.resolved_fields_json := '{}';
     p_state.conflicts_json := '{}';
@@ -66,7 +68,19 @@ BEGIN
     _changed := p_state.work_order_status IS DISTINCT FROM p_event.work_order_status;
 
   ELSIF pg_catalog.starts_with(p_event.event_type, 'EXTERNAL_') THEN
-    IF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
+    IF p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED' THEN
+      IF p_state.external_approval_pending
+        AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
+      THEN
+        p_state.external_approval_pending := FALSE;
+        p_state.external_approval_request_id := NULL;
+        p_state.external_approval_target_user_id := NULL;
+        p_state.external_approval_expires_at := NULL;
+        p_state.external_approval_notices := 0;
+        _changed := TRUE;
+      END IF;
+
+    ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_REQUESTED' THEN
       -- The same request again is not a state change. A request with a terminal status is dropped: nothing can resolve it.
       IF p_event.work_order_status NOT IN ('DONE', 'REFUSED', 'FAILED', 'CANCELED') THEN
         IF p_event.payload ? 'expires_at' THEN
@@ -95,18 +109,6 @@ BEGIN
           WHEN p_event.created_at >= p_state.external_approval_expires_at THEN 2
           ELSE LEAST(p_state.external_approval_notices + 1, 2)
         END;
-      END IF;
-
-    ELSIF p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED' THEN
-      IF p_state.external_approval_pending
-        AND p_state.external_approval_request_id IS NOT DISTINCT FROM p_event.payload ->> 'request_id'
-      THEN
-        p_state.external_approval_pending := FALSE;
-        p_state.external_approval_request_id := NULL;
-        p_state.external_approval_target_user_id := NULL;
-        p_state.external_approval_expires_at := NULL;
-        p_state.external_approval_notices := 0;
-        _changed := TRUE;
       END IF;
     END IF;
 
