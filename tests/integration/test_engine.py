@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -125,6 +126,21 @@ def test_engine__round_trips_of_a_call(
         with round_trips(driver) as found:
             append_events(engine, "acme", [event("STEP_STARTED", "order")])
         assert found == [expected]
+
+
+def test_engine__a_checkout_that_sends_nothing_is_no_sign_of_life(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([1000.0, 1000.6, 1001.2])
+    monkeypatch.setattr("selene_core.store.engines.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with engine_of(database, pool_size=1, max_overflow=0) as engine:
+        engine.connect().close()  # it is new
+        with engine.connect() as conn:  # the first ping
+            driver = driver_of(conn)
+        with round_trips(driver) as found:
+            engine.connect().close()
+            engine.connect().close()
+        assert found == [1]
 
 
 def test_engine__tests_a_connection_before_others_use_it(database: Database) -> None:
