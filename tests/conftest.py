@@ -1,6 +1,7 @@
 """One server a session, one migrated template database, one clone of it a test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -46,10 +47,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Forget what libpq's environment says of servers and sessions; a given server may need its secrets."""
+    """Forget what the caller's surroundings would change."""
+    # Of servers and sessions, in libpq's environment; a given server may need its secrets.
     for name in environment():
         if not name.startswith(("PGPASS", "PGSSL")):
             del os.environ[name]
+    # A job in a shell's background does not hear Ctrl-C, nor do the programs that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
