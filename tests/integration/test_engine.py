@@ -151,7 +151,9 @@ def test_engine__tests_a_connection_before_others_use_it(database: Database) -> 
         connection.execute("SELECT 1")
         connection.rollback()
 
-    with engine_of(database, pool_size=1, pool_events=[(use, "checkout")]) as engine:
+    # Not through a pooler, which keeps its side of the session.
+    url = database.admin_url
+    with engine_of(database, url, pool_size=1, pool_events=[(use, "checkout")]) as engine:
         sa.event.listen(engine, "handle_error", lambda context: heard.append(context.is_pre_ping))
         with engine.connect() as conn:
             pid = backend_pid(conn)
