@@ -89,9 +89,9 @@ def create_selene_engine(
     """Make an engine for production. `options` are those of create_engine, and override ours.
 
     It uses psycopg 3 and shows no parameter values in error messages. It renews a connection after half an
-    hour, and tests it before use. The test is a round trip. For a second after one, the connection is only
-    looked at, whether the server has closed it; so a call in the very milliseconds in which a server begins
-    to shut down may meet a session that is about to end. pool_pre_ping=True asks before every use.
+    hour, and pings it before use, at most once a second. In between, a look at its socket shows whether the
+    server has closed it. A session that is about to end, in the milliseconds in which a server begins to shut
+    down, it does not show: then the call fails. pool_pre_ping=True pings before every use.
 
     Connecting fails after 10 seconds without an answer; so does waiting for a connection of the pool. A
     server that has vanished is noticed within a minute.
@@ -104,8 +104,7 @@ def create_selene_engine(
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine, timeouts)
-    if not _POOL_TESTS & options.keys():
-        _ping_seldom(engine.dialect)
+    _ping_seldom(engine.dialect, options)
     return engine
 
 
@@ -121,8 +120,7 @@ def create_async_selene_engine(
     timeouts = _timeouts(pooler, statement_timeout, idle_in_transaction_timeout)
     engine = create_async_engine(psycopg_url(url), **_engine_options(pooler, options))
     _set_in_new_sessions(engine.sync_engine, timeouts)
-    if not _POOL_TESTS & options.keys():
-        _ping_seldom(engine.sync_engine.dialect)
+    _ping_seldom(engine.sync_engine.dialect, options)
     return engine
 
 
@@ -150,7 +148,6 @@ CONNECT_ARGS: Final[dict[str, Any]] = {
 
 # pool_recycle: proxies and firewalls drop connections that are idle for an hour.
 _POOL_OPTIONS: Final = {"pool_pre_ping": True, "pool_recycle": 1800, "pool_timeout": 10}
-_POOL_TESTS: Final = frozenset({"pool_pre_ping", "poolclass"})
 
 _TRUSTED_SECONDS: Final = 1.0
 
@@ -183,8 +180,10 @@ def _set_in_new_sessions(engine: Engine, timeouts: dict[str, int]) -> None:
         connection.commit()
 
 
-def _ping_seldom(dialect: Dialect) -> None:
-    """Let pool_pre_ping trust a connection that answered a ping a moment ago, and whose server is silent."""
+def _ping_seldom(dialect: Dialect, options: dict[str, Any]) -> None:
+    """Let our pool_pre_ping trust a connection that answered a ping just now, and whose server is silent."""
+    if {"pool_pre_ping", "poolclass"} & options.keys():
+        return  # the caller's own decides
     ping = dialect.do_ping
     pinged: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 

@@ -33,7 +33,7 @@ from selene_core import (
 from tests.integration.test_documents import guides_block
 from tests.support.factories import created, event
 from tests.support.pooler import driver_options
-from tests.support.races import wait_until_blocked, wait_until_gone
+from tests.support.races import end_session, wait_until_blocked
 from tests.support.servers import Database
 
 TENANT = "acme"
@@ -381,9 +381,7 @@ def test_append_events__leaves_no_autocommit_behind(database: Database, admin_en
     with pytest.raises(WorkOrderNotFound):
         append_events(one, TENANT, [event("STEP_STARTED", "nowhere")])
     assert check() == pid
-    with admin_engine.connect() as admin:
-        admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-        wait_until_gone(admin, pid)
+    end_session(admin_engine, pid)
     with pytest.raises(sa.exc.DBAPIError):
         append_events(one, TENANT, [event("STEP_STARTED", "order")])
     assert check() != pid

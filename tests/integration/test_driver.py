@@ -22,7 +22,7 @@ from selene_core import (
 from selene_core.store.driver import begin_with
 from tests.support.factories import created, event
 from tests.support.plans import driver_of, round_trips
-from tests.support.races import backend_pid
+from tests.support.races import backend_pid, end_session
 from tests.support.servers import Database
 
 KINDS = ["unwatched", "watched"]
@@ -40,11 +40,6 @@ def either(request: pytest.FixtureRequest, database: Database) -> sa.Engine:
 def status_of(conn: sa.Connection) -> psycopg.pq.TransactionStatus:
     found: psycopg.pq.TransactionStatus = driver_of(conn).info.transaction_status
     return found
-
-
-def end_session(admin_engine: sa.Engine, pid: int) -> None:
-    with admin_engine.connect() as admin:
-        admin.execute(sa.text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
 
 
 def test_scope__is_three_round_trips(engine: sa.Engine) -> None:

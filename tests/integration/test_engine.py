@@ -19,7 +19,7 @@ from selene_core.store.engines import psycopg_url
 from tests.support.factories import created, event
 from tests.support.plans import driver_of, round_trips
 from tests.support.pooler import is_pooled
-from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
+from tests.support.races import DEADLINE_SECONDS, backend_pid, end_session
 from tests.support.servers import Database
 
 PREPARED = sa.text("SELECT count(*) FROM pg_prepared_statements")
@@ -78,11 +78,10 @@ def test_engine__application_name(database: Database, options: dict[str, Any], n
 
 
 def test_engine__comes_over_a_connection_that_died_in_the_pool(database: Database) -> None:
-    with engine_of(database, pool_size=1) as engine, database.engine("admin").connect() as admin:
+    with engine_of(database, pool_size=1) as engine:
         with engine.connect() as conn:
             pid = backend_pid(conn)
-        admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-        wait_until_gone(admin, pid)
+        end_session(database.engine("admin"), pid)
         with engine.connect() as conn:
             assert backend_pid(conn) != pid
 
@@ -94,9 +93,7 @@ def test_engine__an_asynchronous_one_too(database: Database) -> None:
         try:
             async with engine.connect() as conn:
                 pid = await conn.run_sync(backend_pid)
-            with database.engine("admin").connect() as admin:
-                admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-                wait_until_gone(admin, pid)
+            end_session(database.engine("admin"), pid)
             async with engine.connect() as conn:
                 assert await conn.run_sync(backend_pid) != pid
         finally:
@@ -157,9 +154,7 @@ def test_engine__tests_a_connection_before_others_use_it(database: Database) -> 
         sa.event.listen(engine, "handle_error", lambda context: heard.append(context.is_pre_ping))
         with engine.connect() as conn:
             pid = backend_pid(conn)
-        with database.engine("admin").connect() as admin:
-            admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            wait_until_gone(admin, pid)
+        end_session(database.engine("admin"), pid)
         with engine.connect() as conn:
             assert backend_pid(conn) != pid
         assert heard == [True]

@@ -37,6 +37,13 @@ def wait_until_blocked(admin_conn: sa.Connection, pid: int, seconds: float = DEA
     return wait_until(blocked, f"backend {pid} waits for a lock", seconds)
 
 
+def end_session(admin_engine: sa.Engine, pid: int) -> None:
+    """End a backend, and wait until it has ended."""
+    with admin_engine.connect() as admin:
+        admin.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        wait_until_gone(admin, pid)
+
+
 def wait_until_gone(admin_conn: sa.Connection, pid: int, seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until a backend has ended, and its locks with it."""
     forget = sa.text("SELECT pg_stat_clear_snapshot()")  # or else a transaction sees one activity for ever

@@ -9,6 +9,7 @@ PARALLEL SAFE
 AS $$
 DECLARE
   _key text;
+  _expired boolean;
 BEGIN
   IF p_state.external_approval_pending THEN
     IF p_event.event_type IN ('FIELD_PROMPTED', 'STEP_STARTED', 'EXTERNAL_APPROVAL_REQUESTED')
@@ -41,16 +42,13 @@ BEGIN
     THEN
       RETURN 'SL007';
     END IF;
+    _expired := COALESCE(p_state.external_approval_expires_at <= p_event.created_at, FALSE);
     IF p_event.event_type = 'EXTERNAL_APPROVAL_RESOLVED' THEN
-      IF p_event.payload ->> 'outcome' = 'EXPIRED' THEN
-        IF (p_state.external_approval_expires_at <= p_event.created_at) IS NOT TRUE THEN
-          RETURN 'SL007';
-        END IF;
+      IF NOT _expired AND p_event.payload ->> 'outcome' = 'EXPIRED' THEN
+        RETURN 'SL007';
       END IF;
     -- One notice, and one more after the expiry. The fold counts a first one after the expiry as both.
-    ELSIF p_state.external_approval_notices
-      > COALESCE((p_state.external_approval_expires_at <= p_event.created_at)::integer, 0)
-    THEN
+    ELSIF p_state.external_approval_notices > _expired::integer THEN
       RETURN 'SL008';
     END IF;
   END IF;

@@ -10,7 +10,7 @@ IMMUTABLE
 PARALLEL SAFE
 AS $$
 DECLARE
-  -- The longest one has 32 characters, and a text of any length costs no more.
+  -- No valid text has more than 32 characters. Cut behind these, a longer one stays invalid, and costs no more.
   _text constant text := pg_catalog.replace(pg_catalog.left(p_text, 33), 'Z', '+00:00');
   _at timestamptz;
 BEGIN
