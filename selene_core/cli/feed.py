@@ -18,7 +18,7 @@ from selene_core.cli.terminal import page_on, say
 from selene_core.contract.events import check_tenant_id
 from selene_core.contract.frozen_json import MAX_INT64
 from selene_core.store import feed_statements as statements
-from selene_core.store.feed import MAX_FEED_PAGE, feed_status, give_positions, verify_feed
+from selene_core.store.feed import MAX_FEED_PAGE, feed_status, give_all_positions, give_positions, verify_feed
 from selene_core.store.repository import fetch
 from selene_core.store.scope import autocommitting, tenant_scope
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LAST: Final = 20
 _LOOK: Final = 0.05  # seconds
+_PATIENCE: Final = 5.0
 
 
 @click.command()
@@ -68,8 +69,8 @@ def _gives_positions(engine: Engine, tenant: str) -> bool:
     """Give positions to all events that have none; False where the login or the server does not let us."""
     try:
         with engine.connect() as conn, autocommitting(conn):
-            while give_positions(conn, tenant):
-                pass
+            if not give_all_positions(conn, tenant, _PATIENCE):
+                warn("another session is at the feed: the newest events may have no position yet")
     except DBAPIError as exc:
         if not isinstance(
             exc.orig, psycopg.errors.InsufficientPrivilege | psycopg.errors.ReadOnlySqlTransaction

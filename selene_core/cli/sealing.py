@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,7 @@ from selene_core.cli.seal_files import (
     write_seal,
 )
 from selene_core.contract.events import rfc3339
-from selene_core.store.feed import POSITIONS_AT_ONCE, alone, give_positions
+from selene_core.store.feed import alone, give_all_positions
 from selene_core.store.feed_statements import LAST_POSITION
 from selene_core.store.scope import tenant_scope
 
@@ -38,8 +37,7 @@ MAX_POSITIONS: Final = 100_000
 """How many positions of the feed one seal covers: more are sealed by several, so that memory stays flat."""
 
 _HEADS_AT_ONCE: Final = 2_000
-_OTHERS_TURN: Final = 0.05  # seconds
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 60.0  # seconds
 
 _NOW: Final = text("SELECT clock_timestamp()")
 _HEADS: Final = text("""
@@ -140,15 +138,8 @@ def make_seals(
 
 def _give_positions(engine: Engine, tenant_id: str) -> int:
     """Give every event that is committed by now its position; return the last one."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        numbered = alone(engine, lambda conn: give_positions(conn, tenant_id))
-        if numbered is None and time.monotonic() > deadline:
-            raise click.ClickException(f"another session has been at the feed of {tenant_id} for a minute")
-        if numbered is None:
-            time.sleep(_OTHERS_TURN)
-        elif numbered < POSITIONS_AT_ONCE:
-            break
+    if not alone(engine, lambda conn: give_all_positions(conn, tenant_id, _PATIENCE)):
+        raise click.ClickException(f"another session has been at the feed of {tenant_id} for a minute")
     with tenant_scope(engine, tenant_id) as conn:
         end: int = conn.scalar(LAST_POSITION, {"tenant_id": tenant_id}) or 0
     return end

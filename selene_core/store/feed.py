@@ -37,6 +37,7 @@ FIRST_WAIT: Final = 0.02  # seconds
 LONGEST_WAIT: Final = 1.0
 POSITIONS_AT_ONCE: Final = 10_000  # how many events get their positions in one transaction
 _LOOK_AT_STOP: Final = 0.05
+_OTHERS_TURN: Final = 0.05
 
 _CONSUMER: Final = identifier(MAX_ID)
 _LIMIT: Final = integer(1, MAX_FEED_PAGE)
@@ -284,6 +285,21 @@ def give_positions(conn: Connection, tenant_id: str) -> int | None:
         return None
     numbered: int | None = rows[0]["result"]
     return numbered
+
+
+def give_all_positions(conn: Connection, tenant_id: str, patience: float) -> bool:
+    """Give what is committed by now its positions; False if others are at it for `patience` seconds."""
+    since = time.monotonic()
+    while True:
+        numbered = give_positions(conn, tenant_id)
+        if numbered is None:
+            if time.monotonic() - since > patience:
+                return False
+            time.sleep(_OTHERS_TURN)
+        elif numbered < POSITIONS_AT_ONCE:
+            return True
+        else:
+            since = time.monotonic()
 
 
 def is_overtaken(exc: DBAPIError) -> bool:

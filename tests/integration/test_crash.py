@@ -105,12 +105,6 @@ def start(sessions: Sessions, middle: Middle, session: Session) -> Future[list[A
     return future
 
 
-def gone(sessions: Sessions, pid: int | None) -> None:
-    """Wait until a backend has ended."""
-    query = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
-    wait_until(lambda: sessions.admin.execute(query, (pid,)).fetchone() == (True,), f"backend {pid} ends")
-
-
 def test_middle__is_where_it_should_be(sessions: Sessions, acme: Tenant, place: str) -> None:
     # Seen from outside: which table's unique index or row the call waits at, by the locks that it has.
     middle = Middle(acme, sessions.open(autocommit=False), place, 1)
@@ -167,7 +161,7 @@ def test_dropped_connection__of_a_call_under_way_loses_only_the_answer(
     # The server does not notice while the call waits. It goes on as soon as it can, and commits.
     assert session.conn.broken
     middle.holder.conn.rollback()
-    gone(sessions, session.pid)
+    sessions.wait_until_gone(session.pid)
     middle.check_all()
 
 
@@ -179,7 +173,7 @@ def test_dropped_connection__is_noticed_by_a_server_that_looks(sessions: Session
         line.shutdown(socket.SHUT_RDWR)
         line.detach()
     assert isinstance(future.exception(), psycopg.OperationalError)
-    gone(sessions, session.pid)
+    sessions.wait_until_gone(session.pid)
     middle.check_nothing()
 
 
@@ -240,7 +234,7 @@ def test_killed_client__in_autocommit_loses_only_the_answer(
     process.wait(SECONDS)
     assert told(process) == ""
     middle.holder.conn.rollback()
-    gone(sessions, pid)
+    sessions.wait_until_gone(pid)
     middle.check_all()
 
 
@@ -261,7 +255,7 @@ def test_killed_client__before_its_commit_leaves_nothing(
     assert pid is not None
     process.kill()
     process.wait(SECONDS)
-    gone(sessions, pid)
+    sessions.wait_until_gone(pid)
     assert acme.everything() == before
     assert [row.replayed for row in acme.append(*events)] == [False] * 3
     assert [row.replayed for row in acme.append(*events)] == [True] * 3

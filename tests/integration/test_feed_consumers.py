@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -33,10 +34,12 @@ from selene_core import (
     verify_feed,
 )
 from selene_core.cli import cli
+from selene_core.cli import feed as feed_commands
 from tests.integration.test_documents import guides_block
 from tests.support.commands import selene_core
 from tests.support.factories import created, event
-from tests.support.races import DEADLINE_SECONDS, wait_until
+from tests.support.feeds import advance, value
+from tests.support.races import DEADLINE_SECONDS, backend_pid, end_session, wait_until
 from tests.support.raw import connect
 from tests.support.servers import Database
 
@@ -132,14 +135,10 @@ def test_follow__left_in_a_batch_it_comes_again(engine: sa.Engine) -> None:
 
 def test_follow__killed_between_work_and_commit_comes_again(engine: sa.Engine, database: Database) -> None:
     feed = Feed(engine, "acme", "billing")
-    with connect(database.admin_url, autocommit=True) as admin:
-        with pytest.raises(sa.exc.DBAPIError), feed.batch() as (conn, events):  # noqa: PT012 - of the block
-            for each in events:
-                note(conn, each)
-            pid = conn.scalar(sa.text("SELECT pg_backend_pid()"))
-            admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
-        wait_until(lambda: admin.execute(alive, (pid,)).fetchone() == (0,), "the backend has ended")
+    with pytest.raises(sa.exc.DBAPIError), feed.batch() as (conn, events):  # noqa: PT012 - of the block
+        for each in events:
+            note(conn, each)
+        end_session(database.engine("admin"), backend_pid(conn))
     assert seen(engine) == []
     with feed.batch() as (_, events):
         assert len(events) == 5
@@ -344,6 +343,33 @@ def test_tail__shows_the_events_by_position(engine: sa.Engine, database: Databas
     ran = command(database, "tail", "acme", "--after", "34", "--json", role="readonly")
     assert [json.loads(line)["feed_position"] for line in ran.stdout.splitlines()] == [35]
     assert "cannot give positions" in ran.stderr
+
+
+def test_tail__waits_for_who_gives_positions(
+    engine: sa.Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        connect(database.admin_url, autocommit=True) as watcher,
+        connect(database.app_url) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        advance(other, "acme")
+        monkeypatch.setattr(feed_commands, "_PATIENCE", 0)
+        ran = command(database, "tail", "acme")
+        assert (ran.returncode, ran.stdout) == (0, "")
+        assert "another session is at the feed" in ran.stderr
+        monkeypatch.setattr(feed_commands, "_PATIENCE", DEADLINE_SECONDS)
+        asked = (
+            "SELECT coalesce(max(query_start) > %s, FALSE) FROM pg_stat_activity"
+            " WHERE state = 'idle' AND query LIKE '%%advance_feed%%'"
+        )
+        before = value(watcher, "SELECT clock_timestamp()")
+        waiting = pool.submit(command, database, "tail", "acme", "--json")
+        wait_until(lambda: value(watcher, asked, before), "the command has asked for positions")
+        other.commit()
+        ran = waiting.result()
+    assert [json.loads(line)["feed_position"] for line in ran.stdout.splitlines()] == [1, 2, 3, 4, 5]
+    assert ran.stderr == ""
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from psycopg import IsolationLevel
 from tests.support.calls import Row, append
 from tests.support.factories import new_id, wire
 from tests.support.feeds import advance, drained, take, value, wrong
-from tests.support.races import DEADLINE_SECONDS, wait_until
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
 from tests.support.sessions import Sessions
@@ -127,8 +126,7 @@ class History:
     def do_kill(self, writer: int, _order: str) -> None:
         pid = self.writers[writer].info.backend_pid
         self.sessions.admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        alive = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
-        wait_until(lambda: not value(self.sessions.admin, alive, pid), "the backend ends", DEADLINE_SECONDS)
+        self.sessions.wait_until_gone(pid)
         with suppress(psycopg.Error):
             self.writers[writer].close()
         self.writers[writer] = self._connect()
@@ -144,9 +142,11 @@ class History:
         self.got += take(self.acme.app, self.acme.id, limit=3)
 
     def do_crash(self, _writer: int, _order: str) -> None:
-        consumer = self.sessions.open(autocommit=False).conn
-        take(consumer, self.acme.id, limit=3)
-        consumer.close()
+        consumer = self.sessions.open(autocommit=False)
+        take(consumer.conn, self.acme.id, limit=3)
+        pid = consumer.pid
+        consumer.conn.close()
+        self.sessions.wait_until_gone(pid)
 
     def end(self) -> None:
         """End all transactions, and let the consumer have what is left."""

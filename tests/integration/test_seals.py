@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from selene_core import create_selene_engine
 from selene_core.cli import sealing
 from selene_core.cli.seal_files import private_key, write_seal
-from selene_core.store.feed import give_positions
+from selene_core.store import feed
 from tests.support import chain
 from tests.support.calls import Tenant
 from tests.support.commands import selene_core
@@ -160,7 +160,7 @@ def test_seal__of_a_tenant_without_events_is_none(notary: Notary) -> None:
 
 def test_seal__of_a_busy_tenant_ends(notary: Notary, acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event comes at every step, and a consumer gives it a position at once."""
-    order, write, give = history(acme), write_seal, give_positions
+    order, write, give = history(acme), write_seal, feed.give_positions
 
     def write_and_go_on(*arguments: Any) -> None:
         write(*arguments)
@@ -173,7 +173,7 @@ def test_seal__of_a_busy_tenant_ends(notary: Notary, acme: Tenant, monkeypatch: 
         return given
 
     monkeypatch.setattr(sealing, "write_seal", write_and_go_on)
-    monkeypatch.setattr(sealing, "give_positions", give_and_go_on)
+    monkeypatch.setattr(feed, "give_positions", give_and_go_on)
     monkeypatch.setattr(sealing, "MAX_POSITIONS", 2)
     assert notary.sealed() == [1, 2, 3]
     assert notary.orders() == {}

@@ -88,11 +88,19 @@ def wrong(tenant: Tenant, got: Sequence[Row]) -> list[str]:
 
 
 def drained(tenant: Tenant, consumer: str = "billing") -> list[Row]:
-    """Give positions and take events until nothing is left."""
+    """Give positions and take events until nothing is left; fail if another is at the feed or the place."""
     got: list[Row] = []
     while True:
         numbered = advance(tenant.app, tenant.id)
         taken = take(tenant.app, tenant.id, consumer)
         if not numbered and not taken:
+            # That "nothing" may only be for now.
+            assert numbered == 0, "another transaction gives positions"
+            left = (
+                "SELECT EXISTS (SELECT FROM os_core.work_order_feed_heads AS head"
+                " JOIN os_core.work_order_feed_consumers AS place USING (tenant_id)"
+                " WHERE tenant_id = %s AND consumer = %s AND place.feed_position < head.last_position)"
+            )
+            assert not value(tenant.admin, left, tenant.id, consumer), "another has the consumer's place"
             return got
         got += taken

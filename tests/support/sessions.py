@@ -91,6 +91,11 @@ class Sessions:
         ).fetchone()
         return None if row is None else row[0]
 
+    def wait_until_gone(self, pid: int | None) -> None:
+        """Wait until a backend has ended, and its transaction with it: whoever closes a session does not."""
+        alive = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+        wait_until(lambda: self.admin.execute(alive, (pid,)).fetchone() == (False,), f"backend {pid} ends")
+
     def blockers(self, session: Session) -> set[int]:
         """Wait until a session waits for a lock, and return the backends that it waits for."""
         return set(wait_until(lambda: self.blockers_now(session), f"backend {session.pid} waits for a lock"))
