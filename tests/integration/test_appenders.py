@@ -282,7 +282,10 @@ def test_lost_connection__is_told_without_a_key_and_sent_again_with_one(
         transaction = holder.begin()
         with tenant_scope(holder, TENANT):
             WorkOrderRepository(holder).append(field(orders[0], "held"))
-        blocked = sa.text("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' LIMIT 1")
+        blocked = sa.text(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database() LIMIT 1"
+        )
         with ThreadPoolExecutor(1) as pool, Appender(engine) as appender:
             started = pool.submit(
                 lambda: told(lambda: appender.append(TENANT, field(orders[0], idempotency_key=key)))

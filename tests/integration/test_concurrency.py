@@ -80,6 +80,7 @@ def watched(sessions: Sessions, tenant: Tenant) -> Iterator[None]:
     watcher.start()
     try:
         yield
+        wait_until(lambda: any(looks) or not watcher.is_alive(), "the watcher has seen events")
     finally:
         enough.set()
         watcher.join()

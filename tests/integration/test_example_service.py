@@ -43,7 +43,7 @@ from tests.support.races import wait_until
 from tests.support.servers import Database
 
 Json = dict[str, Any]
-TTL_MS, TIMEOUT_MS = 2_000, 4_000
+TTL_MS, TIMEOUT_MS = 2_000, 8_000
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.integration.test_jit import EXPLAIN, nodes
 from tests.support.calls import append
 from tests.support.factories import wire
 from tests.support.feeds import advance
+from tests.support.plans import buffers
 from tests.support.raw import Connection, connect
 from tests.support.servers import LOGIN_ROLES, Database
 from tests.support.sessions import Sessions
@@ -75,11 +76,7 @@ def offences(told: Any) -> list[str]:
 
 def blocks(conn: Connection, statement: str) -> int:
     """Return how many blocks a statement looks at, once its session knows the catalogue."""
-    for _ in range(2):
-        row = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()).fetchone()
-    assert row is not None
-    plan = row[0][0]["Plan"]
-    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    return min(buffers(conn, statement) for _ in range(3))
 
 
 def rows_of(told: Any) -> float:

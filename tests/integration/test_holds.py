@@ -60,10 +60,10 @@ def renewed(tenant: Tenant, order: str) -> Row | None:
 
 def test_hold__takes_renews_and_gives_back(acme: Tenant, engine: sa.Engine) -> None:
     order = acme.order("EXECUTING")
-    with hold_lease(engine, acme.id, order, "worker-1", ttl_ms=SHORT) as hold:
+    with hold_lease(engine, acme.id, order, "worker-1", ttl_ms=LONG) as hold:
         first = hold.lease
         assert (first.work_order_id, first.lease_owner_id) == (order, "worker-1")
-        with pytest.raises(LeaseHeld), hold_lease(engine, acme.id, order, "worker-2", ttl_ms=SHORT):
+        with pytest.raises(LeaseHeld), hold_lease(engine, acme.id, order, "worker-2", ttl_ms=LONG):
             pass
         wait_until(lambda: hold.lease.renewed_at, "the lease is renewed")
         assert (hold.lease.fence, hold.lease.token) == (first.fence, first.token)
@@ -163,7 +163,7 @@ def test_hold__is_lost_when_the_server_is_gone_for_longer_than_the_ttl(
 
 def test_hold__ends_quietly_when_the_order_has_ended(acme: Tenant, engine: sa.Engine) -> None:
     order = acme.order("EXECUTING")
-    with hold_lease(engine, acme.id, order, "worker-1", ttl_ms=SHORT) as hold:
+    with hold_lease(engine, acme.id, order, "worker-1", ttl_ms=LONG) as hold:
         acme.append(wire("WORK_ORDER_CANCELED", order))
         assert hold.wait(SECONDS), "there is nothing left to do"
     assert [row["lease_state"] for row in leases(acme, order)] == ["RELEASED"]
@@ -216,7 +216,7 @@ def test_async_hold__takes_renews_and_gives_back(
     later = datetime.now(UTC) + timedelta(hours=1)
 
     async def story(hold_of: Callable[..., Any]) -> None:
-        async with hold_of(acme.id, order, "worker-1", ttl_ms=SHORT) as hold:
+        async with hold_of(acme.id, order, "worker-1", ttl_ms=LONG) as hold:
             await until(lambda: hold.lease.renewed_at)
             assert not await hold.wait(0.01)
             hold.check()

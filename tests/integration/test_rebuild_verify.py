@@ -23,6 +23,7 @@ from tests.support.calls import (
     verify,
 )
 from tests.support.factories import correlation_of, new_id, wire
+from tests.support.races import DEADLINE_SECONDS
 from tests.support.raw import Connection, connect
 from tests.support.servers import Database
 from tests.support.sessions import Sessions
@@ -463,7 +464,7 @@ def test_rebuild__groups_go_through_all_orders_once(acme: Tenant) -> None:
 
 def test_rebuild__loses_no_append(sessions: Sessions, acme: Tenant) -> None:
     orders = [acme.order() for _ in range(12)]
-    enough = Flag()
+    enough, mended = Flag(), Flag()
 
     def writer(number: int) -> Callable[[Connection], int]:
         def write(conn: Connection) -> int:
@@ -483,6 +484,8 @@ def test_rebuild__loses_no_append(sessions: Sessions, acme: Tenant) -> None:
             changed += rebuild(conn, acme.id, 5).changed
             for order in orders[:3]:
                 changed += rebuild_one(conn, acme.id, order).changed
+            if changed:
+                mended.set()
         return changed
 
     def vandal(conn: Connection) -> int:
@@ -508,6 +511,7 @@ def test_rebuild__loses_no_append(sessions: Sessions, acme: Tenant) -> None:
     futures = sessions.start_at_once([*(writer(n) for n in range(8)), rebuilder, vandal, verifier])
     try:
         assert [future.result() for future in futures[:8]] == [60] * 8
+        assert mended.wait(DEADLINE_SECONDS)
     finally:
         enough.set()
     changed, damaged, looks = (future.result() for future in futures[8:])

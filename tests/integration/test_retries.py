@@ -32,7 +32,7 @@ from selene_core.store import retries
 from tests.support.factories import created, event, new_id
 from tests.support.pooler import driver_options
 from tests.support.proxy import COMMIT, Proxy, proxy_to
-from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_gone
+from tests.support.races import DEADLINE_SECONDS, backend_pid, wait_until_blocked, wait_until_gone
 from tests.support.servers import Database
 
 TENANT = "acme"
@@ -322,7 +322,7 @@ def test_conflict__of_a_deadlock_is_run_again(run: RunWork, engine: sa.Engine, d
     first, second = new_id(), new_id()
     append_events(engine, TENANT, [created(first), created(second)])
     runs: list[int] = []
-    with database.engine("admin").connect() as other:
+    with database.engine("admin").connect() as other, database.engine("admin").connect() as watcher:
         lock = sa.text("SELECT FROM os_core.work_orders_current WHERE work_order_id = :id FOR NO KEY UPDATE")
         # The other side never finds the deadlock first.
         other.exec_driver_sql("SET deadlock_timeout = '1h'")
@@ -333,7 +333,9 @@ def test_conflict__of_a_deadlock_is_run_again(run: RunWork, engine: sa.Engine, d
             if len(runs) == 1:
                 other.execute(lock, {"id": second})
                 WorkOrderRepository(conn).append(event("STEP_STARTED", first))
+                pid = backend_pid(other)
                 waiting.append(pool.submit(other.execute, lock, {"id": first}))
+                wait_until_blocked(watcher, pid)
                 WorkOrderRepository(conn).append(event("STEP_STARTED", second))  # 40P01
             for done in waiting:
                 done.result(60)

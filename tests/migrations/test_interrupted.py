@@ -81,7 +81,8 @@ def test_upgrade__again_while_a_killed_one_still_works(
             # The killed one's backend has the lock until it notices: the second waits for it.
             assert wait_until_stopped(empty_database) == pid
             terminate(empty_database, pid)
-            assert wait_until_stopped(empty_database) != pid
+            wait_until_dead(empty_database, pid)
+            wait_until_stopped(empty_database)
             second.kill()
             second.wait()
     upgrade(url)
