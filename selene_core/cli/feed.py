@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _LAST: Final = 20
 _LOOK: Final = 0.05  # seconds
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 5.0  # seconds
 
 
 @click.command()

@@ -1,7 +1,5 @@
 """What a claim costs: nothing for orders that are done, leased, waiting or backing off (contract §9)."""
 
-from statistics import median
-
 from tests.support.calls import Tenant
 from tests.support.factories import new_id, wire
 from tests.support.plans import buffers
@@ -68,5 +66,6 @@ def test_claim__costs_the_same_after_many_claims(acme: Tenant) -> None:
     """What was claimed stood in the front of the queue: nobody walks past it for ever."""
     acme.append(*(wire("WORK_ORDER_CREATED", new_id(), work_order_status="EXECUTING") for _ in range(1000)))
     costs = [buffers(acme.app, CLAIM, (acme.id, new_token(), ["EXECUTING"])) for _ in range(1000)]
-    # Not thousands: what others' snapshots keep is left to walk past. Who plans anew reads more, once.
-    assert median(costs[-100:]) < 3 * median(costs[5:100])
+    # An ANALYZE makes the session plan anew, and one claim read more: the two dearest do not count.
+    first, last = sorted(costs[5:100]), sorted(costs[-100:])
+    assert last[-3] < 3 * first[-3]  # not thousands: what others' snapshots keep is left to walk past

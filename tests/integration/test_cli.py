@@ -354,7 +354,7 @@ def test_upgrade__says_from_where_to_where(run: Run, empty_database: Database) -
 
 WAITING = text(
     "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
-    " WHERE NOT granted AND datname = current_database()"
+    " WHERE NOT granted AND relation IS NOT NULL AND datname = current_database()"
 )
 
 

@@ -287,6 +287,7 @@ def test_seals__hold_after_pg_upgrade(tmp_path: Path) -> None:
     with ExitStack() as stack:
         old, new = (embedded_server(stack, version) for version in (15, 18))
         if not takes_columns_of(old, new):
+            # From 18 to 18 it takes the same steps.
             old = embedded_server(stack, 18)
         assert old.local is not None
         assert new.local is not None
@@ -298,9 +299,9 @@ def test_seals__hold_after_pg_upgrade(tmp_path: Path) -> None:
         shell("seal", tmp_path, environment(old, SELENE_DATABASE_URL=rendered(service.url)))
         for server in (old, new):
             server.local.stop()  # type: ignore[union-attr] # both are embedded
+        # From 18 on a new cluster has checksums; pg_upgrade wants both alike.
         with_checksums = [each.local for each in (old, new) if each.version >= 18 and each.local]
         user = server_user()
-        # From 18 on a new cluster has checksums; pg_upgrade wants both alike.
         for arguments in (
             *(["pg_checksums", "--disable", f"--pgdata={each.data_directory}"] for each in with_checksums),
             [

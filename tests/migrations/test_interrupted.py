@@ -82,7 +82,7 @@ def test_upgrade__again_while_a_killed_one_still_works(
             assert wait_until_stopped(empty_database) == pid
             terminate(empty_database, pid)
             wait_until_dead(empty_database, pid)
-            wait_until_stopped(empty_database)
+            assert wait_until_stopped(empty_database) != pid
             second.kill()
             second.wait()
     upgrade(url)

@@ -96,11 +96,7 @@ def drained(tenant: Tenant, consumer: str = "billing") -> list[Row]:
         if not numbered and not taken:
             # That "nothing" may only be for now.
             assert numbered == 0, "another transaction gives positions"
-            left = (
-                "SELECT EXISTS (SELECT FROM os_core.work_order_feed_heads AS head"
-                " JOIN os_core.work_order_feed_consumers AS place USING (tenant_id)"
-                " WHERE tenant_id = %s AND consumer = %s AND place.feed_position < head.last_position)"
-            )
-            assert not value(tenant.admin, left, tenant.id, consumer), "another has the consumer's place"
+            is_behind = "SELECT feed_position < last_position FROM os_core.feed_status(%s, %s)"
+            assert not value(tenant.app, is_behind, tenant.id, consumer), "another has the consumer's place"
             return got
         got += taken

@@ -92,7 +92,7 @@ class Sessions:
         return None if row is None else row[0]
 
     def wait_until_gone(self, pid: int | None) -> None:
-        """Wait until a backend has ended, and its transaction with it: whoever closes a session does not."""
+        """Wait until a backend has ended, and its transaction with it. Closing a session does not wait."""
         alive = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
         wait_until(lambda: self.admin.execute(alive, (pid,)).fetchone() == (False,), f"backend {pid} ends")
 
